@@ -1,0 +1,433 @@
+"""Every fact of a run as a frozen dataclass with a JSON form.
+
+An event is what the journal holds and the only thing `advance` and `decide` ever see. Times are Unix
+seconds (`at`); durations end in `_s`. `epoch` and `seq` are given by the journal when it is appended.
+Imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, TypeAlias
+
+SCHEMA = 1
+
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+CheckpointId: TypeAlias = tuple[int, int]  # (step, attempt that wrote it)
+
+
+class UnknownEvent(ValueError):
+    """A journal line names a type that this version does not know."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Base of all events: when it happened, and its place in the journal."""
+
+    at: float
+    epoch: int = 0
+    seq: int = 0
+    type: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.type = _snake(cls.__name__)
+        EVENT_TYPES[cls.type] = cls
+
+
+EVENT_TYPES: dict[str, type[Event]] = {}
+
+
+def _snake(name: str) -> str:
+    return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
+
+
+# ---------------------------------------------------------------- the run and its supervisors
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSubmitted(Event):
+    """The run exists: what was asked for. `world_size` ranks over `nodes` nodes."""
+
+    run: str
+    nodes: int
+    ranks_per_node: int
+    spares: int
+    target_step: int | None
+    probation: int
+    save_every: int | None
+    first_sample: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sealed:
+    """Length in bytes and digest at which a superseded file counts; what follows is void."""
+
+    file: str
+    length: int
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochStarted(Event):
+    """A supervisor took over; always the first event of its epoch."""
+
+    host: str
+    pid: int
+    node: str
+    job_id: str
+    sealed: tuple[Sealed, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunHeld(Event):
+    """The run needs a person; the allocation is kept."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReleased(Event):
+    """A person let a held run go on; budgets count anew from here."""
+
+    author: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEnded(Event):
+    """The last event of a run, until it is resumed."""
+
+    state: Literal["SUCCEEDED", "FAILED", "STOPPED"]
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResumed(Event):
+    """A person started a new allocation for a run that had ended or had lost every process."""
+
+    author: str
+
+
+# ---------------------------------------------------------------- nodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentJoined(Event):
+    """An agent answered. `incarnation` tells a restarted agent of the same node from the old one."""
+
+    node: str
+    index: int
+    incarnation: str
+    host: str
+    port: int
+    pid: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeSilent(Event):
+    """Nothing heard from the agent since `since`; `reset` when its connection broke and stayed away."""
+
+    node: str
+    since: float
+    cause: Literal["reset", "silence"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeBack(Event):
+    """A silent agent answers again (the same incarnation)."""
+
+    node: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeDown(Event):
+    """The backend says the node, or the agent on it, is gone."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankProgress:
+    """One rank's place at a moment; `os_state` is the kernel's letter (T = stopped, Z = dead)."""
+
+    node: str
+    step: int
+    section: int
+    phase: str
+    os_state: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepsStopped(Event):
+    """No rank on an answering node moved its step or section counter since `since`.
+
+    `proof` is False in a declared phase and before the first step, where standing still is normal.
+    `ranks` holds the answering nodes' ranks only, keyed by rank.
+    """
+
+    attempt: int
+    since: float
+    proof: bool
+    ranks: dict[int, RankProgress] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepsMoving(Event):
+    """A counter moved again after `steps_stopped`."""
+
+    attempt: int
+
+
+# ---------------------------------------------------------------- attempts
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptStarted(Event):
+    """A set of ranks is about to be started together; journaled before the deed."""
+
+    attempt: int
+    slots: dict[str, tuple[int, ...]]  # node -> its ranks
+    incarnations: dict[str, str]  # node -> incarnation of the agent that is to start them
+    restore: CheckpointId | None
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankExited(Event):
+    """A rank ended. `code` is its exit status, negative for a signal. `error`: the first error it told."""
+
+    attempt: int
+    node: str
+    rank: int
+    code: int
+    step: int = -1
+    error_type: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptEnded(Event):
+    """All ranks of the attempt are dead, or their nodes lost."""
+
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepDone(Event):
+    """One optimizer step, as reported by the trainer: a line of the metrics file.
+
+    `metrics` holds the trainer's numbers (loss, grad_norm, lr, ...; not-a-number and infinities as
+    such). `samples` is the half-open range of absolute sample indices consumed. `blocked_s` is the part
+    of `step_s` spent blocked by a save.
+    """
+
+    attempt: int
+    step: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    samples: tuple[int, int] | None = None
+    step_s: float = 0.0
+    blocked_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerDone(Event):
+    """The trainer reached its goal. `final_digest`: over name-sorted full tensors, if it computes one."""
+
+    attempt: int
+    step: int
+    final_digest: str | None = None
+    result: dict[str, float] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointCommitted(Event):
+    """The checkpoint exists: all parts are on disk and its manifest has this digest."""
+
+    step: int
+    attempt: int
+    parent: CheckpointId | None
+    manifest_digest: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFailed(Event):
+    """A save came to nothing; training goes on and older checkpoints stay."""
+
+    step: int
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointVerified(Event):
+    """Every byte was read back and matched its digest."""
+
+    step: int
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRejected(Event):
+    """The checkpoint is damaged and will not be used again."""
+
+    step: int
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRemoved(Event):
+    """Deleted by retention."""
+
+    step: int
+    attempt: int
+
+
+# ---------------------------------------------------------------- decisions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision(Event):
+    """What a rule (or a person, or the engine itself) decided about a finding; journaled before the deed.
+
+    `id` is unique in the run. `actions` maps action names to their parameters, in the fixed order of
+    the grammar; with mode `advise` nothing of it is done. `nodes` are those the finding is about; `blame`
+    says how sure that is. `delay_s`: wait so long before the restart (back-off).
+    """
+
+    id: str
+    incident: int
+    attempt: int
+    rule: str
+    detector: str
+    mode: Literal["act", "advise"] = "act"
+    rung: int = 0
+    counts: bool = True
+    actions: dict[str, Json] = field(default_factory=dict)
+    why: str = ""
+    evidence: dict[str, Json] = field(default_factory=dict)
+    nodes: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = ()
+    blame: Literal["certain", "likely", "undecidable", "none"] = "none"
+    onset_at: float = 0.0
+    onset_step: int = -1
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionDone(Event):
+    """The outcome of one action of a decision."""
+
+    decision: str
+    action: str
+    ok: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notified(Event):
+    """A message for a person, addressed to a channel of the spec."""
+
+    channel: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandReceived(Event):
+    """A person asked for something through the control path."""
+
+    id: str
+    verb: str
+    author: str
+    args: dict[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandAnswered(Event):
+    """What came of a command."""
+
+    id: str
+    ok: bool
+    message: str = ""
+
+
+# ---------------------------------------------------------------- time and trouble of our own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tick(Event):
+    """A deadline that `decide` had asked for has come."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned(Event):
+    """Something a person should know that changes no decision: a repaired line, a full disk, a cold start."""
+
+    text: str
+
+
+# ---------------------------------------------------------------- JSON
+
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def to_json(event: Event) -> str:
+    """One line of JSON. Floats that JSON lacks become the strings "nan", "inf", "-inf"."""
+    body: dict[str, Any] = {"type": event.type}
+    body |= {f.name: _plain(getattr(event, f.name)) for f in fields(event)}
+    return json.dumps(body, separators=(",", ":"), allow_nan=False)
+
+
+def from_json(line: str | bytes) -> Event:
+    """The event of a line. Fields unknown to this version are ignored, so newer journals can be read.
+
+    Raises UnknownEvent for an unknown type, ValueError or TypeError for anything malformed.
+    """
+    body = json.loads(line)
+    cls = EVENT_TYPES.get(body.get("type", "")) if isinstance(body, dict) else None
+    if cls is None:
+        raise UnknownEvent(f"not an event of schema {SCHEMA}: {line[:80]!r}")
+    known = {f.name for f in fields(cls)}
+    values = {key: value for key, value in body.items() if key in known}
+    return cls(**{key: _rich(cls, key, value) for key, value in values.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, (Sealed, RankProgress)):
+        return {f.name: getattr(value, f.name) for f in fields(value)}
+    return value
+
+
+def _number(value: Any) -> Any:
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def _rich(cls: type[Event], name: str, value: Any) -> Any:
+    """Undo `_plain` where the field's type is richer than JSON's."""
+    if value is None:
+        return None
+    if name == "sealed":
+        return tuple(Sealed(**item) for item in value)
+    if cls is StepsStopped and name == "ranks":
+        return {int(rank): RankProgress(**item) for rank, item in value.items()}
+    if name == "slots":
+        return {node: tuple(ranks) for node, ranks in value.items()}
+    if name in ("metrics", "result"):
+        return {key: _number(item) for key, item in value.items()}
+    if name in ("nodes", "ranks", "restore", "parent", "samples") and isinstance(value, list):
+        return tuple(value)
+    return value
