@@ -1,0 +1,168 @@
+"""What the values of a RUN.yaml mean together: mistakes that would otherwise show hours later, in the queue.
+
+Each check yields what is wrong and the keys it looked at, the one to point at first, so that nothing is
+said about a value whose own mistake is already known.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from launcher.sections import SIZES, RunSpec, Trainer
+
+Problem = tuple[str, tuple[str, ...]]  # the message, and the dotted keys it is about
+
+FROM_ENV = "from-env"  # the value of a launch.env variable that is taken from the submitter's environment
+
+# Set for every rank by the launcher itself.
+OWN_VARIABLES = frozenset(
+    {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"}
+    | {"OMP_NUM_THREADS", "OPT_LAUNCH_REPORTER", "TORCHELASTIC_USE_AGENT_STORE"}
+)
+
+# Grammar whose deeds do not exist yet: the key, and the values that ask for nothing.
+NOT_BUILT: dict[str, tuple[object, ...]] = {
+    "trainer.tokenizer": ("bytes",),
+    "trainer.dtype": ("fp32", "bf16"),
+    "trainer.checkpoint.memory": (None, False),
+    "cluster.backend": ("local",),
+    "launch.prefix": ((),),
+    "launch.setup": ((),),
+    "launch.bind": ("auto", "none"),
+    "launch.mode": ("per_rank",),
+    "health.before_start": ("none",),
+    "health.every": (None,),
+    "access.group": (None,),
+    "access.control": (False,),
+    "checkpoints": (None, {}),
+    "telemetry": (None, {}),
+    "capabilities": (None, {}),
+    "on_good_checkpoint": (None, {}),
+}
+
+
+def problems(spec: RunSpec, environment: Mapping[str, str]) -> Iterator[Problem]:
+    """Everything that is wrong with the values of a spec taken together, policies aside."""
+    yield from _not_built(spec)
+    yield from _what_is_trained(spec)
+    yield from _cluster(spec)
+    yield from _environment(spec, environment)
+    if spec.trainer:
+        yield from _batch(spec.trainer)
+        yield from _checkpoints(spec.trainer)
+        yield from _corpus(spec.trainer)
+
+
+def value_at(spec: object, key: str) -> object:
+    """The value of a dotted key; None where a section on the way was not given."""
+    for part in key.split("."):
+        spec = getattr(spec, part, None)
+    return spec
+
+
+def _not_built(spec: RunSpec) -> Iterator[Problem]:
+    for key, unasked in NOT_BUILT.items():
+        value = value_at(spec, key)
+        if value is None or value in unasked:
+            continue
+        choice = f": {value}" if isinstance(value, str) else ""
+        yield f"'{key}{choice}' is not built yet", (key,)
+
+
+def _what_is_trained(spec: RunSpec) -> Iterator[Problem]:
+    if spec.trainer and spec.command:
+        yield "'trainer' and 'command' exclude each other: write one of them", ("command", "trainer")
+    if not spec.trainer and not spec.command:
+        yield "nothing to train: 'trainer' or 'command' is missing", ("trainer", "command")
+
+
+def _cluster(spec: RunSpec) -> Iterator[Problem]:
+    cluster = spec.cluster
+    least = cluster.min_nodes
+    if least is not None and least > cluster.nodes:
+        message = f"min_nodes is {least}, more than the {cluster.nodes} nodes of the run"
+        yield message, ("cluster.min_nodes", "cluster.nodes")
+    elif least is not None and least < cluster.nodes:
+        message = f"going on with fewer nodes than {cluster.nodes} ('cluster.min_nodes') is not built yet"
+        yield message, ("cluster.min_nodes", "cluster.nodes")
+    if spec.trainer is None:
+        return
+    fsdp, tensor = spec.trainer.parallel.fsdp, spec.trainer.parallel.tensor
+    if fsdp * tensor != spec.world_size:
+        yield (
+            f"fsdp {fsdp} x tensor {tensor} is {fsdp * tensor} ranks, but {cluster.nodes} nodes x "
+            f"{cluster.ranks_per_node} ranks are {spec.world_size}",
+            ("trainer.parallel", "cluster.nodes", "cluster.ranks_per_node"),
+        )
+
+
+def _batch(trainer: Trainer) -> Iterator[Problem]:
+    fsdp, tensor = trainer.parallel.fsdp, trainer.parallel.tensor
+    heads = SIZES[trainer.size].heads
+    if heads % tensor:
+        message = f"the {heads} heads of {trainer.size} cannot be divided among {tensor} tensor-parallel ranks"
+        yield message, ("trainer.parallel.tensor", "trainer.size")
+    share = trainer.seq_len * fsdp
+    if trainer.batch_tokens % share:
+        yield (
+            f"batch_tokens {trainer.batch_tokens} is not a multiple of {share}, "
+            f"one sequence of {trainer.seq_len} tokens for each of {fsdp} fsdp ranks",
+            ("trainer.batch_tokens", "trainer.seq_len", "trainer.parallel.fsdp"),
+        )
+    elif trainer.micro_batch and (trainer.batch_tokens // share) % trainer.micro_batch:
+        yield (
+            f"micro_batch {trainer.micro_batch} does not divide the {trainer.batch_tokens // share} sequences "
+            "a rank has in each step",
+            ("trainer.micro_batch", "trainer.batch_tokens", "trainer.seq_len", "trainer.parallel.fsdp"),
+        )
+
+
+def _checkpoints(trainer: Trainer) -> Iterator[Problem]:
+    checkpoint = trainer.checkpoint
+    section = "trainer.checkpoint"
+    if checkpoint.keep * checkpoint.every <= checkpoint.probation:
+        yield (
+            f"the {checkpoint.keep} newest checkpoints reach back {checkpoint.keep * checkpoint.every} steps: all are "
+            f"removed before their probation of {checkpoint.probation} steps ends, and none is ever good",
+            (f"{section}.probation", f"{section}.keep", f"{section}.every"),
+        )
+    if checkpoint.keep_every and checkpoint.keep_every % checkpoint.every:
+        yield (
+            f"keep_every {checkpoint.keep_every} is not a multiple of every {checkpoint.every}",
+            (f"{section}.keep_every", f"{section}.every"),
+        )
+
+
+def _corpus(trainer: Trainer) -> Iterator[Problem]:
+    for index, item in enumerate(trainer.data):
+        if item != "python" and (reason := _why_no_corpus(Path(item))):
+            yield f"{item}: {reason}", (f"trainer.data.{index}",)
+
+
+def _why_no_corpus(path: Path) -> str:
+    """Why a file, or a folder of files, cannot be trained on; empty when it can."""
+    try:
+        if path.is_dir():
+            if not os.access(path, os.R_OK | os.X_OK):
+                return "may not be read: permission denied"
+            return "" if any(file.is_file() for file in path.rglob("*")) else "the folder holds no file"
+        with path.open("rb") as file:
+            return "" if file.read(1) else "the file is empty"
+    except FileNotFoundError:
+        return "no such file"
+    except PermissionError:
+        return "may not be read: permission denied"
+    except (OSError, ValueError) as error:
+        return f"cannot be read: {error}"
+
+
+def _environment(spec: RunSpec, environment: Mapping[str, str]) -> Iterator[Problem]:
+    for name, value in spec.launch.env.items():
+        key = (f"launch.env.{name}",)
+        if name in OWN_VARIABLES:
+            own = " (see 'launch.threads')" if name == "OMP_NUM_THREADS" else ""
+            yield f"{name} is set by the launcher for each rank{own}", key
+        elif value == FROM_ENV and name not in environment:
+            yield f"{name} is to be taken from the environment, where it is not set", key

@@ -1,0 +1,200 @@
+"""The grammar of RUN.yaml: one frozen model for each of its sections.
+
+Shape only: what a value may be by itself. What several values mean together is checked in `preflight`.
+Durations are seconds and spans are steps once they are read.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
+
+from policies.units import Duration, Steps
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # safe as the name of a folder, a job and a file
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def _a_name(text: str) -> str:
+    if not NAME.fullmatch(text):
+        raise ValueError(
+            f"{text[:80]!r} cannot be a name: letters, digits, '.', '_' and '-', the first a letter or digit, at most 64"
+        )
+    return text
+
+
+def _a_variable(text: str) -> str:
+    if not VARIABLE.fullmatch(text):
+        raise ValueError(f"{text[:80]!r} cannot be the name of an environment variable")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_a_name)]
+Variable = Annotated[str, AfterValidator(_a_variable)]
+Size = Literal["tiny", "8m", "125m", "350m", "760m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b", "175b"]
+Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False)]
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class SizeDefaults:
+    """What a model size implies unless RUN.yaml says otherwise."""
+
+    heads: int
+    batch_tokens: int
+    lr: float
+    seq_len: int = 2048
+
+
+# Heads, batch and learning rate as trained by the OPT paper (arXiv:2205.01068, table 1), whose 0.5M are
+# 2^19 tokens; tiny, 8m and 760m are not in it and follow metaseq's launcher.
+SIZES: dict[str, SizeDefaults] = {
+    "tiny": SizeDefaults(2, 8192, 6.0e-4, seq_len=128),
+    "8m": SizeDefaults(2, 2**17, 1.0e-3),
+    "125m": SizeDefaults(12, 2**19, 6.0e-4),
+    "350m": SizeDefaults(16, 2**19, 3.0e-4),
+    "760m": SizeDefaults(16, 2**19, 2.5e-4),
+    "1.3b": SizeDefaults(32, 2**20, 2.0e-4),
+    "2.7b": SizeDefaults(32, 2**20, 1.6e-4),
+    "6.7b": SizeDefaults(32, 2**21, 1.2e-4),
+    "13b": SizeDefaults(40, 2**22, 1.0e-4),
+    "30b": SizeDefaults(56, 2**22, 1.0e-4),
+    "66b": SizeDefaults(72, 2**21, 0.8e-4),
+    "175b": SizeDefaults(96, 2**21, 1.2e-4),
+}
+
+
+class Section(BaseModel):
+    """A section: unknown keys are mistakes, numbers are not read from texts, nothing changes later."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Parallel(Section):
+    """How the ranks share the model: their product is the number of ranks."""
+
+    fsdp: Positive = 1
+    tensor: Positive = 1
+
+
+class Checkpoint(Section):
+    """When checkpoints are written, how many are kept, and when one counts as good."""
+
+    every: Annotated[Steps, Field(gt=0)] = 100
+    keep: Positive = 5
+    keep_every: Annotated[Steps, Field(gt=0)] | None = None
+    probation: Annotated[Steps, Field(ge=0)] = 20
+    memory: Annotated[Any, Field(exclude=True)] = None  # known, and refused until it is built
+
+
+class Trainer(Section):
+    """Our own trainer. `batch_tokens` is the global batch; `micro_batch` sequences go through a rank at once."""
+
+    size: Size
+    data: Annotated[Texts, Field(min_length=1)] = ("python",)
+    tokenizer: str = "bytes"
+    held_out: Fraction = 0.05
+    steps: Annotated[Steps, Field(gt=0)]
+    batch_tokens: Positive
+    seq_len: Positive
+    micro_batch: Positive | None = None
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    warmup_tokens: Annotated[int, Field(ge=0)] = 0
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    clip: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    dropout: Fraction = 0.1
+    attention_dropout: Fraction = 0.1
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    parallel: Parallel = Parallel()
+    validate_every: Annotated[Steps, Field(ge=0)] = 0
+    checkpoint: Checkpoint = Checkpoint()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_size(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        size = SIZES.get(str(values.get("size")), SIZES["tiny"])
+        return {"batch_tokens": size.batch_tokens, "seq_len": size.seq_len, "lr": size.lr} | values
+
+
+class Local(Section):
+    """The local backend: virtual nodes as processes. A dead agent is started again after `return_after`."""
+
+    return_after: Annotated[Duration, Field(ge=0)] = 10.0
+
+
+class Cluster(Section):
+    """Where the ranks run. `silence`: an agent not heard for so long makes its node suspect."""
+
+    backend: Literal["local", "slurm"] = "local"
+    nodes: Positive = 1
+    ranks_per_node: Positive = 1
+    spares: Annotated[int, Field(ge=0)] = 0
+    min_nodes: Positive | None = None
+    wait_for_node: Annotated[Duration, Field(ge=0)] = 120.0
+    silence: Annotated[Duration, Field(gt=0)] = 2.0
+    continue_by: Literal["requeue", "chain", "none"] = "requeue"
+    local: Local = Local()
+    slurm: dict[str, Any] = {}
+
+
+class Network(Section):
+    """The interface over which agents and ranks talk; auto is the one by which they reach each other."""
+
+    interface: Annotated[str, Field(min_length=1, max_length=15)] = "auto"
+
+
+class Launch(Section):
+    """How a rank is started. `threads` becomes OMP_NUM_THREADS; `first_step` is how long the first may take."""
+
+    prefix: Texts = ()
+    setup: Texts = ()
+    env: dict[Variable, str] = {}
+    bind: str = "auto"
+    network: Network = Network()
+    mode: Literal["per_rank", "per_node"] = "per_rank"
+    threads: Positive = 1
+    first_step: Annotated[Duration, Field(gt=0)] = 1800.0
+
+
+class Health(Section):
+    """Which checks of nodes run before a start, and how often while ranks train."""
+
+    before_start: Literal["none", "fast", "standard", "deep"] = "none"
+    every: Annotated[Duration, Field(gt=0)] | None = None
+
+
+class Access(Section):
+    """Who else may see the run (`group`) and steer it (`control`)."""
+
+    group: str | None = None
+    control: bool = False
+
+
+class RunSpec(Section):
+    """A run as asked for: what is trained, where, how it is started, and what is done when it fails."""
+
+    name: Name
+    trainer: Trainer | None = None
+    command: Annotated[Texts, Field(min_length=1)] | None = None
+    cluster: Cluster = Cluster()
+    launch: Launch = Launch()
+    policy: Annotated[Texts, Field(min_length=1)] = ("default",)
+    health: Health = Health()
+    access: Access = Access()
+    notify: dict[Name, Annotated[str, Field(min_length=1)]] = {}
+    checkpoints: dict[str, Any] | None = None
+    telemetry: dict[str, Any] | None = None
+    capabilities: dict[str, Any] | None = None
+    on_good_checkpoint: dict[str, Any] | None = None
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of an attempt."""
+        return self.cluster.nodes * self.cluster.ranks_per_node

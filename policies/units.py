@@ -1,0 +1,151 @@
+"""The small texts people write in RUN.yaml and in policies, each read by one function.
+
+    Duration   "10s" "2m" "1h30m" "3-00:00:00"      seconds, as a float
+    Steps      "25 steps" or 25                      optimizer steps, as an int
+    Span       "3 steps" or "10s"                    steps or seconds
+    Rate       "10 per run", "2 per 24h"             a number of times in a window
+    Gap        "5 x p99"                             a multiple of a percentile of step durations
+
+A number without its unit is refused where it could be read two ways.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+
+UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+LONGEST_S = 10 * 366 * UNIT_S["d"]
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
+_DURATION = re.compile(rf"(?:{_PART.pattern}\s*)+")
+_CLOCK = re.compile(r"(?:(\d+)-)?(\d{1,3}):([0-5]\d):([0-5]\d)")  # Slurm's days-hours:minutes:seconds
+_STEPS = re.compile(r"(\d+)\s*steps?")
+_RATE = re.compile(r"(\d+)\s+per\s+(.+)")
+_GAP = re.compile(r"(\d+(?:\.\d+)?)\s*x\s*(median|p(\d{1,2}))")
+
+
+def parse_duration(text: object) -> float:
+    """Seconds of "90s", "2m", "1h30m" or "3-00:00:00"."""
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        raise ValueError(f"{text} has no unit: write {text}s, {text}m or {text}h")
+    if not isinstance(text, str):
+        raise ValueError("a duration is expected, such as 10s, 2m or 6h")
+    if clock := _CLOCK.fullmatch(text.strip()):
+        days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())
+        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    if not _DURATION.fullmatch(text.strip()):
+        raise ValueError(f"{text!r} is not a duration: write for example 10s, 2m, 6h or 3-00:00:00")
+    seconds = math.fsum(float(number) * UNIT_S[unit] for number, unit in _PART.findall(text))
+    if seconds > LONGEST_S:
+        raise ValueError(f"{text!r} is longer than ten years")
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest text that `parse_duration` reads as these seconds."""
+    for unit in ("d", "h", "m"):
+        if seconds and seconds % UNIT_S[unit] == 0:
+            return f"{int(seconds // UNIT_S[unit])}{unit}"
+    return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
+
+
+def parse_steps(value: object) -> int:
+    """A number of optimizer steps from "25 steps" or 25."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and (match := _STEPS.fullmatch(value.strip())):
+        return int(match[1])
+    raise ValueError(f"{value!r} is not a number of steps: write for example 25 steps")
+
+
+def format_steps(steps: int) -> str:
+    """The text of a number of steps."""
+    return f"{steps} step{'' if steps == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of training in steps or of time in seconds; exactly one of the two is set."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        return format_steps(self.steps) if self.steps is not None else format_duration(self.seconds or 0.0)
+
+
+def parse_span(value: object) -> Span:
+    """A span from "3 steps" or "10s"."""
+    if isinstance(value, Span):
+        return value
+    if isinstance(value, str) and (match := _STEPS.fullmatch(value.strip())):
+        return Span(steps=int(match[1]))
+    if isinstance(value, str):
+        return Span(seconds=parse_duration(value))
+    raise ValueError(f"{value!r} is neither steps nor time: write for example 3 steps or 10s")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """So many times in a window; without a window, in the whole run."""
+
+    times: int
+    per: Span | None = None
+
+    def __str__(self) -> str:
+        return f"{self.times} per {self.per or 'run'}"
+
+
+def parse_rate(value: object) -> Rate:
+    """A rate from "10 per run", "2 per 24h" or "3 per 1000 steps"."""
+    if isinstance(value, Rate):
+        return value
+    if isinstance(value, str) and (match := _RATE.fullmatch(value.strip())):
+        return Rate(int(match[1]), parse_window(match[2]))
+    raise ValueError(f"{value!r} is not a rate: write for example 10 per run or 2 per 24h")
+
+
+def parse_window(value: object) -> Span | None:
+    """The window of a rate: None for "run"."""
+    return None if value is None or value == "run" else parse_span(value)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A multiple of a percentile (50 = median) of the durations of steps."""
+
+    factor: float
+    percentile: int
+
+    def __str__(self) -> str:
+        return f"{self.factor:g} x {'median' if self.percentile == 50 else f'p{self.percentile}'}"
+
+
+def parse_gap(value: object) -> Gap:
+    """A gap from "5 x p99" or "5 x median"."""
+    if isinstance(value, Gap):
+        return value
+    if isinstance(value, str) and (match := _GAP.fullmatch(value.strip())):
+        percentile = 50 if match[2] == "median" else int(match[3])
+        if float(match[1]) >= 1 and percentile:
+            return Gap(float(match[1]), percentile)
+    raise ValueError(f"{value!r} is not a multiple of the usual step: write for example 5 x p99 or 8 x median")
+
+
+def _text(example: str, *, number: bool = False) -> WithJsonSchema:
+    types: Any = ["string", "integer"] if number else "string"
+    return WithJsonSchema({"type": types, "examples": [example]})
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(format_duration), _text("10s")]
+Steps = Annotated[int, BeforeValidator(parse_steps), PlainSerializer(format_steps), _text("25 steps", number=True)]
+SpanText = Annotated[Span, BeforeValidator(parse_span), PlainSerializer(str), _text("3 steps")]
+RateText = Annotated[Rate, BeforeValidator(parse_rate), PlainSerializer(str), _text("10 per run")]
+WindowText = Annotated[
+    Span | None, BeforeValidator(parse_window), PlainSerializer(lambda per: str(per or "run")), _text("24h")
+]
+GapText = Annotated[Gap, BeforeValidator(parse_gap), PlainSerializer(str), _text("5 x p99")]
