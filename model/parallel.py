@@ -1,0 +1,105 @@
+"""Where a model lives: the process group, one mesh of fsdp x tensor, and the distribution of its weights over it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInput, RowwiseParallel, parallelize_module
+
+from model.config import TrainerConfig
+from model.transformer import Draws, Transformer, initial_weight
+
+# A collective waits this long for its peers. Long, because the launcher ends stuck ranks by judging progress.
+COLLECTIVE_LIMIT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks of one attempt, and the place of this one among them."""
+
+    mesh: DeviceMesh
+    device: torch.device
+    rank: int
+    data_rank: int
+    tensor_rank: int
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return self.mesh.size()
+
+
+def join(config: TrainerConfig, env: Mapping[str, str]) -> World:
+    """Join the process group that torchrun's variables name; gloo on CPUs, NCCL on GPUs.
+
+    Raises ValueError when the number of ranks is not what the parallel degrees ask for.
+    """
+    ranks = int(env["WORLD_SIZE"])
+    if ranks != config.fsdp * config.tensor:
+        asked = f"parallel.fsdp x parallel.tensor = {config.fsdp} x {config.tensor}"
+        raise ValueError(f"{ranks} ranks were started, but {asked}; make them equal")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(env["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", timeout=COLLECTIVE_LIMIT, device_id=device)
+    else:
+        device = torch.device("cpu")
+        dist.init_process_group("gloo", timeout=COLLECTIVE_LIMIT)
+    mesh = init_device_mesh(device.type, (config.fsdp, config.tensor), mesh_dim_names=("fsdp", "tensor"))
+    return World(mesh, device, dist.get_rank(), mesh.get_local_rank("fsdp"), mesh.get_local_rank("tensor"))
+
+
+def leave() -> None:
+    """Leave the process group. Only after a run that went well: with peers missing this could wait for them."""
+    dist.destroy_process_group()
+
+
+def be_deterministic() -> None:
+    """Only kernels that give the same bits for the same input, on this kind of hardware."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first call
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # all of ours is written before it is read
+
+
+def build(config: TrainerConfig, world: World) -> Transformer:
+    """The model, distributed over the mesh, with its initial weights.
+
+    Tensor parallelism splits attention heads and the feed-forward width; embeddings and norms are replicated over
+    the tensor axis (at OPT's widths the output projection is under 3 % of the work). FSDP then shards everything.
+    """
+    with torch.device("meta"):
+        model = Transformer(config, Draws(config.seed, world.data_rank, world.tensor_rank))
+    column, row = ColwiseParallel(), RowwiseParallel()
+    plan = {f"self_attn.{name}_proj": column for name in "qkv"}
+    plan |= {"self_attn.out_proj": row, "fc1": column, "fc2": row}
+    # One distributed input for all three projections: their gradients are added before the sum over ranks.
+    plan["self_attn"] = PrepareModuleInput(input_layouts=Replicate(), desired_input_layouts=Replicate())
+    policy = MixedPrecisionPolicy()
+    if config.dtype == "bf16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for layer in model.layers:
+        if config.tensor > 1:
+            parallelize_module(layer, world.mesh["tensor"], plan)
+        fully_shard(layer, mesh=world.mesh["fsdp"], mp_policy=policy, reshard_after_forward=False)
+    fully_shard(model, mesh=world.mesh["fsdp"], mp_policy=policy)
+    model.to_empty(device=world.device)
+    for name, parameter in model.named_parameters():
+        fill(parameter, initial_weight(name, parameter.shape, config.shape.layers, config.seed))
+    return model
+
+
+@torch.no_grad()
+def fill(parameter: nn.Parameter, full: torch.Tensor) -> None:
+    """Write this rank's part of the full tensor into a distributed parameter. No communication."""
+    assert isinstance(parameter, DTensor)
+    (chunk,) = parameter.__create_chunk_list__()
+    for dim, (offset, size) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):
+        full = full.narrow(dim, offset, size)
+    parameter.to_local().copy_(full)
