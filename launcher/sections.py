@@ -21,7 +21,7 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 def _a_name(text: str) -> str:
     if not NAME.fullmatch(text):
         raise ValueError(
-            f"{text[:80]!r} cannot be a name: letters, digits, '.', '_' and '-', the first a letter or digit, at most 64"
+            f"{text[:80]!r} cannot be a name: at most 64 letters, digits, '.', '_' and '-', the first a letter or digit"
         )
     return text
 

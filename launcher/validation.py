@@ -56,7 +56,8 @@ def validated(model: type[M], values: Mapping[str, Any]) -> tuple[M | None, list
             for detail in details:
                 path = _real_path(rest, detail["loc"])
                 if path not in known:
-                    findings.append((path, _message(model, path, dict(detail), values)))
+                    known.add(path)
+                    findings.append((path, _message(model, path, dict(detail))))
             rest = without(rest, [_real_path(rest, detail["loc"]) for detail in details])
     return None, findings
 
@@ -109,19 +110,17 @@ def _real_path(values: Any, loc: tuple[str | int, ...]) -> Path_:
     """The part of a location that exists in the values; pydantic adds names of union members to it."""
     path: list[str | int] = []
     for index, part in enumerate(loc):
-        if isinstance(values, dict) and part in values:
-            values = values[part]
-        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
-            values = values[part]
-        elif index == len(loc) - 1 and isinstance(values, dict):
-            pass  # a key that is missing
-        else:
-            continue
-        path.append(part)
+        is_there = (
+            part in values if isinstance(values, dict) else isinstance(values, list) and part in range(len(values))
+        )
+        is_missing = isinstance(values, dict) and index == len(loc) - 1
+        if is_there or is_missing:
+            path.append(part)
+            values = values[part] if is_there else None
     return tuple(path)
 
 
-def _message(model: type[BaseModel], path: Path_, error: Mapping[str, Any], values: Any) -> str:
+def _message(model: type[BaseModel], path: Path_, error: Mapping[str, Any]) -> str:
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     key = path[-1] if path else ""
     if kind == "extra_forbidden":

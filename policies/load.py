@@ -1,0 +1,249 @@
+"""Policies from YAML: shipped names and files become one policy, or every mistake with its place.
+
+Several policies are concatenated in order. `include` takes in others, one level deep, and `override`
+changes rules of what came before; a rule name twice is a mistake otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema
+
+from launcher.document import Document, Path_, read_document
+from launcher.errors import ConfigError, Mistake
+from launcher.validation import did_you_mean, validated
+from policies.meaning import RunFacts, needs_our_trainer, policy_flaws, rule_flaws
+from policies.schema import Budget, Mode, Policy, Rule
+
+__all__ = ["RunFacts", "Source", "dump_policy", "json_schema", "load_policy", "read_policies", "read_policy", "shipped"]
+
+FOLDER = Path(__file__).parent
+MERGED = ("budget", "reset_after", "quiet")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A shipped name or a path, and where it was named (a mistake without a message)."""
+
+    name: str
+    named_at: Mistake
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A rule and the documents its parts were written in."""
+
+    rule: Rule
+    document: Document
+    path: Path_
+    changed: dict[str, tuple[Document, Path_]] = field(default_factory=dict)
+    flawed: bool = False
+
+    def mistake(self, path: Path_, message: str) -> Mistake:
+        document, base = self.changed.get(str(path[0]) if path else "", (self.document, self.path))
+        rest = path[1:] if path and str(path[0]) in self.changed else path
+        return document.mistake((*base, *rest), message)
+
+
+@dataclass
+class _Collected:
+    """What has been read so far."""
+
+    rules: dict[str, _Written] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    mistakes: list[Mistake] = field(default_factory=list)
+
+
+def load_policy(names: Sequence[str], facts: RunFacts | None = None) -> Policy:
+    """The policy of these names and paths. Raises ConfigError with every mistake."""
+    policy, mistakes = read_policies([Source(name, Mistake("policy", "")) for name in names], facts)
+    if mistakes or policy is None:
+        raise ConfigError(mistakes)
+    return policy
+
+
+def read_policies(sources: Sequence[Source], facts: RunFacts | None = None) -> tuple[Policy | None, list[Mistake]]:
+    """The policy of these sources, fit for a run where its facts are given, and every mistake found."""
+    collected = _Collected()
+    for source in sources:
+        if path := _find(source, Path.cwd(), collected):
+            _take_in(path, source, collected, nested=False)
+    written = [_with_mode(one, "act") for one in collected.rules.values()]
+    if not written and not collected.mistakes:
+        collected.mistakes.append(replace(sources[0].named_at, message="the policy holds no rule"))
+    if facts:
+        written = [_fit(one, facts) for one in written]
+    for index, one in enumerate(written):
+        if not one.flawed:
+            before = [other.rule for other in written[:index]]
+            collected.mistakes += [one.mistake(*flaw) for flaw in rule_flaws(one.rule, before, facts)]
+    if collected.mistakes:
+        return None, [*dict.fromkeys(collected.mistakes)]
+    body: dict[str, Any] = {"version": 1, "name": "+".join(collected.names)}
+    policy = Policy.model_validate(body | {"rules": []})
+    return policy.model_copy(update={"rules": tuple(one.rule for one in written), **collected.settings}), []
+
+
+def shipped() -> list[str]:
+    """The names of the policies that come with the program."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def dump_policy(policy: Policy) -> str:
+    """A loaded policy as YAML that `read_policy` reads back, each rule with its place."""
+    body = policy.model_dump(by_alias=True, exclude_none=True)
+    rules = body.pop("rules")
+    lines = ["# Resolved when the run was submitted.", *(f"{key}: {json.dumps(value)}" for key, value in body.items())]
+    return "\n".join([*lines, "rules:", *(f"  - {json.dumps(rule)}" for rule in rules)]) + "\n"
+
+
+def read_policy(path: Path) -> Policy:
+    """The policy of a run folder. Its meaning was checked when the run was submitted."""
+    document = read_document(path)
+    policy, findings = validated(Policy, document.value)
+    if policy is None or findings:
+        raise ConfigError([document.mistake(*finding) for finding in findings])
+    return policy
+
+
+def json_schema() -> dict[str, Any]:
+    """The grammar as JSON Schema draft-07, the newest that YAML editors understand."""
+    schema = Policy.model_json_schema(by_alias=True, ref_template="#/definitions/{model}", schema_generator=_Draft7)
+    schema["definitions"] = schema.pop("$defs")
+    return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "opt-launch policy", **schema}
+
+
+class _Draft7(GenerateJsonSchema):
+    schema_dialect = "http://json-schema.org/draft-07/schema#"
+
+
+def _find(source: Source, folder: Path, collected: _Collected) -> Path | None:
+    """The file of a source; a bare word is a shipped policy."""
+    if "/" in source.name or source.name.endswith((".yaml", ".yml")):
+        return folder / source.name
+    if source.name in shipped():
+        return FOLDER / f"{source.name}.yaml"
+    near = did_you_mean(source.name, shipped()) or f" (shipped: {', '.join(shipped())}; a path ends in .yaml)"
+    message = f"no shipped policy is called '{source.name}'{near}"
+    collected.mistakes.append(replace(source.named_at, message=message))
+    return None
+
+
+def _shown(path: Path) -> str:
+    return path.name if path.parent == FOLDER else str(path)
+
+
+def _take_in(path: Path, source: Source, collected: _Collected, *, nested: bool) -> None:
+    """Read one file and what it includes into the collection."""
+    try:
+        document = read_document(path, _shown(path))
+    except ConfigError as error:
+        # What cannot be found is a mistake of the place that names it.
+        collected.mistakes += [
+            one if one.line else replace(source.named_at, message=f"{one.where}: {one.message}")
+            for one in error.mistakes
+        ]
+        return
+    policy, findings = validated(Policy, document.value)
+    collected.mistakes += [
+        document.mistake(place, message, at_key=message.startswith("unknown key")) for place, message in findings
+    ]
+    if policy is None:
+        return
+    wrong = [place for place, _ in findings]
+    collected.mistakes += [document.mistake(*flaw) for flaw in policy_flaws(policy)]
+    first = len(collected.rules)
+    _include(policy, document, path.parent, collected, nested=nested)
+    _append_rules(policy, document, wrong, collected)
+    _override(policy, document, wrong, collected)
+    _give_mode(policy, collected, first)
+    collected.settings |= _settings(policy, collected.settings)
+    collected.names += [] if nested else [policy.name]
+
+
+def _include(policy: Policy, document: Document, folder: Path, collected: _Collected, *, nested: bool) -> None:
+    if policy.include and nested:
+        message = "an included policy cannot include others: name them in the outer one"
+        collected.mistakes.append(document.mistake(("include",), message))
+        return
+    for index, name in enumerate(policy.include or ()):
+        source = Source(name, document.mistake(("include", index), ""))
+        if path := _find(source, folder, collected):
+            _take_in(path, source, collected, nested=True)
+
+
+def _append_rules(policy: Policy, document: Document, wrong: Sequence[Path_], collected: _Collected) -> None:
+    for index, rule in _numbered(policy, document):
+        path = ("rules", index)
+        if other := collected.rules.get(rule.name):
+            message = f"rule '{rule.name}' exists already ({other.document.place(other.path)}): use 'override'"
+            collected.mistakes.append(document.mistake((*path, "name"), message))
+            continue
+        flawed = any(place[:2] == path for place in wrong)
+        placed = rule.model_copy(update={"place": rule.place or document.place((*path, "name"))})
+        collected.rules[rule.name] = _Written(placed, document, path, flawed=flawed)
+
+
+def _numbered(policy: Policy, document: Document) -> Iterator[tuple[int, Rule]]:
+    """The rules with their positions in the file; those too wrong to be made are missing in the policy."""
+    written = document.value.get("rules")
+    names = [rule.get("name") if isinstance(rule, dict) else None for rule in written or []]
+    at = -1
+    for rule in policy.rules:
+        at = names.index(rule.name, at + 1)
+        yield at, rule
+
+
+def _override(policy: Policy, document: Document, wrong: Sequence[Path_], collected: _Collected) -> None:
+    for name, change in policy.override.items():
+        path = ("override", name)
+        one = collected.rules.get(name)
+        if one is None:
+            message = f"there is no rule '{name}' to override{did_you_mean(name, collected.rules)}"
+            collected.mistakes.append(document.mistake(path, message, at_key=True))
+            continue
+        update = {key: getattr(change, key) for key in change.model_fields_set}
+        aliases = {key: (document, (*path, key.rstrip("_"))) for key in update}
+        changed = one.changed | {key.rstrip("_"): place for key, place in aliases.items()}
+        flawed = one.flawed or any(place[:2] == path for place in wrong)
+        collected.rules[name] = replace(one, rule=one.rule.model_copy(update=update), changed=changed, flawed=flawed)
+
+
+def _give_mode(policy: Policy, collected: _Collected, first: int) -> None:
+    """Rules without a mode of their own take that of the file; an inner file passes it on to the outer one."""
+    if "mode" not in policy.model_fields_set:
+        return
+    for name, one in [*collected.rules.items()][first:]:
+        collected.rules[name] = _with_mode(one, policy.mode)
+
+
+def _with_mode(one: _Written, mode: Mode) -> _Written:
+    return one if one.rule.mode else replace(one, rule=one.rule.model_copy(update={"mode": mode}))
+
+
+def _settings(policy: Policy, before: dict[str, Any]) -> dict[str, Any]:
+    """What a file sets beside its rules; what it leaves out stays as set by those before."""
+    given = {key: getattr(policy, key) for key in MERGED if key in policy.model_fields_set}
+    if "budget" in given:
+        budget: Budget = before.get("budget", Budget())
+        update = {key: getattr(policy.budget, key) for key in policy.budget.model_fields_set}
+        given["budget"] = budget.model_copy(update=update)
+    return given
+
+
+def _fit(one: _Written, facts: RunFacts) -> _Written:
+    """A rule for this run: limits the run itself sets, and for a command only advice where it cannot act."""
+    rule = one.rule
+    shipped_rule = one.document.name in {f"{name}.yaml" for name in shipped()} and not one.changed
+    if not facts.own_trainer and shipped_rule and rule.mode != "advise" and needs_our_trainer(rule):
+        rule = rule.model_copy(update={"mode": "advise"})
+    if (hang := rule.when.hang) and hang.first_step is None and facts.first_step_s:
+        hang = hang.model_copy(update={"first_step": facts.first_step_s})
+        rule = rule.model_copy(update={"when": rule.when.model_copy(update={"hang": hang})})
+    return replace(one, rule=rule)

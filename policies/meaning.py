@@ -1,0 +1,149 @@
+"""What is wrong with a rule that is well formed: it asks for what does not exist yet, or can never do its work.
+
+Pure. Each mistake is a path inside the rule and a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from policies.schema import INFRASTRUCTURE, Ask, Policy, Rule, Rung
+
+Flaw = tuple[tuple[str | int, ...], str]
+
+# The one list of what the engine and the supervisor can do today. Everything else of the grammar parses
+# and is then refused by name.
+BUILT = frozenset(
+    {"detector exit", "detector node_lost", "detector hang", "detector non_finite", "detector threshold"}
+    | {"action restart", "action exclude", "action collect", "action save", "action hold", "action stop"}
+    | {"action notify"}
+)
+REJECTED_CHECKPOINT = 79  # the exit status of a rank that refused its checkpoint; always handled by the engine
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a policy must fit: the run it is for."""
+
+    channels: frozenset[str] = frozenset()
+    own_trainer: bool = True
+    first_step_s: float | None = None
+
+
+def policy_flaws(policy: Policy) -> Iterator[Flaw]:
+    """Parts of a policy, outside its rules, that are not built."""
+    if policy.budget.lost_time is not None:
+        yield ("budget", "lost_time"), "budget 'lost_time' is not built yet"
+    if policy.quiet is not None:
+        yield ("quiet",), "'quiet' is not built yet"
+    if isinstance(policy.mode, Ask):
+        yield ("mode",), "mode 'ask' is not built yet"
+
+
+def rule_flaws(rule: Rule, before: Sequence[Rule], facts: RunFacts | None) -> Iterator[Flaw]:
+    """Everything wrong with one rule, given those before it."""
+    unbuilt = [*_unbuilt(rule)]
+    yield from unbuilt
+    if not unbuilt:
+        yield from _never(rule, before)
+        yield from _ladder(rule)
+        for index, rung in enumerate(rule.do):
+            yield from ((("do", index, *path), message) for path, message in _rung(rule, rung))
+    if facts:
+        yield from _unfit(rule, facts)
+
+
+def _unbuilt(rule: Rule) -> Iterator[Flaw]:
+    detector = rule.when.detector
+    if f"detector {detector}" not in BUILT:
+        yield ("when", detector), f"detector '{detector}' of rule '{rule.name}' is not built yet"
+    if isinstance(rule.mode, Ask):
+        yield ("mode",), f"mode 'ask' of rule '{rule.name}' is not built yet"
+    for index, rung in enumerate(rule.do):
+        for action in rung.actions:
+            if f"action {action}" not in BUILT:
+                yield ("do", index, action), f"action '{action}' of rule '{rule.name}' is not built yet"
+        for kind in rung.collect or ():
+            if kind != "stacks":
+                yield ("do", index, "collect"), f"to collect '{kind}' (rule '{rule.name}') is not built yet"
+        if rung.hold and (rung.hold.retry or rung.hold.at_most):
+            yield ("do", index, "hold"), f"to retry a hold (rule '{rule.name}') is not built yet"
+
+
+def _never(rule: Rule, before: Sequence[Rule]) -> Iterator[Flaw]:
+    """Why a rule can never fire."""
+    detector, span = rule.when.detector, rule.for_
+    if span and detector in ("exit", "node_lost"):
+        yield ("for",), f"'for' has no meaning with '{detector}': remove it"
+    if span and detector == "hang" and span.steps is not None:
+        yield ("for",), "'for' counts steps, but in a hang none are done: the rule can never fire"
+    if codes := rule.when.exit and rule.when.exit.codes:
+        if not set(codes) - {0, REJECTED_CHECKPOINT}:
+            yield ("when", "exit", "codes"), "0 is no failure, and 79 is handled always: the rule can never fire"
+        if any(not -64 <= code <= 255 for code in codes):
+            yield ("when", "exit", "codes"), "exit codes go up to 255, and a signal is its number with a minus"
+    for other in before:
+        if other.mode != "advise" and other.when.detector == detector and _takes_all(other):
+            yield ("when",), f"the rule can never fire: rule '{other.name}' before it takes every {detector}"
+            break
+
+
+def _takes_all(rule: Rule) -> bool:
+    """Whether a rule matches every finding of its detector and always has an answer to it."""
+    if rule.when.exit:
+        return not rule.when.exit.model_dump(exclude_none=True)
+    return rule.when.detector in ("node_lost", "hang")
+
+
+def _ladder(rule: Rule) -> Iterator[Flaw]:
+    for index, rung in enumerate(rule.do):
+        if rung.per and rung.times is None:
+            yield ("do", index, "per"), "'per' needs 'times': how often in that window?"
+        # An exit can go past a rung that has uses left: the same error at the same step is not tried again.
+        last = index == len(rule.do) - 1
+        if rung.times is None and not last and rule.when.detector != "exit":
+            message = f"rung {index + 2} can never be reached: rung {index + 1} has no 'times'"
+            yield ("do", index + 1), message
+            break
+
+
+def _rung(rule: Rule, rung: Rung) -> Iterator[Flaw]:
+    detector, actions = rule.when.detector, rung.actions
+    ends = [name for name in ("restart", "hold", "stop") if name in actions]
+    if not actions:
+        yield (), "a rung without an action"
+    if len(ends) > 1:
+        yield (ends[1],), f"'{ends[0]}' and '{ends[1]}' in one rung contradict each other"
+    if detector in INFRASTRUCTURE and rule.mode != "advise" and actions and not ends:
+        yield (), f"after '{detector}' the run must be restarted, held or stopped: this rung does none of it"
+    if detector in INFRASTRUCTURE and rung.save:
+        yield ("save",), f"after '{detector}' there is nothing left that could save"
+    if detector in INFRASTRUCTURE and rung.restart and rung.restart.save_first:
+        yield ("restart", "save_first"), f"after '{detector}' there is nothing left that could save"
+    if rung.exclude == "failed":
+        yield ("exclude",), "'exclude: failed' needs a 'check' in the same rung"
+    elif rung.exclude and detector not in INFRASTRUCTURE:
+        yield ("exclude",), f"'{detector}' blames no node: nothing would be excluded"
+
+
+def _unfit(rule: Rule, facts: RunFacts) -> Iterator[Flaw]:
+    for index, rung in enumerate(rule.do):
+        if rung.notify and rung.notify not in facts.channels:
+            known = f" (known: {', '.join(sorted(facts.channels))})" if facts.channels else ""
+            yield ("do", index, "notify"), f"channel '{rung.notify}' is not in 'notify' of RUN.yaml{known}"
+        if not facts.own_trainer and rule.mode == "act" and (lacking := _needs(rung)):
+            yield ("do", index), f"{lacking} of rule '{rule.name}' needs our own trainer, and the run is a command"
+
+
+def needs_our_trainer(rule: Rule) -> bool:
+    """Whether a rule does what only a trainer can that tells the launcher about its checkpoints."""
+    return any(_needs(rung) for rung in rule.do)
+
+
+def _needs(rung: Rung) -> str:
+    if rung.save:
+        return "'save'"
+    if rung.restart and rung.restart.from_ != "latest":
+        return f"'restart from {rung.restart.from_}'"
+    return "'restart' with 'save_first'" if rung.restart and rung.restart.save_first else ""
