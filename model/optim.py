@@ -4,8 +4,6 @@ AdamW works element by element, so it needs no distributed tensors: it updates t
 the memory FSDP gathers from. Only the gradient norm needs all ranks: one sum of one number.
 """
 
-from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
@@ -101,14 +99,13 @@ class Optimizer:
         for shard in self.local.values():
             self.adam.state[shard]["step"].fill_(steps)
 
-    def effective(self) -> list[dict[str, Any]]:
-        """The settings that the next update will really use, a mapping per parameter group."""
-        kept = ("betas", "eps", "weight_decay", "amsgrad", "maximize")
-        return [{key: _plain(group[key]) for key in kept} for group in self.adam.param_groups]
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    def check(self) -> None:
+        """Raise ValueError when the next update would not use the settings asked for, but left-overs of others."""
+        c = self.config
+        for group, decay in zip(self.adam.param_groups, (c.weight_decay, 0.0), strict=True):
+            asked = {"betas": c.betas, "eps": c.eps, "weight_decay": decay, "amsgrad": False, "maximize": False}
+            if wrong := {name: group[name] for name, value in asked.items() if group[name] != value}:
+                raise ValueError(f"the optimizer would use {wrong} where {asked} were asked for")
 
 
 def _decays(name: str) -> bool:
@@ -116,5 +113,6 @@ def _decays(name: str) -> bool:
 
 
 def _sharded_over_tensor(gradient: DTensor) -> bool:
-    axes: Iterable[str] = gradient.device_mesh.mesh_dim_names or ()
-    return any(axis == "tensor" and placement.is_shard() for axis, placement in zip(axes, gradient.placements, strict=True))
+    axes = gradient.device_mesh.mesh_dim_names or ()
+    pairs = zip(axes, gradient.placements, strict=True)
+    return any(axis == "tensor" and placement.is_shard() for axis, placement in pairs)
