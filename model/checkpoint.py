@@ -21,12 +21,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import xxhash
-from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemWriter
-from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
 METADATA, MANIFEST = ".metadata", "manifest.json"
 SCHEMA = 1
@@ -226,7 +226,9 @@ def final_digest(tensors: Mapping[str, DTensor]) -> str:
     """One digest of name-sorted full tensors: names, types, shapes and bytes; the same on all ranks. A collective."""
     whole = xxhash.xxh3_128()
     for name in sorted(tensors):
-        full = tensors[name].full_tensor().cpu().contiguous()  # one at a time: the model may not fit one rank
+        tensor = tensors[name]  # one at a time: the model may not fit one rank
+        rows = tensor.redistribute(placements=[Replicate(), *tensor.placements[1:]])  # torch warns of both at once
+        full = rows.full_tensor().cpu().contiguous()
         whole.update(f"{name} {full.dtype} {list(full.shape)}\n".encode())
         size = full.numel() * full.element_size()
         if size:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, NamedTuple
 
@@ -164,7 +164,9 @@ def _problems(config: TrainerConfig) -> list[str]:
     """What is wrong with these settings, in words; empty when nothing is."""
     c, found = config, []
     choices = (("size", c.size, SIZES), ("tokenizer", c.tokenizer, TOKENIZERS), ("dtype", c.dtype, DTYPES))
-    found += [f"{name}: {value!r} is none of {', '.join(table)}" for name, value, table in choices if value not in table]
+    for name, value, table in choices:
+        if value not in table:
+            found.append(f"{name}: {value!r} is none of {', '.join(table)}")
     if not c.data:
         found.append("data: name at least one file, glob, or the word 'python'")
     for name in ("steps", "batch_tokens", "seq_len", "fsdp", "tensor", "validate_sequences", "lr", "clip", "eps"):
@@ -238,11 +240,13 @@ def _ranges(value: Any) -> tuple[tuple[int, int], ...]:
     return tuple((_integer(first), _integer(end)) for first, end in value)
 
 
-_BY_TYPE = {int: _integer, float: _number, str: _word}
-_READERS = {field.name: _BY_TYPE.get(field.type) for field in fields(TrainerConfig)} | {  # type: ignore[arg-type]
-    "data": _words,
-    "betas": _pair,
-    "skip": _ranges,
-    "save_every": _steps,
-    "validate_every": _steps,
+_BY_TYPE: dict[Any, Callable[[Any], Any]] = {
+    int: _integer,
+    float: _number,
+    str: _word,
+    tuple[str, ...]: _words,
+    tuple[float, float]: _pair,
+    tuple[tuple[int, int], ...]: _ranges,
 }
+_READERS = {field.name: _BY_TYPE[field.type] for field in fields(TrainerConfig)}
+_READERS |= {"save_every": _steps, "validate_every": _steps}

@@ -91,7 +91,8 @@ class Corpus:
                 "name more files or a smaller seq_len"
             )
         names = "\0".join(f"{os.path.basename(d.path)}:{d.start}:{d.length}" for d in documents)
-        self.fingerprint = xxhash.xxh3_64_hexdigest(names.encode())  # folders left out: the same files elsewhere are the same
+        # Folders are left out: the same files elsewhere are the same corpus.
+        self.fingerprint = xxhash.xxh3_64_hexdigest(names.encode())
 
     def sequence(self, index: int) -> torch.Tensor:
         """Tokens [seq_len + 1] int64 of one sequence. Raises OSError where its files cannot be read."""

@@ -4,7 +4,6 @@ AdamW works element by element, so it needs no distributed tensors: it updates t
 the memory FSDP gathers from. Only the gradient norm needs all ranks: one sum of one number.
 """
 
-
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -53,9 +52,7 @@ class Optimizer:
             for gradient in (parameter.grad for parameter in self.parameters.values())
             if isinstance(gradient, DTensor) and (tensor_rank == 0 or _sharded_over_tensor(gradient))
         ]
-        norms = torch._foreach_norm([gradient for gradient in mine if gradient.numel()], dtype=torch.float64)
-        device = next(iter(self.local.values())).device
-        return torch.stack([torch.zeros((), dtype=torch.float64, device=device), *norms]).square().sum()
+        return nn.utils.get_total_norm(mine).double().square()
 
     def step(self, squared_norm: float, tokens: int) -> tuple[float, float]:
         """Clip, update, and drop the gradients; returns the gradient's norm before clipping and the rate used.
@@ -70,8 +67,7 @@ class Optimizer:
         for name, parameter in self.parameters.items():
             assert parameter.grad is not None, f"{name} has no gradient"
             self.local[name].grad = _local(parameter.grad)
-        if norm > self.config.clip:
-            torch._foreach_mul_([shard.grad for shard in self.local.values()], self.config.clip / norm)
+        nn.utils.clip_grads_with_norm_(self.local.values(), self.config.clip, torch.tensor(norm))
         self.adam.step()
         for name, parameter in self.parameters.items():
             self.local[name].grad = parameter.grad = None
@@ -82,7 +78,7 @@ class Optimizer:
         named: dict[str, DTensor] = {}
         for name, parameter in self.parameters.items():
             assert isinstance(parameter, DTensor)
-            named[f"model.{name}"] = parameter.detach()
+            named[f"model.{name}"] = parameter
             for moment in MOMENTS:
                 named[f"optimizer.{moment}.{name}"] = DTensor.from_local(
                     self.adam.state[self.local[name]][moment],

@@ -11,7 +11,14 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
-from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInput, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    RowwiseParallel,
+    parallelize_module,
+)
+from torch.utils import deterministic
 
 from model.config import TrainerConfig
 from model.transformer import Draws, Transformer, initial_weight
@@ -65,7 +72,8 @@ def be_deterministic() -> None:
     """Only kernels that give the same bits for the same input, on this kind of hardware."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first call
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # all of ours is written before it is read
+    # All of ours is written before it is read.
+    deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def build(config: TrainerConfig, world: World) -> Transformer:
@@ -77,16 +85,23 @@ def build(config: TrainerConfig, world: World) -> Transformer:
     with torch.device("meta"):
         model = Transformer(config, Draws(config.seed, world.data_rank, world.tensor_rank))
     column, row = ColwiseParallel(), RowwiseParallel()
-    plan = {f"self_attn.{name}_proj": column for name in "qkv"}
-    plan |= {"self_attn.out_proj": row, "fc1": column, "fc2": row}
-    # One distributed input for all three projections: their gradients are added before the sum over ranks.
-    plan["self_attn"] = PrepareModuleInput(input_layouts=Replicate(), desired_input_layouts=Replicate())
+    plan: dict[str, ParallelStyle] = {
+        # One distributed input for all three projections: their gradients are added before the sum over ranks.
+        "self_attn": PrepareModuleInput(input_layouts=Replicate(), desired_input_layouts=Replicate()),
+        "self_attn.q_proj": column,
+        "self_attn.k_proj": column,
+        "self_attn.v_proj": column,
+        "self_attn.out_proj": row,
+        "fc1": column,
+        "fc2": row,
+    }
     policy = MixedPrecisionPolicy()
     if config.dtype == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in model.layers:
         if config.tensor > 1:
             parallelize_module(layer, world.mesh["tensor"], plan)
+        # Parameters stay gathered until their gradients are there, as in metaseq's baselines.
         fully_shard(layer, mesh=world.mesh["fsdp"], mp_policy=policy, reshard_after_forward=False)
     fully_shard(model, mesh=world.mesh["fsdp"], mp_policy=policy)
     model.to_empty(device=world.device)

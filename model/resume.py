@@ -92,5 +92,5 @@ def restore(
             for name, value in identity.items()
             if state["identity"].get(name) != value
         ]
-        raise ValueError(f"{folder} is of another run: {'; '.join(differing)}; continue with the settings it began with")
+        raise ValueError(f"{folder} is of another run: {'; '.join(differing)}; go on with the settings it began with")
     return state

@@ -48,7 +48,7 @@ class Committer(Protocol):
     def failed(self, step: int, error: OSError) -> None:
         """This rank could not do its part."""
 
-    def wait(self, step: int, limit_s: float) -> bool:
+    def wait(self, step: int, limit_s: float, /) -> bool:
         """Whether the last act for `step`, if it is this rank's to do, was done within `limit_s` seconds."""
         ...
 
@@ -61,9 +61,9 @@ class Saver:
     """
 
     def __init__(
-        self, plan: Plan, tensors: Mapping[str, DTensor], rank: int, root: Path, attempt: int, committer: Committer
+        self, plan: Plan, tensors: Mapping[str, DTensor], committer: Committer, *, rank: int, root: Path, attempt: int
     ) -> None:
-        self.rank, self.root, self.attempt, self.committer = rank, root, attempt, committer
+        self.committer, self.rank, self.root, self.attempt = committer, rank, root, attempt
         self._pairs = []
         for item in plan.items:
             shard = tensors[item.index.fqn].to_local()
@@ -122,7 +122,7 @@ class ViaReporter:
         """Report it; the checkpoint will stay incomplete and never be used."""
         self.reporter.save_failed(step, f"{type(error).__name__}: {error}")
 
-    def wait(self, step: int, limit_s: float) -> bool:
+    def wait(self, step: int, limit_s: float, /) -> bool:
         """Whether `.metadata` of `step` was written and reported in time; True at once where that is not our task."""
         with self._change:
             return not self._asked or self._change.wait_for(lambda: self._finished >= step, limit_s)
@@ -145,7 +145,7 @@ class ViaReporter:
 class ViaFiles:
     """Without a launcher: each rank leaves `part_<rank>.json`, and rank 0 collects them and writes the manifest."""
 
-    def __init__(self, metadata: Metadata | None, rank: int, ranks: int, attempt: int, parent: str | None) -> None:
+    def __init__(self, metadata: Metadata | None, *, rank: int, ranks: int, attempt: int, parent: str | None) -> None:
         self.metadata, self.rank, self.ranks, self.attempt, self.parent = metadata, rank, ranks, attempt, parent
         self.limit_s = 600.0  # for the slowest rank's part
 
@@ -178,7 +178,7 @@ class ViaFiles:
         """Say it; without its manifest the checkpoint does not exist."""
         print(f"rank {self.rank}: the save of step {step} failed: {error}", flush=True)
 
-    def wait(self, step: int, limit_s: float) -> bool:
+    def wait(self, _step: int, _limit_s: float, /) -> bool:
         """True: the last act is part of rank 0's writing."""
         return True
 

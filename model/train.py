@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # torch imports these two before its first step; here, ranks forked of a warm process have them
+import torch._inductor
 import torch.distributed as dist
 import torch.nn.functional as F
 import yaml
@@ -204,8 +206,8 @@ def _run(env: Mapping[str, str], reporter: Reporter) -> int:
         committer = ViaReporter(reporter, plan.metadata)
     else:
         parent = start.folder.name if start.folder else None
-        committer = ViaFiles(plan.metadata, world.rank, world.size, start.attempt, parent)
-    saver = Saver(plan, trainer.tensors, world.rank, root, start.attempt, committer)
+        committer = ViaFiles(plan.metadata, rank=world.rank, ranks=world.size, attempt=start.attempt, parent=parent)
+    saver = Saver(plan, trainer.tensors, committer, rank=world.rank, root=root, attempt=start.attempt)
     stopped = _loop(trainer, saver)
     if not stopped:
         digest = checkpoint.final_digest({k: v for k, v in trainer.tensors.items() if k.startswith("model.")})
