@@ -1,0 +1,123 @@
+"""What ranks do in tests of single parts; each is one function of the environment, and asserts on its own."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from model import checkpoint, parallel
+from model.config import TrainerConfig
+from model.optim import Optimizer
+from model.parallel import World
+from model.transformer import Transformer
+
+
+def _start(env: Mapping[str, str]) -> tuple[TrainerConfig, World, Transformer]:
+    parallel.be_deterministic()
+    config = TrainerConfig.from_mapping(json.loads(env["SETTINGS"]))
+    world = parallel.join(config, env)
+    return config, world, parallel.build(config, world)
+
+
+def forward(env: Mapping[str, str]) -> None:
+    """Logits of given weights on given tokens, from rank 0 into a file."""
+    _, world, model = _start(env)
+    weights = torch.load(Path(env["FOLDER"]) / "weights.pt", weights_only=True)
+    for name, parameter in model.named_parameters():
+        parallel.fill(parameter, weights[name])
+    tokens = torch.load(Path(env["FOLDER"]) / "tokens.pt", weights_only=True)
+    with torch.no_grad():
+        logits = model.eval()(tokens)
+    torch.save(logits, Path(env["FOLDER"]) / f"logits{world.rank}.pt")
+    parallel.leave()
+
+
+def initial_weights(env: Mapping[str, str]) -> None:
+    """The full initial weights, from rank 0 into a file."""
+    _, world, model = _start(env)
+    full = {name: parameter.full_tensor().detach() for name, parameter in model.named_parameters()}
+    if world.rank == 0:
+        torch.save(full, Path(env["FOLDER"]) / "initial.pt")
+    parallel.leave()
+
+
+def masks(env: Mapping[str, str]) -> None:
+    """Masks of each rank, sharded and replicated, into files."""
+    _, world, model = _start(env)
+    model.draws.step = 5
+    ones = torch.ones(4, 256)
+    drawn = {
+        "sharded": model.draws.dropout(ones, 0.5, 1, 0, sharded=True),
+        "replicated": model.draws.dropout(ones, 0.5, 1, 1, sharded=False),
+        "place": (world.data_rank, world.tensor_rank),
+    }
+    torch.save(drawn, Path(env["FOLDER"]) / f"masks{world.rank}.pt")
+    parallel.leave()
+
+
+def learn(env: Mapping[str, str]) -> None:
+    """Three optimizer steps without dropout; norms and final weights from rank 0 into a file."""
+    config, world, model = _start(env)
+    optimizer = Optimizer(model, config)
+    tokens = torch.load(Path(env["FOLDER"]) / "tokens.pt", weights_only=True)
+    share = len(tokens) // config.fsdp
+    mine = tokens[world.data_rank * share :][:share]
+    norms = []
+    for step in range(3):
+        logits = model(mine[:, :-1])
+        F.cross_entropy(logits.flatten(0, 1), mine[:, 1:].flatten()).backward()
+        squared = optimizer.squared_norm(world.tensor_rank)
+        dist.all_reduce(squared)
+        norms.append(optimizer.step(squared.item(), (step + 1) * config.batch_tokens)[0])
+    full = {name: parameter.full_tensor().detach() for name, parameter in model.named_parameters()}
+    if world.rank == 0:
+        torch.save({"norms": norms, "weights": full}, Path(env["FOLDER"]) / "learned.pt")
+    parallel.leave()
+
+
+def save_tensors(env: Mapping[str, str]) -> None:
+    """One checkpoint of random weights and moments, written without a committer; full tensors into a file."""
+    config, world, model = _start(env)
+    optimizer = Optimizer(model, config)
+    tensors = optimizer.tensors()
+    for number, (name, tensor) in enumerate(sorted(tensors.items())):
+        full = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(number))
+        parallel.fill(tensor, full)
+        assert torch.equal(tensor.full_tensor(), full), name
+    plan = checkpoint.make_plan(tensors)
+    folder = Path(env["FOLDER"]) / "checkpoint"
+    pairs = [(item.index, tensors[item.index.fqn].to_local().detach().clone()) for item in plan.items]
+    chunks = checkpoint.write_part(folder, world.rank, pairs)
+    parts = [None] * world.size
+    dist.all_gather_object(parts, chunks)
+    if plan.metadata:
+        checkpoint.write_metadata(folder, plan.metadata, parts)
+        metadata = checkpoint.write_metadata(folder, plan.metadata, parts)  # a request may come twice
+        manifest = {"schema": 1, "metadata": metadata, "chunks": [chunk for part in parts for chunk in part]}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    dist.barrier()
+    parallel.leave()
+
+
+def load_tensors(env: Mapping[str, str]) -> None:
+    """Read that checkpoint with the mesh of this process group, and with DCP's own loader; both must be exact."""
+    import torch.distributed.checkpoint as dcp
+
+    config, _, model = _start(env)
+    tensors = Optimizer(model, config).tensors()
+    folder = Path(env["FOLDER"]) / "checkpoint"
+    expected = {
+        name: torch.randn(tensors[name].shape, generator=torch.Generator().manual_seed(number))
+        for number, name in enumerate(sorted(tensors))
+    }
+    checkpoint.read_tensors(folder, checkpoint.verify(folder), tensors)
+    assert all(torch.equal(tensors[name].full_tensor(), full) for name, full in expected.items())
+    for tensor in tensors.values():
+        tensor.to_local().detach().zero_()
+    dcp.load(dict(tensors), checkpoint_id=os.fspath(folder))
+    assert all(torch.equal(tensors[name].full_tensor(), full) for name, full in expected.items())
+    parallel.leave()
