@@ -116,7 +116,8 @@ def _real_path(values: Any, loc: tuple[str | int, ...]) -> Path_:
         is_missing = isinstance(values, dict) and index == len(loc) - 1
         if is_there or is_missing:
             path.append(part)
-            values = values[part] if is_there else None
+            inner: Any = values
+            values = inner[part] if is_there else None
     return tuple(path)
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, model_validator
+from pydantic import Discriminator, Field, Strict, Tag
 from pydantic.json_schema import SkipJsonSchema
 
-from policies.units import Duration, GapText, RateText, Span, SpanText, Steps, WindowText
+from policies.units import Duration, RateText, Span, SpanText, Steps, WindowText
+from policies.when import Grammar, Names, Number, Positive, When
 
 # The fixed order in which the actions of a rung are done, however they are written.
 ACTIONS = (
@@ -20,218 +21,6 @@ ACTIONS = (
     *("restart", "run", "notify", "hold", "stop"),
 )
 INFRASTRUCTURE = ("exit", "node_lost", "hang")  # judged before the numerics of the same moment
-
-Positive = Annotated[int, Field(gt=0)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False), Field(min_length=1)]
-Integers = Annotated[tuple[int, ...], Strict(False), Field(min_length=1)]
-
-
-class Grammar(BaseModel):
-    """Part of a policy: unknown keys are mistakes, numbers are not read from texts, nothing changes later."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-# ---------------------------------------------------------------- detectors
-
-
-class NonFinite(Grammar):
-    """A metric is not a number, or infinite, in a step whose update was not skipped."""
-
-    metrics: Names = ("loss", "grad_norm")
-
-
-class Threshold(Grammar):
-    """A metric is above, or below, a fixed value."""
-
-    metric: Annotated[str, Field(min_length=1)]
-    above: Number | None = None
-    below: Number | None = None
-
-    @model_validator(mode="after")
-    def _one_side(self) -> Threshold:
-        if (self.above is None) == (self.below is None):
-            raise ValueError("a threshold needs exactly one of 'above' and 'below'")
-        return self
-
-
-class Phases(Grammar):
-    """How long every rank may stay in a declared phase without moving on."""
-
-    save: Duration = 1800.0
-    eval: Duration = 7200.0
-    data: Duration = 1800.0
-    compile: Duration = 3600.0
-
-
-class Hang(Grammar):
-    """No rank's step or section moved for longer than `no_step`, and than `at_least`.
-
-    `first_step` is the limit before the first step of an attempt; unset, it is launch.first_step.
-    """
-
-    no_step: GapText = Field(default="5 x p99", validate_default=True)  # pyright: ignore[reportAssignmentType]
-    at_least: Annotated[Duration, Field(gt=0)] = 120.0
-    first_step: Annotated[Duration, Field(gt=0)] | None = None
-    phases: Phases = Phases()
-
-
-class Exit(Grammar):
-    """A rank ended with an error or by a signal. What is not written matches anything; all that is must match.
-
-    `exception` compares the name of the error's class, with or without its module. `everywhere`: the same
-    error on all nodes (on one node: on all its ranks).
-    """
-
-    codes: Integers | None = None
-    exception: Names | None = None
-    before_first_step: bool | None = None
-    everywhere: bool | None = None
-
-
-class NodeLost(Grammar):
-    """A node is silent and the work says so too. Where nothing can prove it, it is lost after `unproven`."""
-
-    unproven: Annotated[Duration, Field(gt=0)] = 60.0
-
-
-class Spike(Grammar):
-    """A metric rises far above its recent course."""
-
-    metric: str = "loss"
-    window: SpanText | None = None
-    above: str | None = None
-    warmup: SpanText | None = None
-    heal_within: SpanText | None = None
-
-
-class ScaleCollapse(Grammar):
-    """The loss scale keeps being halved."""
-
-    below: Number | None = None
-    halvings: Positive | None = None
-    window: SpanText | None = None
-    warmup: SpanText | None = None
-
-
-class Drift(Grammar):
-    """A metric leaves its baseline slowly."""
-
-    metric: str = "loss"
-    window: SpanText | None = None
-    above: str | None = None
-
-
-class Plateau(Grammar):
-    """A metric has stopped to improve."""
-
-    metric: str = "loss"
-    window: SpanText | None = None
-    less_than: str | None = None
-
-
-class Straggler(Grammar):
-    """One rank is slower than its peers."""
-
-    slower_than: GapText | None = None
-    window: SpanText | None = None
-
-
-class Slow(Grammar):
-    """All steps have become slower."""
-
-    slower_than: GapText | None = None
-    window: SpanText | None = None
-
-
-class Draining(Grammar):
-    """The admin drains a node of the run."""
-
-
-class GpuFault(Grammar):
-    """The driver reports a fault of a GPU."""
-
-    xid: Annotated[tuple[int | str, ...], Strict(False)] | None = None
-    ecc_uncorrected: Positive | None = None
-
-
-class StorageStall(Grammar):
-    """Most ranks wait for the file system."""
-
-    at_least: Duration | None = None
-
-
-class Scheduler(Grammar):
-    """The scheduler puts the job into one of these states."""
-
-    states: Names
-
-
-class TimeLeft(Grammar):
-    """The allocation ends soon."""
-
-    below: Duration
-
-
-class Disk(Grammar):
-    """Little space is left."""
-
-    below: str
-
-
-class Sdc(Grammar):
-    """Ranks that must agree to the bit do not."""
-
-    every: Steps | None = None
-
-
-class Log(Grammar):
-    """A line of the logs matches."""
-
-    match: str
-    from_: Annotated[str | None, Field(alias="from")] = None
-
-
-class When(Grammar):
-    """Exactly one detector with its parameters."""
-
-    exit: Exit | None = None
-    node_lost: NodeLost | None = None
-    hang: Hang | None = None
-    non_finite: NonFinite | None = None
-    threshold: Threshold | None = None
-    spike: Spike | None = None
-    scale_collapse: ScaleCollapse | None = None
-    drift: Drift | None = None
-    plateau: Plateau | None = None
-    straggler: Straggler | None = None
-    slow: Slow | None = None
-    draining: Draining | None = None
-    gpu_fault: GpuFault | None = None
-    storage_stall: StorageStall | None = None
-    scheduler: Scheduler | None = None
-    time_left: TimeLeft | None = None
-    disk: Disk | None = None
-    sdc: Sdc | None = None
-    log: Log | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_detector(cls, values: Any) -> Any:
-        if isinstance(values, dict) and len(known := [key for key in values if key in cls.model_fields]) != 1:
-            found = f"found {', '.join(known)}" if known else "found none"
-            # An unknown word gets its own message; that no detector is left would only repeat it.
-            if known or not values:
-                raise ValueError(f"'when' needs exactly one detector, {found}")
-        # `exit:` with nothing behind it means the detector with its defaults.
-        return {k: {} if v is None else v for k, v in values.items()} if isinstance(values, dict) else values
-
-    @property
-    def detector(self) -> str:
-        """The name of the detector."""
-        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
-
 
 # ---------------------------------------------------------------- actions
 
@@ -360,7 +149,7 @@ class Policy(Grammar):
     name: Annotated[str, Field(min_length=1)]
     mode: Mode = "act"
     include: Names | None = None
-    override: dict[str, RuleChange] = {}
+    override: dict[str, RuleChange] = Field(default_factory=dict)
     budget: Budget = Budget()
     reset_after: Annotated[Steps, Field(gt=0)] = 1000
     quiet: Quiet | None = None

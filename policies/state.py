@@ -1,0 +1,135 @@
+"""What the engine remembers between events: facts only, no judgement.
+
+Everything is frozen and bounded: by the number of nodes, or by a constant. Times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from launcher.events import RankExited, StepsStopped
+from policies.schema import Span
+
+
+@dataclass(frozen=True)
+class Agent:
+    """The agent of a node. `silent_at`: when its silence, which began at `silent_since`, was noticed."""
+
+    incarnation: str = ""
+    silent_since: float | None = None
+    silent_at: float = 0.0
+    down: str = ""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The current attempt. `exits` are its first failures by arrival; `exit_kinds` all (node, error) pairs."""
+
+    number: int
+    slots: Mapping[str, tuple[int, ...]]
+    incarnations: Mapping[str, str]
+    started_at: float
+    best_before: int
+    committed_before: int
+    step: int = -1
+    has_stepped: bool = False
+    committed: int = -1
+    exits: tuple[RankExited, ...] = ()
+    exit_kinds: frozenset[tuple[str, str]] = frozenset()
+    exit_count: int = 0
+    replaced: frozenset[str] = frozenset()
+    rejected_at: float | None = None
+    done: bool = False
+    ended: bool = False
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the attempt."""
+        return sum(map(len, self.slots.values()))
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What has been decided about the current attempt and is being done: nothing else is judged meanwhile."""
+
+    incident: int
+    at: float
+    restart: bool
+    lost: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment on both clocks: time, and steps done in the whole run, repeated ones included."""
+
+    at: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class RuleState:
+    """What a rule has done. `uses`: when each rung was used; `key`: the finding it spoke about last."""
+
+    uses: tuple[tuple[Moment, ...], ...] = ()
+    last: Moment | None = None
+    key: str = ""
+    error: tuple[str, str, int] | None = None
+    rung: int = 0
+
+
+@dataclass(frozen=True)
+class Streak:
+    """A condition that has held in each step since `onset`: so many steps."""
+
+    steps: int
+    onset_at: float
+    onset_step: int
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """All that `decide` remembers between events."""
+
+    now: float = 0.0
+    agents: Mapping[str, Agent] = field(default_factory=dict)
+    troubled: frozenset[str] = frozenset()  # nodes that are silent or down
+    attempt: Attempt | None = None
+    stopped: StepsStopped | None = None
+    step_times: tuple[float, ...] = ()
+    steps_done: int = 0
+    best_step: int = -1
+    best_committed: int = -1
+    streaks: Mapping[str, Streak] = field(default_factory=dict)
+    rules: Mapping[str, RuleState] = field(default_factory=dict)
+    restarts: tuple[Moment, ...] = ()
+    fruitless: int = 0
+    first_step_failures: int = 0
+    incidents: int = 0
+    decisions: int = 0
+    pending: Pending | None = None
+    is_held: bool = False
+    is_over: bool = False
+    commands: Mapping[str, str] = field(default_factory=dict)  # stop and pause commands in force, by id
+
+    @property
+    def moment(self) -> Moment:
+        """Now, on both clocks."""
+        return Moment(self.now, self.steps_done)
+
+    @property
+    def judged(self) -> Attempt | None:
+        """The attempt to be judged; None while there is none, or what happens to it is meant to happen."""
+        attempt = self.attempt
+        if attempt is None or attempt.done or self.is_held or self.is_over or self.commands:
+            return None
+        return attempt
+
+
+def is_within(then: Moment, now: Moment, span: Span | None) -> bool:
+    """Whether a moment lies in the window that ends now; without a window everything does."""
+    if span is None:
+        return True
+    if span.steps is not None:
+        return now.steps - then.steps < span.steps
+    return now.at - then.at < (span.seconds or 0.0)
