@@ -181,15 +181,13 @@ def read_chunk(folder: Path, chunk: Mapping[str, Any]) -> bytes:
     """The verified bytes of one chunk. Raises CheckpointRejected."""
     where = f"{chunk['key']} in {folder / chunk['path']} at {chunk['offset']}"
     try:
-        with open(folder / chunk["path"], "rb", buffering=0) as file:
-            data = os.pread(file.fileno(), chunk["length"], chunk["offset"])
-            while len(data) < chunk["length"]:  # the kernel gives at most 2 GB at once
-                more = os.pread(file.fileno(), chunk["length"] - len(data), chunk["offset"] + len(data))
-                if not more:
-                    raise CheckpointRejected(f"{where}: {len(data)} bytes of {chunk['length']}: the file is cut short")
-                data += more
+        with open(folder / chunk["path"], "rb") as file:
+            file.seek(chunk["offset"])
+            data = file.read(chunk["length"])
     except OSError as error:
         raise CheckpointRejected(f"{where}: cannot be read: {error}") from error
+    if len(data) < chunk["length"]:
+        raise CheckpointRejected(f"{where}: {len(data)} bytes of {chunk['length']}: the file is cut short")
     if digest_of(data) != chunk["digest"]:
         raise CheckpointRejected(f"{where}: the digest differs: damaged")
     return data

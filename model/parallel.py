@@ -7,7 +7,6 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
@@ -77,7 +76,7 @@ def be_deterministic() -> None:
 
 
 def build(config: TrainerConfig, world: World) -> Transformer:
-    """The model, distributed over the mesh, with its initial weights.
+    """The model, distributed over the mesh, its weights not yet written: `initialise` or a checkpoint does that.
 
     Tensor parallelism splits attention heads and the feed-forward width; embeddings and norms are replicated over
     the tensor axis (at OPT's widths the output projection is under 3 % of the work). FSDP then shards everything.
@@ -105,13 +104,17 @@ def build(config: TrainerConfig, world: World) -> Transformer:
         fully_shard(layer, mesh=world.mesh["fsdp"], mp_policy=policy, reshard_after_forward=False)
     fully_shard(model, mesh=world.mesh["fsdp"], mp_policy=policy)
     model.to_empty(device=world.device)
-    for name, parameter in model.named_parameters():
-        fill(parameter, initial_weight(name, parameter.shape, config.shape.layers, config.seed))
     return model
 
 
+def initialise(model: Transformer, config: TrainerConfig) -> None:
+    """Write the initial weights: each is made in full on every rank, which keeps its part. No communication."""
+    for name, parameter in model.named_parameters():
+        fill(parameter, initial_weight(name, parameter.shape, config.shape.layers, config.seed))
+
+
 @torch.no_grad()
-def fill(parameter: nn.Parameter, full: torch.Tensor) -> None:
+def fill(parameter: torch.Tensor, full: torch.Tensor) -> None:
     """Write this rank's part of the full tensor into a distributed parameter. No communication."""
     assert isinstance(parameter, DTensor)
     (chunk,) = parameter.__create_chunk_list__()

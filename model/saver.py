@@ -45,7 +45,7 @@ class Committer(Protocol):
     def written(self, part: Part) -> None:
         """This rank's part is on disk. Raises OSError when the last act fails."""
 
-    def failed(self, step: int, error: OSError) -> None:
+    def failed(self, step: int, folder: Path, error: OSError) -> None:
         """This rank could not do its part."""
 
     def wait(self, step: int, limit_s: float, /) -> bool:
@@ -71,6 +71,7 @@ class Saver:
             self._pairs.append((item.index, shard, buffer))
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
         self._pending: Future[bool] | None = None
+        self.last_step: int | None = None  # of the save begun last
 
     def save(self, step: int, state: Mapping[str, Any]) -> float:
         """Begin the save after `step` completed steps; returns the seconds that the training thread was blocked."""
@@ -81,6 +82,7 @@ class Saver:
             buffer.copy_(shard, non_blocking=True)
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
+        self.last_step = step
         blocked_s = time.monotonic() - began
         self._pending = self._writer.submit(self._write, step, state if self.rank == 0 else None, blocked_s)
         return blocked_s
@@ -97,7 +99,7 @@ class Saver:
             chunks = checkpoint.write_part(folder, self.rank, ((index, buffer) for index, _, buffer in self._pairs))
             self.committer.written(Part(step, folder, chunks, state, blocked_s))
         except OSError as error:  # no space left, a storage that is away: training goes on, the next save may work
-            self.committer.failed(step, error)
+            self.committer.failed(step, folder, error)
             return False
         return True
 
@@ -118,9 +120,9 @@ class ViaReporter:
         chunks = list(part.chunks)
         self.reporter.save_part(part.step, part.folder, chunks, json.dumps(chunks), part.state, part.blocked_s)
 
-    def failed(self, step: int, error: OSError) -> None:
+    def failed(self, step: int, folder: Path, error: OSError) -> None:
         """Report it; the checkpoint will stay incomplete and never be used."""
-        self.reporter.save_failed(step, f"{type(error).__name__}: {error}")
+        self.reporter.save_failed(step, f"{folder}: {type(error).__name__}: {error}")
 
     def wait(self, step: int, limit_s: float, /) -> bool:
         """Whether `.metadata` of `step` was written and reported in time; True at once where that is not our task."""
@@ -136,7 +138,7 @@ class ViaReporter:
                 files = {checkpoint.METADATA: checkpoint.write_metadata(folder, metadata, parts)}
                 self.reporter.save_finished(step, folder, files)
             except OSError as error:
-                self.failed(step, error)
+                self.failed(step, folder, error)
             with self._change:
                 self._finished = max(self._finished, step)
                 self._change.notify_all()
@@ -147,7 +149,7 @@ class ViaFiles:
 
     def __init__(self, metadata: Metadata | None, *, rank: int, ranks: int, attempt: int, parent: str | None) -> None:
         self.metadata, self.rank, self.ranks, self.attempt, self.parent = metadata, rank, ranks, attempt, parent
-        self.limit_s = 600.0  # for the slowest rank's part
+        self.limit_s = 120.0  # for the slowest rank's part, after ours
 
     def written(self, part: Part) -> None:
         """Leave our part; on rank 0 wait for the others' and complete the checkpoint."""
@@ -174,9 +176,11 @@ class ViaFiles:
         _write_whole(part.folder / checkpoint.MANIFEST, json.dumps(manifest).encode())
         self.parent = part.folder.name
 
-    def failed(self, step: int, error: OSError) -> None:
-        """Say it; without its manifest the checkpoint does not exist."""
+    def failed(self, step: int, folder: Path, error: OSError) -> None:
+        """Say it, and tell rank 0 not to wait; without its manifest the checkpoint does not exist."""
         print(f"rank {self.rank}: the save of step {step} failed: {error}", flush=True)
+        with suppress(OSError):  # where even this cannot be written rank 0 waits until its limit
+            _write_whole(folder / f"part_{self.rank}.json", json.dumps({"error": str(error)}).encode())
 
     def wait(self, _step: int, _limit_s: float, /) -> bool:
         """True: the last act is part of rank 0's writing."""
@@ -189,7 +193,10 @@ class ViaFiles:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{folder}: after {self.limit_s:.0f} s still without {', '.join(missing[:8])}")
             time.sleep(POLL_S)
-        return [json.loads(path.read_bytes())["chunks"] for path in paths]
+        parts = [json.loads(path.read_bytes()) for path in paths]
+        if errors := [f"rank {rank}: {part['error']}" for rank, part in enumerate(parts) if "error" in part]:
+            raise OSError(f"{folder}: incomplete; {'; '.join(errors[:8])}")
+        return [part["chunks"] for part in parts]
 
 
 def _write_whole(path: Path, data: bytes) -> None:

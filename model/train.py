@@ -194,10 +194,12 @@ def _run(env: Mapping[str, str], reporter: Reporter) -> int:
     config = TrainerConfig.from_mapping(json.loads(Path(env["OPT_LAUNCH_TRAINER"]).read_bytes()))
     parallel.be_deterministic()
     world = parallel.join(config, env)
-    trainer = Trainer(config, world, reporter)
     root = Path(env["OPT_LAUNCH_CHECKPOINTS"])
     start = resume.find_start(env, root, attached=reporter.attached)
-    if start.folder:
+    trainer = Trainer(config, world, reporter)
+    if start.folder is None:
+        parallel.initialise(trainer.model, config)
+    else:
         state = resume.restore(start.folder, start.digest, trainer.tensors, trainer.identity(), world.device)
         trainer.go_to(state)
     plan = checkpoint.make_plan(trainer.tensors)
@@ -223,7 +225,7 @@ def _run(env: Mapping[str, str], reporter: Reporter) -> int:
 def _loop(trainer: Trainer, saver: Saver) -> bool:
     """Train to the end, or until asked to stop, with everything saved; returns whether it was stopped."""
     config, reporter = trainer.config, trainer.reporter
-    saved, stopped = trainer.step, False
+    stopped = False
     while trainer.step < config.steps and not stopped:
         wanted = trainer.train_step()
         stopped = bool(wanted & STOP)
@@ -231,16 +233,16 @@ def _loop(trainer: Trainer, saver: Saver) -> bool:
         if wanted or last or (config.save_every and trainer.step % config.save_every == 0):
             with reporter.phase("save"):
                 trainer.blocked_s += saver.save(trainer.step, trainer.state())
-            saved = trainer.step
         reporter.acted(wanted)
         if config.validate_every and trainer.step % config.validate_every == 0 and not last:
             trainer.val_loss = trainer.validate()
-    with reporter.phase("save"):
-        # A collective, but not during a save: this rank's is written, and the others wait here for theirs.
-        written = torch.tensor(float(saver.wait(COMMIT_LIMIT_S)), device=trainer.world.device)
-        dist.all_reduce(written, dist.ReduceOp.MIN)
-        if written.item():
-            saver.committer.wait(saved, COMMIT_LIMIT_S)
+    if saver.last_step is not None:
+        with reporter.phase("save"):
+            # A collective, but not during a save: this rank's is written, and the others wait here for theirs.
+            written = torch.tensor(float(saver.wait(COMMIT_LIMIT_S)), device=trainer.world.device)
+            dist.all_reduce(written, dist.ReduceOp.MIN)
+            if written.item():
+                saver.committer.wait(saver.last_step, COMMIT_LIMIT_S)
     return stopped
 
 

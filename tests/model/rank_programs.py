@@ -20,7 +20,9 @@ def _start(env: Mapping[str, str]) -> tuple[TrainerConfig, World, Transformer]:
     parallel.be_deterministic()
     config = TrainerConfig.from_mapping(json.loads(env["SETTINGS"]))
     world = parallel.join(config, env)
-    return config, world, parallel.build(config, world)
+    model = parallel.build(config, world)
+    parallel.initialise(model, config)
+    return config, world, model
 
 
 def forward(env: Mapping[str, str]) -> None:

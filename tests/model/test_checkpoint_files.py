@@ -12,7 +12,8 @@ from test_opt_model import launch
 
 from launcher.reporter import EXIT_CHECKPOINT_REJECTED
 from model import checkpoint
-from model.checkpoint import CheckpointRejected
+from model.checkpoint import CheckpointRejected, Metadata
+from model.saver import Part, ViaFiles
 
 REJECTED = [EXIT_CHECKPOINT_REJECTED] * 4
 
@@ -94,6 +95,15 @@ def test_a_full_disk_leaves_no_half_file_behind(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         checkpoint.write_part(tmp_path / "new", 0, [(index, torch.zeros(4))])
     assert not list((tmp_path / "new").iterdir())
+
+
+def test_without_a_launcher_a_rank_that_cannot_save_keeps_the_others_from_waiting(tmp_path):
+    common = {"ranks": 2, "attempt": 1, "parent": None}
+    ViaFiles(None, rank=1, **common).failed(2, tmp_path, OSError("No space left"))
+    first = ViaFiles(Metadata({}), rank=0, **common)
+    with pytest.raises(OSError, match="rank 1: No space left"):
+        first.written(Part(2, tmp_path, [], {}, 0.0))
+    assert not (tmp_path / "manifest.json").exists()
 
 
 @pytest.mark.slow

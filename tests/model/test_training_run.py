@@ -10,7 +10,7 @@ import pytest
 import yaml
 from rank_harness import TRAINER, Training
 
-from launcher.reporter import SAVE, STOP
+from launcher.reporter import EXIT_CHECKPOINT_REJECTED, SAVE, STOP
 
 pytestmark = pytest.mark.slow
 
@@ -96,6 +96,48 @@ def test_settings_that_the_checkpoint_cannot_continue_stop_the_attempt_and_other
     changed, statuses = training.run(restore=agent.commits[2], steps=3, lr=1e-4)
     assert statuses == [0, 0, 0, 0], training.log()
     assert changed.of("step_done")[0]["metrics"]["lr"] <= 1e-4
+
+
+def test_a_loss_that_is_not_finite_is_reported_and_training_goes_on(training: Training):
+    agent, statuses = training.run(steps=3, lr=1e30, warmup_tokens=1)
+    assert statuses == [0, 0, 0, 0], training.log()
+    assert "nan" in [m["metrics"]["loss"] for m in agent.of("step_done")]
+    assert [m["step"] for m in agent.of("step_done")] == [0, 1, 2]
+
+
+def test_a_run_resumed_at_its_end_says_again_that_it_is_done(training: Training):
+    first, _ = training.run(steps=2)
+    again, statuses = training.run(restore=first.commits[2], steps=2)
+    assert statuses == [0, 0, 0, 0], training.log()
+    assert digest(again) == digest(first)
+    assert not again.of("save_part")
+
+
+def test_accumulating_gradients_over_micro_batches_changes_nothing_but_rounding(training: Training):
+    def losses(**settings):
+        agent, statuses = training.run(steps=4, dropout=0.0, attention_dropout=0.0, **settings)
+        assert statuses == [0, 0, 0, 0], training.log()
+        return [m["metrics"]["loss"] for m in agent.of("step_done")]
+
+    assert losses(micro_batch=2) == pytest.approx(losses(micro_batch=8), rel=1e-4)
+
+
+def test_bf16_trains_and_resumes_to_the_same_bits(training: Training):
+    straight, statuses = training.run(steps=4, dtype="bf16", checkpoint={"every": 2})
+    assert statuses == [0, 0, 0, 0], training.log()
+    resumed, _ = training.run(restore=straight.commits[2], steps=4, dtype="bf16")
+    assert digest(resumed) == digest(straight)
+    losses = [m["metrics"]["loss"] for m in straight.of("step_done")]
+    assert losses[-1] < losses[0]
+
+
+def test_without_a_launcher_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(training: Training):
+    training.start(agent=False, steps=2)
+    training.ranks.wait()
+    (training.checkpoints / "step_00000002.a0001" / ".metadata").unlink()
+    training.start(agent=False, steps=2)
+    assert training.ranks.wait() == [EXIT_CHECKPOINT_REJECTED] * 4
+    assert "none of its checkpoints is whole" in training.log()
 
 
 def test_plain_torchrun_trains_saves_and_resumes_without_a_launcher(training: Training, tmp_path):
