@@ -56,7 +56,7 @@ class Mistake:
         # A tab would shift the marks; the columns count it as one character.
         source = self.source.replace("\t", " ").rstrip()
         underline = " " * (self.column - 1) + "^" * max(1, min(self.width, len(source) - self.column + 1))
-        return f"{head}\n{gutter}{source}\n{' ' * (len(gutter) - 2)}  {underline}"
+        return f"{head}\n{gutter}{source}\n{' ' * (len(gutter) - 2)}| {underline}"
 
 
 class ConfigError(LaunchError):

@@ -18,6 +18,7 @@ from launcher.document import Path_
 M = TypeVar("M", bound=BaseModel)
 Finding = tuple[Path_, str]  # where in the values, and what is wrong
 
+_MAX_ROUNDS = 8  # more than any grammar of ours is deep in required keys
 _EXPECTED = {
     "int_type": "a whole number is expected",
     "int_from_float": "a whole number is expected",
@@ -44,22 +45,41 @@ def validated(model: type[M], values: Mapping[str, Any]) -> tuple[M | None, list
     Where there are mistakes the model is made without the parts they are in, so that what depends on the
     others can still be checked; None when nothing can be made.
     """
-    findings: list[Finding] = []
-    rest: Any = values
-    # Leaving a wrong part out can only uncover that a required one is missing, so this soon ends.
-    for _ in range(4):
+    try:
+        return model.model_validate(values), []
+    except ValidationError as error:
+        findings: dict[Path_, str] = {}
+        details = [(_real_path(values, detail["loc"]), detail) for detail in error.errors(include_url=False)]
+        misspelt = {_meant_path(model, path) for path, detail in details if detail["type"] == "extra_forbidden"}
+        for path, detail in details:
+            # What is missing because it is misspelt, or because what is there is wrong, would be said twice.
+            if not (detail["type"] == "missing" and path in misspelt) and not (
+                detail["type"] == "too_short" and detail["input"]
+            ):
+                findings.setdefault(path, _message(model, path, dict(detail)))
+        return _made_of_the_rest(model, values, [*findings]), [*findings.items()]
+
+
+def _made_of_the_rest(model: type[M], values: Any, wrong: list[Path_]) -> M | None:
+    """The model without its wrong parts, and without the parts that cannot do without those."""
+    for _ in range(_MAX_ROUNDS):
+        gone = [path if _is_at(values, path) else path[:-1] for path in wrong]
+        if () in gone:
+            return None
+        values = without(values, gone)
         try:
-            return model.model_validate(rest), findings
+            return model.model_validate(values)
         except ValidationError as error:
-            details = error.errors(include_url=False, include_context=True)
-            known = {path for path, _ in findings}
-            for detail in details:
-                path = _real_path(rest, detail["loc"])
-                if path not in known:
-                    known.add(path)
-                    findings.append((path, _message(model, path, dict(detail))))
-            rest = without(rest, [_real_path(rest, detail["loc"]) for detail in details])
-    return None, findings
+            wrong = [_real_path(values, detail["loc"]) for detail in error.errors(include_url=False)]
+    return None
+
+
+def _is_at(values: Any, path: Path_) -> bool:
+    for part in path:
+        if not (part in values if isinstance(values, dict) else isinstance(values, list)):
+            return False
+        values = values[part]
+    return True
 
 
 def without(values: Any, paths: Iterable[Path_]) -> Any:
@@ -121,6 +141,11 @@ def _real_path(values: Any, loc: tuple[str | int, ...]) -> Path_:
     return tuple(path)
 
 
+def _meant_path(model: type[BaseModel], path: Path_) -> Path_:
+    """The path that a misspelt one was meant to be, as far as it can be told."""
+    return (*path[:-1], *difflib.get_close_matches(str(path[-1]), fields_at(model, path[:-1]), n=1))
+
+
 def _message(model: type[BaseModel], path: Path_, error: Mapping[str, Any]) -> str:
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     key = path[-1] if path else ""
@@ -135,7 +160,7 @@ def _message(model: type[BaseModel], path: Path_, error: Mapping[str, Any]) -> s
         return f"{_EXPECTED[kind]}, not {shown(given)}" + _quote(kind, given)
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
-        return f"{key} {words} {context[name]}, not {shown(given)}"
+        return f"{key} {words} {context[name]:g}, not {shown(given)}"
     if kind == "finite_number":
         return f"{key} must be a finite number, not {shown(given)}"
     if kind == "too_short":

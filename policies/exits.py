@@ -7,7 +7,7 @@ from typing import Literal
 
 from launcher.events import Json, RankExited
 from policies.finding import NOTHING, Answer, Finding
-from policies.silence import COMMON_CAUSE_S, common_cause_until, is_broken_link, suspects
+from policies.silence import COMMON_CAUSE_S, common_cause_until, is_broken_link, kind_of_exit, suspects
 from policies.state import Attempt, EngineState
 from policies.when import Exit
 
@@ -50,12 +50,8 @@ def _all_told(attempt: Attempt) -> bool:
     return attempt.exit_count >= attempt.world_size
 
 
-def _kind(event: RankExited) -> str:
-    return event.error_type or f"exit code {event.code}"
-
-
 def _is_everywhere(attempt: Attempt, cause: RankExited) -> bool:
-    same = {node for node, kind in attempt.exit_kinds if kind == _kind(cause)}
+    same = {node for node, kind in attempt.exit_kinds if kind == kind_of_exit(cause)}
     if len(attempt.slots) > 1:
         return same >= set(attempt.slots)
     return _all_told(attempt) and len(attempt.exit_kinds) == 1
@@ -89,7 +85,7 @@ def _exit_finding(
         blame=blame,
         onset_at=attempt.exits[0].at,
         onset_step=cause.step,
-        error=(_kind(cause), line, cause.step) if repeats and attempt.has_stepped else None,
+        error=(kind_of_exit(cause), line, cause.step) if repeats and attempt.has_stepped else None,
         is_first_step=not attempt.has_stepped,
     )
 

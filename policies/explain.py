@@ -24,8 +24,10 @@ def explain(policy: Policy, decision: Decision) -> str:
     numbers = {key: value for key, value in decision.evidence.items() if key != "budget"}
     if numbers:
         lines.append(f"  numbers: {', '.join(f'{key} {_short(value)}' for key, value in numbers.items())}")
-    deed = "would do" if decision.mode == "advise" else "does"
-    lines.append(f"  {deed}:".ljust(11) + (", ".join(_action(*action) for action in decision.actions.items()) or "nothing"))
+    deed = "would" if decision.mode == "advise" else "does"
+    lines.append(
+        f"  {deed}:".ljust(11) + (", ".join(_action(*action) for action in decision.actions.items()) or "nothing")
+    )
     if decision.delay_s:
         lines.append(f"  waits:   {format_duration(decision.delay_s)} before the restart")
     if budget := decision.evidence.get("budget"):

@@ -30,6 +30,7 @@ from launcher.events import (
     TrainerDone,
 )
 from policies.meaning import REJECTED_CHECKPOINT
+from policies.silence import kind_of_exit
 from policies.state import Agent, Attempt, EngineState, Pending
 
 STEP_TIMES = 256  # durations of steps that are remembered
@@ -176,7 +177,7 @@ def _(event: RankExited, state: EngineState) -> EngineState:
         return state
     if event.code == REJECTED_CHECKPOINT:
         return replace(state, attempt=replace(attempt, rejected_at=attempt.rejected_at or state.now))
-    kind = (event.node, event.error_type or f"exit code {event.code}")
+    kind = (event.node, kind_of_exit(event))
     attempt = replace(
         attempt,
         exits=attempt.exits if len(attempt.exits) >= FIRST_EXITS else (*attempt.exits, replace(event, at=state.now)),

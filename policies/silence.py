@@ -34,6 +34,11 @@ def is_broken_link(event: RankExited) -> bool:
     return kind in _BROKEN_TYPES or bool(event.error and _BROKEN.search(event.error))
 
 
+def kind_of_exit(event: RankExited) -> str:
+    """The word by which failures of different ranks are compared."""
+    return "broken link" if is_broken_link(event) else event.error_type or f"exit code {event.code}"
+
+
 def suspects(state: EngineState, attempt: Attempt) -> list[str]:
     """The nodes of the attempt whose agents are silent and not known to be gone."""
     return [node for node in sorted(state.troubled) if node in attempt.slots and not state.agents[node].down]

@@ -77,9 +77,7 @@ class Story:
         return found
 
     def joined(self, node: str, incarnation: str = "1") -> list[Decision]:
-        return self.tell(
-            AgentJoined(at=self.at, node=node, index=0, incarnation=incarnation, host="h", port=1, pid=1)
-        )
+        return self.tell(AgentJoined(at=self.at, node=node, index=0, incarnation=incarnation, host="h", port=1, pid=1))
 
     def start(self, restore: int | None = None) -> None:
         self.attempt += 1
@@ -112,7 +110,9 @@ class Story:
         self.steps(steps)
         return self
 
-    def exits(self, rank: int, code: int = 1, error: str = "", kind: str = "", step: int | None = None) -> list[Decision]:
+    def exits(
+        self, rank: int, code: int = 1, error: str = "", kind: str = "", step: int | None = None
+    ) -> list[Decision]:
         node = self.active[rank // self.ranks]
         return self.tell(
             RankExited(
@@ -139,7 +139,9 @@ class Story:
     def down(self, node: str) -> list[Decision]:
         return self.tell(NodeDown(at=self.at, node=node, reason="DOWN"))
 
-    def stopped(self, since: float, proof: bool = True, places: dict[int, tuple[Any, ...]] | None = None) -> list[Decision]:
+    def stopped(
+        self, since: float, proof: bool = True, places: dict[int, tuple[Any, ...]] | None = None
+    ) -> list[Decision]:
         """`places`: rank -> (step, section, phase, os_state)."""
         full = {r: (*place, "", "")[:4] for r, place in (places or {}).items()}
         ranks = {

@@ -1,0 +1,284 @@
+"""RUN.yaml: what is refused, what wins, and where each value came from."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.errors import ConfigError
+from launcher.preflight import NOT_BUILT
+from launcher.sections import SIZES
+from launcher.spec import ResolvedSpec, dump_resolved, load_spec, read_resolved
+from policies.units import format_duration, parse_duration, parse_rate, parse_span, parse_steps
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+RUN = """\
+name: demo
+trainer:
+  size: tiny
+  steps: 300
+  batch_tokens: 8192
+  seq_len: 128
+  lr: 6.0e-4
+  parallel: {fsdp: 2, tensor: 2}
+  checkpoint: {every: 25 steps, keep: 5, probation: 20 steps}
+cluster: {nodes: 2, ranks_per_node: 2, spares: 1}
+"""
+
+
+def resolved(folder: Path, text: str = RUN, *overrides: str, **flags: Any) -> ResolvedSpec:
+    path = folder / "RUN.yaml"
+    path.write_text(text)
+    return load_spec(path, overrides, flags)
+
+
+def mistakes(folder: Path, text: str = RUN, *overrides: str, **flags: Any) -> list[str]:
+    """Every mistake as `line:column: message`, or with the flag it is about."""
+    try:
+        resolved(folder, text, *overrides, **flags)
+    except ConfigError as error:
+        return [f"{f'{m.line}:{m.column}' if m.line else m.where}: {m.message}" for m in error.mistakes]
+    return []
+
+
+def test_the_example_is_a_run_of_four_ranks() -> None:
+    spec = load_spec(EXAMPLES / "demo.yaml").spec
+    assert spec.trainer is not None
+    assert (spec.name, spec.world_size, spec.trainer.data, spec.policy) == ("demo", 4, ("python",), ("default",))
+    assert (spec.trainer.checkpoint.every, spec.trainer.checkpoint.keep, spec.trainer.checkpoint.probation) == (
+        25,
+        5,
+        20,
+    )
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_example_is_without_mistakes(path: Path) -> None:
+    assert load_spec(path).spec.name
+
+
+def test_what_comes_first_wins_and_every_value_knows_its_origin(tmp_path: Path) -> None:
+    run = resolved(tmp_path, RUN, "trainer.lr=1e-5", "cluster.spares=2", spares=3, nodes=2)
+    origins = run.origins
+    assert run.spec.trainer is not None
+    assert (run.spec.trainer.lr, run.spec.cluster.spares) == (1e-5, 3)
+    assert origins["trainer.lr"] == "--set trainer.lr=1e-5"
+    assert origins["cluster.spares"] == "--spares 3"
+    assert origins["trainer.steps"] == f"{tmp_path / 'RUN.yaml'}:4"
+    assert origins["trainer.seed"] == "built in"
+
+
+def test_flags_not_given_change_nothing(tmp_path: Path) -> None:
+    assert resolved(tmp_path, RUN, nodes=None, policy=[], name=None) == resolved(tmp_path, RUN)
+
+
+def test_a_resolved_spec_reads_back_as_it_was(tmp_path: Path) -> None:
+    text = (
+        RUN
+        + "notify: {on-call: 'env:X', owner: \"a # b: c\"}\nlaunch: {env: {A: '1e5', B: 'é\\t\"x\"'}, first_step: 90s}\n"
+    )
+    run = resolved(tmp_path, text, "trainer.clip=0.25")
+    path = tmp_path / "spec.yaml"
+    path.write_text(dump_resolved(run))
+    assert read_resolved(path) == run.spec
+    assert "clip: 0.25  # --set trainer.clip=0.25" in path.read_text()
+
+
+def test_a_size_brings_its_batch_and_learning_rate(tmp_path: Path) -> None:
+    spec = resolved(tmp_path, "name: a\ntrainer: {size: 125m, steps: 10}\n").spec
+    assert spec.trainer is not None
+    assert (spec.trainer.batch_tokens, spec.trainer.lr, spec.trainer.seq_len) == (2**19, 6e-4, 2048)
+
+
+def test_paths_of_the_file_start_at_its_folder_and_those_of_flags_at_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "mine.txt").write_text("x")
+    (tmp_path / "mine.txt").write_text("x")
+    monkeypatch.chdir(tmp_path / "here")
+    text = RUN.replace("steps: 300", "steps: 300\n  data: [mine.txt, python]")
+    for overrides, folder in ([], tmp_path), (["trainer.data=[mine.txt, python]"], tmp_path / "here"):
+        spec = resolved(tmp_path, text, *overrides).spec
+        assert spec.trainer is not None
+        assert spec.trainer.data == (str(folder / "mine.txt"), "python")
+
+
+def changed(old: str, new: str) -> str:
+    assert old in RUN
+    return RUN.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (changed("name: demo", "name: ../up"), "1:7: '../up' cannot be a name: at most 64 letters, digits, '.', '_' and '-', the first a letter or digit"),
+        (changed("name: demo", f"name: {'x' * 65}"), f"1:7: '{'x' * 65}' cannot be a name: at most 64 letters, digits, '.', '_' and '-', the first a letter or digit"),
+        (changed("name: demo\n", ""), "1:1: 'name' is missing"),
+        (changed("steps: 300", "stpes: 300"), "4:3: unknown key 'stpes' (did you mean 'steps'?)"),
+        (changed("size: tiny", "size: 126m"), "3:9: '126m' is not one of tiny, 8m, 125m, 350m, 760m, 1.3b, 2.7b, 6.7b, 13b, 30b, 66b, 175b (did you mean '125m'?)"),
+        (changed("steps: 300", "steps: 0"), "4:10: steps must be greater than 0, not 0"),
+        (changed("steps: 300", "steps: -5 steps"), "4:10: '-5 steps' is not a number of steps: write for example 25 steps"),
+        (changed("lr: 6.0e-4", "lr: -1e-4"), "7:7: lr must be greater than 0, not -0.0001"),
+        (changed("lr: 6.0e-4", "lr: .nan"), "7:7: lr must be a finite number, not nan"),
+        (changed("lr: 6.0e-4", "lr: fast"), "7:7: a number is expected, not 'fast'"),
+        (changed("lr: 6.0e-4", "dropout: 1"), "7:12: dropout must be less than 1, not 1"),
+        (changed("spares: 1", "spares: -1"), "10:48: spares must be at least 0, not -1"),
+        (changed("spares: 1", "silence: 2"), "10:49: 2 has no unit: write 2s, 2m or 2h"),
+        (changed("spares: 1", "silence: 0s"), "10:49: silence must be greater than 0, not '0s'"),
+        (changed("keep: 5", "keep: 0"), "9:39: keep must be greater than 0, not 0"),
+        (changed("keep: 5", "keep: five"), "9:39: a whole number is expected, not 'five'"),
+        (RUN + "notify: {a b: c}\n", "11:15: 'a b' cannot be a name: at most 64 letters, digits, '.', '_' and '-', the first a letter or digit"),
+        (RUN + "launch: {env: {A: 1}}\n", "11:19: a text is expected, not 1: put it in quotes"),
+        (RUN + "launch: {env: {1A: x}}\n", "11:20: '1A' cannot be the name of an environment variable"),
+        (RUN + "policy: []\n", "11:9: policy must not be empty"),
+        (RUN + "policy: default\n", "11:9: a list is expected, not 'default'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_shown_at_its_place(tmp_path: Path, text: str, expected: str) -> None:
+    assert mistakes(tmp_path, text) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (RUN + "command: [python, x.py]\n", "11:10: 'trainer' and 'command' exclude each other: write one of them"),
+        ("name: a\n", "1:1: nothing to train: 'trainer' or 'command' is missing"),
+        (changed("fsdp: 2", "fsdp: 4"), "8:13: fsdp 4 x tensor 2 is 8 ranks, but 2 nodes x 2 ranks are 4"),
+        (changed("batch_tokens: 8192", "batch_tokens: 8200"), "5:17: batch_tokens 8200 is not a multiple of 256, one sequence of 128 tokens for each of 2 fsdp ranks"),
+        (changed("lr: 6.0e-4", "micro_batch: 3"), "7:16: micro_batch 3 does not divide the 32 sequences a rank has in each step"),
+        (changed("fsdp: 2, tensor: 2", "fsdp: 1, tensor: 4"), "8:31: the 2 heads of tiny cannot be divided among 4 tensor-parallel ranks"),
+        (changed("spares: 1", "min_nodes: 3"), "10:51: min_nodes is 3, more than the 2 nodes of the run"),
+        (changed("spares: 1", "min_nodes: 1"), "10:51: going on with fewer nodes than 2 ('cluster.min_nodes') is not built yet"),
+        (changed("keep: 5", "keep_every: 60"), "9:45: keep_every 60 is not a multiple of every 25"),
+        (changed("probation: 20", "probation: 125"), "9:53: the 5 newest checkpoints reach back 125 steps: all are removed before their probation of 125 steps ends, and none is ever good"),
+        (changed("lr: 6.0e-4", "data: [gone.txt]"), "7:10: FOLDER/gone.txt: no such file"),
+        (changed("lr: 6.0e-4", "data: [empty.txt]"), "7:10: FOLDER/empty.txt: the file is empty"),
+        (changed("lr: 6.0e-4", "data: [python, nothing]"), "7:18: FOLDER/nothing: the folder holds no file"),
+        (RUN + "launch: {env: {RANK: '0'}}\n", "11:22: RANK is set by the launcher for each rank"),
+        (RUN + "launch: {env: {NOT_SET_X: from-env}}\n", "11:27: NOT_SET_X is to be taken from the environment, where it is not set"),
+        (RUN + "policy: [defualt]\n", "11:10: no shipped policy is called 'defualt' (did you mean 'default'?)"),
+        (RUN + "policy: [gone.yaml]\n", "11:10: FOLDER/gone.yaml: no such file"),
+        (RUN + "policy: [calls.yaml]\n", "8:17: channel 'oncall' is not in 'notify' of RUN.yaml"),
+        ("name: a\ncommand: [x]\npolicy: [goes_back.yaml]\n", "7:9: 'restart from last_good' of rule 'r' needs our own trainer, and the run is a command"),
+    ],
+)  # fmt: skip
+def test_values_that_do_not_fit_together_are_a_mistake(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "nothing").mkdir()
+    rule = "version: 1\nname: p\nrules:\n  - name: r\n    when: {non_finite: {}}\n    do:\n      - "
+    (tmp_path / "calls.yaml").write_text(rule.replace("{non", "\n      {non") + "notify: oncall\n")
+    (tmp_path / "goes_back.yaml").write_text(rule + "restart: {from: last_good}\n")
+    if "{fsdp: 1" in text:
+        text = text.replace("seq_len: 128", "seq_len: 256")
+    assert mistakes(tmp_path, text) == [expected.replace("FOLDER", str(tmp_path))]
+
+
+ASKED = {
+    "trainer.tokenizer": "gpt2", "trainer.dtype": "fp16", "trainer.checkpoint.memory": "{every: 5}",
+    "cluster.backend": "slurm", "launch.prefix": "[apptainer, exec]", "launch.setup": "[module load cuda]",
+    "launch.bind": "numa", "launch.mode": "per_node", "health.before_start": "standard", "health.every": "60s",
+    "access.group": "lab", "access.control": "true", "checkpoints": "{glob: x}", "telemetry": "{preset: nanogpt}",
+    "capabilities": "{skip: none}", "on_good_checkpoint": "{run: [x]}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", NOT_BUILT)
+def test_what_does_not_exist_yet_is_refused_by_name(tmp_path: Path, key: str) -> None:
+    (found,) = mistakes(tmp_path, RUN, f"{key}={ASKED[key]}")
+    assert found.startswith(f"--set {key}={ASKED[key]}: '{key}")
+    assert found.endswith("is not built yet")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("trainer.lr=fast", "a number is expected, not 'fast'"),
+        ("trainer.stpes=3", "unknown key 'stpes' (did you mean 'steps'?)"),
+        ("trainr.steps=3", "unknown key 'trainr' (did you mean 'trainer'?)"),
+        ("trainer.steps.x=3", "what comes before 'x' is not a section"),
+        ("trainer.lr", "write --set key.sub=value"),
+        ("=3", "write --set key.sub=value"),
+        ("trainer..lr=3", "write --set key.sub=value"),
+        ("trainer.data=[a", "not YAML: expected ',' or ']', but got '<stream end>' (while parsing a flow sequence)"),
+        ("cluster.nodes=3", "fsdp 2 x tensor 2 is 4 ranks, but 3 nodes x 2 ranks are 6"),
+    ],
+)
+def test_a_mistake_of_set_is_shown_at_the_flag(tmp_path: Path, override: str, expected: str) -> None:
+    (found,) = mistakes(tmp_path, RUN, override)
+    assert found.endswith(expected)
+    if "nodes" not in override:  # there the file's own section is as much to blame
+        assert found == f"--set {override}: {expected}"
+
+
+def test_a_mistake_of_a_flag_is_shown_at_the_flag(tmp_path: Path) -> None:
+    assert mistakes(tmp_path, RUN, spares=-1) == ["--spares -1: spares must be at least 0, not -1"]
+    assert mistakes(tmp_path, RUN, policy=["defualt"]) == [
+        "--policy defualt: no shipped policy is called 'defualt' (did you mean 'default'?)"
+    ]
+    assert mistakes(tmp_path, RUN, backend="slurm") == ["--backend slurm: 'cluster.backend: slurm' is not built yet"]
+
+
+def test_mistakes_of_shape_meaning_flags_and_policies_are_told_at_once(tmp_path: Path) -> None:
+    text = changed("seq_len: 128", "seq_len: 128\n  sede: 3") + "policy: [defualt]\nlaunch: {env: {RANK: '1'}}\n"
+    found = mistakes(tmp_path, text, "trainer.lr=x", spares=-2)
+    assert [one.split(": ")[0] for one in found] == ["7:3", "12:10", "13:22", "--set trainer.lr=x", "--spares -2"]
+
+
+def test_nothing_is_said_about_what_a_wrong_value_might_have_meant(tmp_path: Path) -> None:
+    assert len(mistakes(tmp_path, changed("nodes: 2", "nodes: two"))) == 1
+    assert len(mistakes(tmp_path, changed("batch_tokens: 8192", "batch_tokens: many"))) == 1
+
+
+def test_a_command_needs_no_trainer(tmp_path: Path) -> None:
+    run = resolved(tmp_path, "name: a\ncommand: [python, x.py, --lr, '1']\n")
+    assert run.spec.command == ("python", "x.py", "--lr", "1")
+    assert {rule.name: rule.mode for rule in run.policy.rules}["non-finite"] == "advise"
+
+
+def test_a_secret_from_the_environment_is_not_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", "s3cret")
+    run = resolved(tmp_path, RUN + "launch: {env: {MY_API_KEY: from-env}}\n")
+    assert "s3cret" not in dump_resolved(run)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_corpus_that_may_not_be_read(tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_text("x")
+    os.chmod(tmp_path / "c.txt", 0)
+    assert "permission denied" in mistakes(tmp_path, RUN, f"trainer.data=[{tmp_path}/c.txt]")[0]
+
+
+def test_every_size_has_heads_for_its_usual_tensor_parallel_degree() -> None:
+    assert all(size.heads % 2 == 0 and size.batch_tokens % size.seq_len == 0 for size in SIZES.values())
+
+
+# ---------------------------------------------------------------- small texts
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("10s", 10), ("1.5m", 90), ("6h", 21600), ("250ms", 0.25), ("1h30m", 5400), ("2d", 172800), ("3-00:00:00", 259200),
+     ("01:30:00", 5400), ("0s", 0)],
+)  # fmt: skip
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+    assert parse_duration(format_duration(seconds)) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10", "s", "10 parsecs", "-5s", "1:30", "5s5", 10, 1.5, None, True, [], "9" * 400 + "d"]
+)
+def test_what_is_no_duration(text: object) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_duration(text)
+
+
+def test_steps_spans_and_rates() -> None:
+    assert (parse_steps("25 steps"), parse_steps("1 step"), parse_steps(7)) == (25, 1, 7)
+    assert (str(parse_span("3 steps")), str(parse_span("90s"))) == ("3 steps", "90s")
+    assert (str(parse_rate("10 per run")), str(parse_rate("2 per 24h"))) == ("10 per run", "2 per 1d")
+    for parse, text in ((parse_steps, "25"), (parse_steps, True), (parse_span, 3), (parse_rate, "ten per run")):
+        with pytest.raises(ValueError, match="write"):
+            parse(text)

@@ -1,0 +1,271 @@
+"""Reading policies: what is refused, where, and in which words."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launcher.errors import ConfigError
+from policies.load import RunFacts, dump_policy, json_schema, load_policy, read_policy, shipped
+from policies.schema import Policy
+from policies.when import When
+
+HEAD = "version: 1\nname: mine\nrules:\n"
+GOOD = "  - name: r\n    when: {exit: {}}\n    do:\n      - {restart: {from: latest}}\n"
+
+
+def mistakes(folder: Path, text: str, facts: RunFacts | None = None) -> list[str]:
+    """`line:column: message` of every mistake in a policy file."""
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    try:
+        load_policy([str(path)], facts)
+    except ConfigError as error:
+        return [f"{one.line}:{one.column}: {one.message}" for one in error.mistakes]
+    return []
+
+
+def rule(when: str = "exit: {}", do: str = "{restart: {from: latest}}", more: str = "") -> str:
+    """A policy with one rule, `when` in line 5, `do` in line 7, more in line 8."""
+    return f"{HEAD}  - name: r\n    when: {{{when}}}\n    do:\n      - {do}\n{more}"
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_policy_loads_and_reads_back_from_a_run_folder(name: str, tmp_path: Path) -> None:
+    policy = load_policy([name], RunFacts())
+    path = tmp_path / "policy.yaml"
+    path.write_text(dump_policy(policy))
+    assert read_policy(path) == policy
+    assert policy.name == name
+    assert all(one.place.startswith(("infra.yaml:", "numerics.yaml:")) for one in policy.rules)
+
+
+def test_default_is_infra_and_numerics() -> None:
+    names = [one.name for name in ("infra", "numerics") for one in load_policy([name]).rules]
+    assert [one.name for one in load_policy(["default"]).rules] == names
+    assert load_policy(["infra", "numerics"]).rules == load_policy(["default"]).rules
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (rule(do="{restrat: {from: latest}}"), "7:10: unknown key 'restrat' (did you mean 'restart'?)"),
+        (rule(do="{restart: {form: latest}}"), "7:20: unknown key 'form' (did you mean 'from'?)"),
+        (rule(do="{restart: {}}"), "7:10: 'from' is missing"),
+        (rule("exti: {}"), "5:12: unknown key 'exti' (did you mean 'exit'?)"),
+        (rule("hang: {no_step: 5 x}"), "5:28: '5 x' is not a multiple of the usual step: write for example 5 x p99 or 8 x median"),
+        (rule("hang: {at_least: 60}"), "5:29: 60 has no unit: write 60s, 60m or 60h"),
+        (rule("hang: {phases: {sav: 5m}}"), "5:28: unknown key 'sav' (did you mean 'save'?)"),
+        (rule("exit: {}, node_lost: {}"), "5:11: 'when' needs exactly one detector, found exit, node_lost"),
+        (rule(""), "5:11: 'when' needs exactly one detector, found none"),
+        (rule("threshold: {metric: loss}"), "5:23: a threshold needs exactly one of 'above' and 'below'"),
+        (rule("threshold: {metric: loss, above: 1, below: 0}"), "5:23: a threshold needs exactly one of 'above' and 'below'"),
+        (rule("non_finite: {metrics: []}"), "5:34: metrics must not be empty"),
+        (rule("exit: {codes: [one]}"), "5:27: a whole number is expected, not 'one'"),
+        (rule(do="{restart: {from: latest}, times: 0}"), "7:42: times must be greater than 0, not 0"),
+        (rule(do="{restart: {from: latest}, times: -2}"), "7:42: times must be greater than 0, not -2"),
+        (rule(do="{stop: one, two}"), "7:21: unknown key 'two': quote the text if a comma belongs to it"),
+        (rule(more="    counts: no\n"), "8:13: true or false is expected, not 'no': write false"),
+        (rule(more="    mode: advice\n"), "8:11: 'advice' is not one of act, advise (did you mean 'advise'?)"),
+        (rule(more="    for: soon\n"), "8:10: 'soon' is not a duration: write for example 10s, 2m, 6h or 3-00:00:00"),
+        ("version: 2\nname: x\nrules:\n" + GOOD, "1:10: 2 is not one of 1"),
+        ("version: 1\nname: x\nrules: []\n", "0:0: the policy holds no rule"),
+        ("version: 1\nname: x\nbudget: {restarts: ten}\nrules:\n" + GOOD, "3:20: 'ten' is not a rate: write for example 10 per run or 2 per 24h"),
+        ("version: 1\nrules:\n" + GOOD, "1:1: 'name' is missing"),
+    ],
+)  # fmt: skip
+def test_a_wrong_word_is_shown_at_its_place(tmp_path: Path, text: str, expected: str) -> None:
+    assert mistakes(tmp_path, text) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (rule("hang: {}", more="    for: 3 steps\n"), "8:10: 'for' counts steps, but in a hang none are done: the rule can never fire"),
+        (rule(more="    for: 3s\n"), "8:10: 'for' has no meaning with 'exit': remove it"),
+        (rule("exit: {codes: [0]}"), "5:26: 0 is no failure, and 79 is handled always: the rule can never fire"),
+        (rule("exit: {codes: [300]}"), "5:26: exit codes go up to 255, and a signal is its number with a minus"),
+        (rule(do="{restart: {from: latest}, stop: x}"), "7:41: 'restart' and 'stop' in one rung contradict each other"),
+        (rule(do="{collect: [stacks]}"), "7:9: after 'exit' the run must be restarted, held or stopped: this rung does none of it"),
+        (rule(do="{}"), "7:9: a rung without an action"),
+        (rule(do="{save: now, restart: {from: latest}}"), "7:16: after 'exit' there is nothing left that could save"),
+        (rule(do="{restart: {from: latest}, per: 24h}"), "7:40: 'per' needs 'times': how often in that window?"),
+        (rule("node_lost: {}", "{restart: {from: latest}}\n      - {hold: {}}"), "8:9: rung 2 can never be reached: rung 1 has no 'times'"),
+        (rule("non_finite: {}", "{exclude: blamed, restart: {from: latest}}"), "7:19: 'non_finite' blames no node: nothing would be excluded"),
+        (rule(do="{exclude: failed, restart: {from: latest}}"), "7:19: 'exclude: failed' needs a 'check' in the same rung"),
+        (rule() + GOOD.replace("name: r", "name: s"), "9:11: the rule can never fire: rule 'r' before it takes every exit"),
+        (rule() + GOOD, "8:11: rule 'r' exists already (FILE:4): use 'override'"),
+    ],
+)  # fmt: skip
+def test_a_rule_that_cannot_do_its_work_is_a_mistake(tmp_path: Path, text: str, expected: str) -> None:
+    assert mistakes(tmp_path, text) == [expected.replace("FILE", str(tmp_path / "mine.yaml"))]
+
+
+UNBUILT_DETECTORS = {
+    "spike": "{window: 200 steps, above: 6 sigma, warmup: 500 steps}", "scale_collapse": "{below: 1.0, halvings: 8}",
+    "drift": "{}", "plateau": "{window: 5000 steps, less_than: 0.1 %}", "straggler": "{slower_than: 1.3 x median}",
+    "slow": "{}", "draining": "{}", "gpu_fault": "{xid: [48, 63-64]}", "storage_stall": "{at_least: 2m}",
+    "scheduler": "{states: [PREEMPTED]}", "time_left": "{below: 10m}", "disk": "{below: 5 %}", "sdc": "{every: 100 steps}",
+    "log": "{match: NaN, from: rank0}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNBUILT_DETECTORS)
+def test_a_detector_that_does_not_exist_yet_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    found = mistakes(tmp_path, rule(f"{name}: {UNBUILT_DETECTORS[name]}"))
+    assert found == [f"5:{14 + len(name)}: detector '{name}' of rule 'r' is not built yet"]
+
+
+def test_every_detector_is_either_built_or_refused() -> None:
+    built = {"exit", "node_lost", "hang", "non_finite", "threshold"}
+    assert built | set(UNBUILT_DETECTORS) == set(When.model_fields)
+
+
+@pytest.mark.parametrize(
+    "action",
+    ["check: fast", "replace: blamed", "shrink: true", "set: {lr: x0.9}", "skip: 64 batches", "run: [a]"],
+)
+def test_an_action_that_does_not_exist_yet_is_refused_by_name(tmp_path: Path, action: str) -> None:
+    (found,) = mistakes(tmp_path, rule(do=f"{{restart: {{from: latest}}, {action}}}"))
+    assert f"action '{action.split(':')[0]}' of rule 'r' is not built yet" in found
+    assert found.startswith("7:")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (rule(more="    mode: {ask: 30m, else: act}\n"), "8:11: mode 'ask' of rule 'r' is not built yet"),
+        (rule(do="{hold: {retry: every 10m}}"), "7:16: to retry a hold (rule 'r') is not built yet"),
+        ("version: 1\nname: m\nquiet: {after: [resume], for: 9 steps}\nrules:\n" + GOOD, "3:8: 'quiet' is not built yet"),
+        ("version: 1\nname: m\nbudget: {lost_time: 20 % per 24h}\nrules:\n" + GOOD, "3:21: budget 'lost_time' is not built yet"),
+    ],
+)  # fmt: skip
+def test_other_grammar_that_does_not_exist_yet_is_refused_by_name(tmp_path: Path, text: str, expected: str) -> None:
+    assert mistakes(tmp_path, text) == [expected]
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    text = (
+        rule("hagn: {}", "{stpo: x}") + GOOD + "    cooldwn: 3s\n" + "  - name: t\n    when: {drift: {}}\n    do: []\n"
+    )
+    found = mistakes(tmp_path, text)
+    assert [one.split(":")[0] for one in found] == ["5", "7", "12", "15"]
+
+
+def test_the_message_shows_the_line_and_marks_the_word(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(rule(do="{restart: {from: latest}, tims: 3}"))
+    with pytest.raises(ConfigError) as caught:
+        load_policy([str(path)])
+    assert str(caught.value) == (
+        f"{path}:7:35: unknown key 'tims' (did you mean 'times'?)\n"
+        "    7 |       - {restart: {from: latest}, tims: 3}\n"
+        "      |                                   ^^^^\n"
+        f"1 mistake in {path}"
+    )
+
+
+# ---------------------------------------------------------------- include, override, several
+
+
+def including(folder: Path, text: str) -> Path:
+    path = folder / "outer.yaml"
+    path.write_text("version: 1\nname: outer\n" + text)
+    return path
+
+
+def test_an_override_changes_only_what_it_names(tmp_path: Path) -> None:
+    path = including(tmp_path, "include: [infra]\noverride:\n  hang: {mode: advise, cooldown: 1h}\n")
+    before = {one.name: one for one in load_policy(["infra"]).rules}
+    after = {one.name: one for one in load_policy([str(path)]).rules}
+    assert after["hang"].mode == "advise"
+    assert after["hang"].do == before["hang"].do
+    assert {**after, "hang": None} == {**before, "hang": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("include: [infra]\noverride:\n  hnag: {mode: act}\n", "5:3: there is no rule 'hnag' to override (did you mean 'hang'?)"),
+        ("include: [infra]\noverride:\n  hang: {for: 2 steps}\n", "5:15: 'for' counts steps, but in a hang none are done: the rule can never fire"),
+        ("include: [infra]\noverride:\n  hang: {modus: act}\n", "5:10: unknown key 'modus' (did you mean 'mode'?)"),
+        ("include: [infar]\n", "3:11: no shipped policy is called 'infar' (did you mean 'infra'?)"),
+        ("include: [gone.yaml]\n", "3:11: FOLDER/gone.yaml: no such file"),
+        ("include: [default]\n", "8:10: an included policy cannot include others: name them in the outer one"),
+    ],
+)  # fmt: skip
+def test_mistakes_of_include_and_override_have_their_place(tmp_path: Path, text: str, expected: str) -> None:
+    path = including(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_policy([str(path)])
+    first = caught.value.mistakes[0]
+    assert f"{first.line}:{first.column}: {first.message}" == expected.replace("FOLDER", str(tmp_path))
+
+
+def test_files_are_concatenated_and_later_settings_win(tmp_path: Path) -> None:
+    path = including(tmp_path, "budget: {no_progress: 7}\nrules:\n" + GOOD.replace("exit: {}", "non_finite: {}"))
+    policy = load_policy(["infra", str(path)])
+    assert [one.name for one in policy.rules][-1] == "r"
+    assert (policy.budget.no_progress, policy.budget.restarts.times, policy.name) == (7, 10, "infra+outer")
+
+
+def test_a_later_file_may_override_an_earlier_one(tmp_path: Path) -> None:
+    path = including(tmp_path, "override:\n  hang: {mode: advise}\n")
+    assert {one.name: one.mode for one in load_policy(["infra", str(path)]).rules}["hang"] == "advise"
+
+
+def test_the_mode_of_a_file_is_the_default_of_its_rules(tmp_path: Path) -> None:
+    path = including(tmp_path, "mode: advise\ninclude: [infra]\noverride:\n  hang: {mode: act}\n")
+    modes = {one.name: one.mode for one in load_policy([str(path)]).rules}
+    assert modes == {"user-error": "advise", "rank-exit": "advise", "node-failure": "advise", "hang": "act"}
+
+
+@pytest.mark.parametrize("name", ["infar", "no/such.yaml", ""])
+def test_a_policy_that_cannot_be_found_is_a_mistake(name: str) -> None:
+    with pytest.raises(ConfigError):
+        load_policy([name])
+
+
+# ---------------------------------------------------------------- the run it is for
+
+
+def test_a_channel_must_be_known_to_the_run(tmp_path: Path) -> None:
+    text = rule(do="{hold: {}, notify: oncal}")
+    assert mistakes(tmp_path, text, RunFacts(channels=frozenset({"oncall"}))) == [
+        "7:28: channel 'oncal' is not in 'notify' of RUN.yaml (known: oncall)"
+    ]
+    assert mistakes(tmp_path, text) == []
+
+
+def test_shipped_numerics_only_advise_for_a_command() -> None:
+    modes = {one.name: one.mode for one in load_policy(["default"], RunFacts(own_trainer=False)).rules}
+    assert modes["non-finite"] == "advise"
+    assert modes["rank-exit"] == "act"
+
+
+def test_a_rule_that_needs_our_trainer_is_a_mistake_for_a_command(tmp_path: Path) -> None:
+    text = rule("non_finite: {}", "{restart: {from: last_good}}")
+    assert mistakes(tmp_path, text, RunFacts(own_trainer=False)) == [
+        "7:9: 'restart from last_good' of rule 'r' needs our own trainer, and the run is a command"
+    ]
+
+
+def test_the_first_step_limit_comes_from_the_run_unless_the_rule_has_one() -> None:
+    hang = load_policy(["infra"], RunFacts(first_step_s=77.0)).rules[-1].when.hang
+    assert hang is not None
+    assert hang.first_step == 77.0
+
+
+# ---------------------------------------------------------------- schema
+
+
+def test_the_json_schema_is_draft_7_and_knows_every_word() -> None:
+    schema = json_schema()
+    text = json.dumps(schema)
+    assert schema["$schema"] == "http://json-schema.org/draft-07/schema#"
+    assert "$defs" not in text
+    assert "prefixItems" not in text
+    assert set(schema["properties"]) == set(Policy.model_fields)
+    assert set(schema["definitions"]["When"]["properties"]) == set(When.model_fields)
+    assert {"for", "do", "when"} <= set(schema["definitions"]["Rule"]["properties"])
+    assert "place" not in schema["definitions"]["Rule"]["properties"]
