@@ -183,7 +183,9 @@ def _answer(policy: Policy, rule: Rule, state: EngineState, event: Event, findin
         rung = 0 if index is None else index + 1
         return _decided(state, event, finding, rule.name, actions, rung=rung, counts=False, mode="advise")
     if index is None:
-        return _hold(state, event, finding, rule.name, why_not)
+        # A ladder that only tells people something never holds the run.
+        ends = any(ENDS & rung.actions.keys() for rung in rule.do)
+        return _hold(state, event, finding, rule.name, why_not) if ends else (state, ())
     delay_s = 0.0
     if "restart" in actions:
         charge = charged(policy, rule, state, finding)

@@ -167,7 +167,7 @@ def _(event: AttemptStarted, state: EngineState) -> EngineState:
         committed_before=max(state.best_committed, restored),
     )
     commands = {key: verb for key, verb in state.commands.items() if verb != "pause"}
-    return replace(state, attempt=attempt, pending=None, stopped=None, streaks={}, commands=commands)
+    return replace(state, attempt=attempt, pending=None, is_held=False, stopped=None, streaks={}, commands=commands)
 
 
 @_observe.register

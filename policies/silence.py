@@ -99,7 +99,9 @@ def _lost_at(state: EngineState, attempt: Attempt, node: str, detector: NodeLost
     if state.stopped and state.stopped.proof:
         return max(state.stopped.at, since + _proof_s(state, state.stopped)), "silent, and steps have stopped"
     if state.stopped or not attempt.has_stepped:
-        return since + detector.unproven, f"silent for {detector.unproven:g} s"
+        # As long as steps went on, the node was alive, however long it had been silent.
+        alone = max(since, state.stopped.since) if state.stopped else since
+        return alone + detector.unproven, f"silent for {detector.unproven:g} s where no step could prove it alive"
     return None, ""
 
 

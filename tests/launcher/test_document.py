@@ -1,5 +1,7 @@
 """YAML with positions: what values become, and what is refused where."""
 
+# ruff: noqa: E501  messages are compared whole
+import contextlib
 import math
 import os
 from pathlib import Path
@@ -90,10 +92,9 @@ def test_nesting_without_end_is_refused(opening: str) -> None:
     "text", ["a: [1, 2\n", "a: 'open\n", "a: {b\n", "%bad\n", "a: @x\n", "a: |\n b\n  c\n d: [\nx", "*a\n"]
 )
 def test_broken_notation_is_a_mistake_with_a_place(text: str) -> None:
-    try:
+    with pytest.raises(ConfigError) as caught:
         document(text)
-    except ConfigError as error:
-        assert all(one.line > 0 for one in error.mistakes)
+    assert all(one.line > 0 for one in caught.value.mistakes)
 
 
 def test_all_doubled_keys_are_told_at_once() -> None:
@@ -109,10 +110,8 @@ def test_a_byte_order_mark_and_windows_line_ends_are_fine() -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.one_of(st.binary(max_size=80), st.text("ab:-[]{}&*!|>'\"#%@ \n\t?,0", max_size=60).map(str.encode)))
 def test_any_bytes_are_a_document_or_a_config_error(content: bytes) -> None:
-    try:
+    with contextlib.suppress(ConfigError):
         assert isinstance(parse_document(content, "f").value, dict)
-    except ConfigError as error:
-        assert str(error)
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:

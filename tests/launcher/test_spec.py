@@ -1,5 +1,6 @@
 """RUN.yaml: what is refused, what wins, and where each value came from."""
 
+# ruff: noqa: E501  messages are compared whole
 import os
 from pathlib import Path
 from typing import Any

@@ -196,6 +196,20 @@ def test_without_proof_silence_loses_a_node_after_a_minute(default: Policy, wher
     assert (decision.detector, decision.at) == ("node_lost", silent_at + 60)
 
 
+def test_a_save_after_a_long_silence_gives_the_node_its_minute(story: Story) -> None:
+    story.silent("n1")
+    story.steps(100)
+    since = story.at
+    story.stopped(since, proof=False)
+    story.wait(30)
+    story.moving()
+    assert story.steps(5) == []
+    stopped_again = story.at
+    story.stopped(stopped_again, proof=False)
+    (decision,) = story.wait(100)
+    assert decision.at == stopped_again + 60
+
+
 def test_a_node_that_comes_back_is_not_lost(default: Policy) -> None:
     story = Story(default)
     story.start()
@@ -289,7 +303,7 @@ def test_a_new_supervisor_counts_silence_anew(default: Policy) -> None:
 def test_a_hang_is_found_at_its_limit_and_counts_from_the_stop(story: Story) -> None:
     since = story.at
     story.at += 3
-    assert story.stopped(since, places={r: (30, 7) for r in range(4)}) == []
+    assert story.stopped(since, places=dict.fromkeys(range(4), (30, 7))) == []
     assert story.deadline == since + 120
     (decision,) = story.wait(300)
     assert (decision.rule, decision.at, decision.blame, decision.onset_at) == (

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from story import NAN, Story, ending, policy_of, reason
 
-from launcher.events import Decision, StepDone
+from launcher.events import Decision, RunHeld, StepDone
 from policies.load import load_policy
 
 RESTART = "restart: {from: latest}"
@@ -294,6 +294,22 @@ def test_in_its_cooldown_a_rule_is_silent(tmp_path: Path, cooldown: str, quiet_s
     assert len(first) == 1
     assert story.steps(quiet_steps - 2, loss=10) == []
     assert len(story.steps(1, loss=10)) == 1
+
+
+def test_a_ladder_that_only_tells_never_holds_the_run(tmp_path: Path) -> None:
+    text = rule("threshold: {metric: loss, above: 9}", "notify: me, times: 1")
+    story = Story(policy_of(tmp_path, f"rules:{text}")).training()
+    for expected in (1, 0, 0):
+        assert len(story.steps(1, loss=10)) == expected
+        story.steps(1)
+
+
+def test_an_attempt_that_starts_ends_a_hold(tmp_path: Path) -> None:
+    story = Story(policy_of(tmp_path, f"rules:{rule('exit: {}', 'hold: {}')}")).training()
+    story.exits(0, -9)
+    story.tell(RunHeld(at=story.at, reason="x"))
+    story.training()
+    assert len(story.exits(0, -9)) == 1
 
 
 def test_advice_changes_nothing_and_is_given_once(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Reading policies: what is refused, where, and in which words."""
 
+# ruff: noqa: E501  messages are compared whole
 import json
 from pathlib import Path
 
 import pytest
 
 from launcher.errors import ConfigError
-from policies.load import RunFacts, dump_policy, json_schema, load_policy, read_policy, shipped
+from policies.load import FOLDER, RunFacts, dump_policy, json_schema, load_policy, read_policy, shipped
 from policies.schema import Policy
 from policies.when import When
 
@@ -127,7 +128,7 @@ def test_every_detector_is_either_built_or_refused() -> None:
 )
 def test_an_action_that_does_not_exist_yet_is_refused_by_name(tmp_path: Path, action: str) -> None:
     (found,) = mistakes(tmp_path, rule(do=f"{{restart: {{from: latest}}, {action}}}"))
-    assert f"action '{action.split(':')[0]}' of rule 'r' is not built yet" in found
+    assert f"action '{action.partition(':')[0]}' of rule 'r' is not built yet" in found
     assert found.startswith("7:")
 
 
@@ -149,7 +150,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         rule("hagn: {}", "{stpo: x}") + GOOD + "    cooldwn: 3s\n" + "  - name: t\n    when: {drift: {}}\n    do: []\n"
     )
     found = mistakes(tmp_path, text)
-    assert [one.split(":")[0] for one in found] == ["5", "7", "12", "15"]
+    assert [one.partition(":")[0] for one in found] == ["5", "7", "12", "15"]
 
 
 def test_the_message_shows_the_line_and_marks_the_word(tmp_path: Path) -> None:
@@ -257,6 +258,10 @@ def test_the_first_step_limit_comes_from_the_run_unless_the_rule_has_one() -> No
 
 
 # ---------------------------------------------------------------- schema
+
+
+def test_the_schema_beside_the_policies_is_the_generated_one() -> None:
+    assert json.loads((FOLDER / "policy.schema.json").read_text()) == json_schema()
 
 
 def test_the_json_schema_is_draft_7_and_knows_every_word() -> None:
