@@ -6,9 +6,9 @@ said about a value whose own mistake is already known.
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from launcher.sections import SIZES, RunSpec, Trainer
 
@@ -24,6 +24,7 @@ OWN_VARIABLES = frozenset(
 
 # Grammar whose deeds do not exist yet: the key, and the values that ask for nothing.
 NOT_BUILT: dict[str, tuple[object, ...]] = {
+    "trainer.size": tuple(size for size in SIZES if size != "760m"),
     "trainer.tokenizer": ("bytes",),
     "trainer.dtype": ("fp32", "bf16"),
     "trainer.checkpoint.memory": (None, False),
@@ -137,25 +138,25 @@ def _checkpoints(trainer: Trainer) -> Iterator[Problem]:
 
 def _corpus(trainer: Trainer) -> Iterator[Problem]:
     for index, item in enumerate(trainer.data):
-        if item != "python" and (reason := _why_no_corpus(Path(item))):
+        if item != "python" and (reason := _why_no_corpus(item)):
             yield f"{item}: {reason}", (f"trainer.data.{index}",)
 
 
-def _why_no_corpus(path: Path) -> str:
-    """Why a file, or a folder of files, cannot be trained on; empty when it can."""
-    try:
-        if path.is_dir():
-            if not os.access(path, os.R_OK | os.X_OK):
-                return "may not be read: permission denied"
-            return "" if any(file.is_file() for file in path.rglob("*")) else "the folder holds no file"
-        with path.open("rb") as file:
-            return "" if file.read(1) else "the file is empty"
-    except FileNotFoundError:
-        return "no such file"
-    except PermissionError:
-        return "may not be read: permission denied"
-    except (OSError, ValueError) as error:
-        return f"cannot be read: {error}"
+def _why_no_corpus(pattern: str) -> str:
+    """Why a path or glob names nothing to train on; empty when it does."""
+    if "\0" in pattern:
+        return "no file can have this name"
+    named = glob.glob(pattern, recursive=True)
+    files = [path for path in named if os.path.isfile(path)]
+    if not files and not named:
+        return "no such file" if pattern == glob.escape(pattern) else "matches no file"
+    if not files:
+        return "is a folder: write FOLDER/** for the files in it"
+    if locked := next((path for path in files if not os.access(path, os.R_OK)), None):
+        return "may not be read: permission denied" if locked == pattern else f"{locked} may not be read"
+    if not any(os.path.getsize(path) for path in files):
+        return "the file is empty" if files == [pattern] else "all its files are empty"
+    return ""
 
 
 def _environment(spec: RunSpec, environment: Mapping[str, str]) -> Iterator[Problem]:

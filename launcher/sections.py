@@ -92,7 +92,10 @@ class Checkpoint(Section):
 
 
 class Trainer(Section):
-    """Our own trainer. `batch_tokens` is the global batch; `micro_batch` sequences go through a rank at once."""
+    """Our own trainer. `data`: text files or globs, or the word python for the standard library's sources.
+
+    `batch_tokens` is the global batch; `micro_batch` sequences go through a rank at once.
+    """
 
     size: Size
     data: Annotated[Texts, Field(min_length=1)] = ("python",)
@@ -105,7 +108,7 @@ class Trainer(Section):
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     warmup_tokens: Annotated[int, Field(ge=0)] = 0
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
-    clip: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     dropout: Fraction = 0.1
     attention_dropout: Fraction = 0.1
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1

@@ -144,7 +144,10 @@ def _with_absolute_paths(values: Any, asked: Sequence[_Override], folder: Path) 
         if not isinstance(given, list):
             continue
         base = Path.cwd() if _override_of(asked, path) else folder.absolute()
-        full = [str(base / item) if isinstance(item, str) and item and is_path(item) else item for item in given]
+        full = [
+            str(base / Path(item).expanduser()) if isinstance(item, str) and item and is_path(item) else item
+            for item in given
+        ]
         values, _ = _with_value(values, path, full)
     return values
 

@@ -142,7 +142,7 @@ def _text(example: str, *, number: bool = False) -> WithJsonSchema:
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(format_duration), _text("10s")]
-Steps = Annotated[int, BeforeValidator(parse_steps), PlainSerializer(format_steps), _text("25 steps", number=True)]
+Steps = Annotated[int, BeforeValidator(parse_steps), _text("25 steps", number=True)]
 SpanText = Annotated[Span, BeforeValidator(parse_span), PlainSerializer(str), _text("3 steps")]
 RateText = Annotated[Rate, BeforeValidator(parse_rate), PlainSerializer(str), _text("10 per run")]
 WindowText = Annotated[

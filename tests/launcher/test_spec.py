@@ -11,6 +11,8 @@ from launcher.errors import ConfigError
 from launcher.preflight import NOT_BUILT
 from launcher.sections import SIZES
 from launcher.spec import ResolvedSpec, dump_resolved, load_spec, read_resolved
+from model.config import SIZES as MODEL_SIZES
+from model.config import TrainerConfig
 from policies.units import format_duration, parse_duration, parse_rate, parse_span, parse_steps
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -155,8 +157,9 @@ def test_a_wrong_value_is_shown_at_its_place(tmp_path: Path, text: str, expected
         (changed("keep: 5", "keep_every: 60"), "9:45: keep_every 60 is not a multiple of every 25"),
         (changed("probation: 20", "probation: 125"), "9:53: the 5 newest checkpoints reach back 125 steps: all are removed before their probation of 125 steps ends, and none is ever good"),
         (changed("lr: 6.0e-4", "data: [gone.txt]"), "7:10: FOLDER/gone.txt: no such file"),
+        (changed("lr: 6.0e-4", "data: ['*.txt', 'gone/*']"), "7:19: FOLDER/gone/*: matches no file"),
         (changed("lr: 6.0e-4", "data: [empty.txt]"), "7:10: FOLDER/empty.txt: the file is empty"),
-        (changed("lr: 6.0e-4", "data: [python, nothing]"), "7:18: FOLDER/nothing: the folder holds no file"),
+        (changed("lr: 6.0e-4", "data: [python, nothing]"), "7:18: FOLDER/nothing: is a folder: write FOLDER/** for the files in it"),
         (RUN + "launch: {env: {RANK: '0'}}\n", "11:22: RANK is set by the launcher for each rank"),
         (RUN + "launch: {env: {NOT_SET_X: from-env}}\n", "11:27: NOT_SET_X is to be taken from the environment, where it is not set"),
         (RUN + "policy: [defualt]\n", "11:10: no shipped policy is called 'defualt' (did you mean 'default'?)"),
@@ -167,16 +170,18 @@ def test_a_wrong_value_is_shown_at_its_place(tmp_path: Path, text: str, expected
 )  # fmt: skip
 def test_values_that_do_not_fit_together_are_a_mistake(tmp_path: Path, text: str, expected: str) -> None:
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "some.txt").write_text("x")
     (tmp_path / "nothing").mkdir()
     rule = "version: 1\nname: p\nrules:\n  - name: r\n    when: {non_finite: {}}\n    do:\n      - "
     (tmp_path / "calls.yaml").write_text(rule.replace("{non", "\n      {non") + "notify: oncall\n")
     (tmp_path / "goes_back.yaml").write_text(rule + "restart: {from: last_good}\n")
     if "{fsdp: 1" in text:
         text = text.replace("seq_len: 128", "seq_len: 256")
-    assert mistakes(tmp_path, text) == [expected.replace("FOLDER", str(tmp_path))]
+    assert mistakes(tmp_path, text) == [expected.replace("FOLDER", str(tmp_path), 1)]
 
 
 ASKED = {
+    "trainer.size": "760m",
     "trainer.tokenizer": "gpt2", "trainer.dtype": "fp16", "trainer.checkpoint.memory": "{every: 5}",
     "cluster.backend": "slurm", "launch.prefix": "[apptainer, exec]", "launch.setup": "[module load cuda]",
     "launch.bind": "numa", "launch.mode": "per_node", "health.before_start": "standard", "health.every": "60s",
@@ -249,6 +254,17 @@ def test_a_corpus_that_may_not_be_read(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text("x")
     os.chmod(tmp_path / "c.txt", 0)
     assert "permission denied" in mistakes(tmp_path, RUN, f"trainer.data=[{tmp_path}/c.txt]")[0]
+
+
+def test_the_trainer_takes_what_the_spec_resolves_to(tmp_path: Path) -> None:
+    trainer = resolved(tmp_path).spec.trainer
+    assert trainer is not None
+    config = TrainerConfig.from_mapping(trainer.model_dump(exclude_none=True))
+    assert (config.steps, config.save_every, config.fsdp, config.tensor, config.lr) == (300, 25, 2, 2, 6e-4)
+
+
+def test_the_spec_and_the_trainer_agree_on_heads() -> None:
+    assert {size: SIZES[size].heads for size in MODEL_SIZES} == {size: one.heads for size, one in MODEL_SIZES.items()}
 
 
 def test_every_size_has_heads_for_its_usual_tensor_parallel_degree() -> None:
