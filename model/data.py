@@ -80,19 +80,20 @@ def split(documents: Sequence[Document], held_out: float) -> tuple[list[Document
 class Corpus:
     """Documents as one stream of byte tokens, cut into sequences."""
 
-    def __init__(self, documents: Sequence[Document], seq_len: int) -> None:
+    def __init__(self, documents: Sequence[Document], seq_len: int, *, may_be_empty: bool = False) -> None:
+        """Raises ValueError where the documents make less than one sequence, unless that `may_be_empty`."""
         self.documents = list(documents)
         self.seq_len = seq_len
         self._starts = [0, *accumulate(document.length + 1 for document in documents)]
         self.sequences = max(0, self._starts[-1] - 1) // seq_len
-        if documents and not self.sequences:
+        if not self.sequences and not may_be_empty:
             raise ValueError(
                 f"data: {self._starts[-1]} tokens in {len(documents)} files are less than one sequence of {seq_len}; "
                 "name more files or a smaller seq_len"
             )
         names = "\0".join(f"{os.path.basename(d.path)}:{d.start}:{d.length}" for d in documents)
         # Folders are left out: the same files elsewhere are the same corpus.
-        self.fingerprint = xxhash.xxh3_64_hexdigest(names.encode())
+        self.fingerprint = xxhash.xxh3_64_intdigest(names.encode()) >> 1  # below 2^63
 
     def sequence(self, index: int) -> torch.Tensor:
         """Tokens [seq_len + 1] int64 of one sequence. Raises OSError where its files cannot be read."""

@@ -62,6 +62,13 @@ def join(config: TrainerConfig, env: Mapping[str, str]) -> World:
     return World(mesh, device, dist.get_rank(), mesh.get_local_rank("fsdp"), mesh.get_local_rank("tensor"))
 
 
+def agree(number: int, world: World) -> bool:
+    """Whether all ranks hold the same number, less than 2^63. A collective."""
+    least = torch.tensor([number, -number], dtype=torch.int64, device=world.device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return least[0].item() == -least[1].item()
+
+
 def leave() -> None:
     """Leave the process group. Only after a run that went well: with peers missing this could wait for them."""
     dist.destroy_process_group()

@@ -42,7 +42,11 @@ class Trainer:
         self.config, self.world, self.reporter = config, world, reporter
         train, held_out = split(find_documents(config.data), config.held_out)
         self.corpus = Corpus(train, config.seq_len)
-        self.held_out = Corpus(held_out, config.seq_len)
+        self.held_out = Corpus(held_out, config.seq_len, may_be_empty=True)
+        if not parallel.agree(self.corpus.fingerprint, world):
+            raise ValueError(
+                f"data: {len(train)} files here, other files on other ranks; give all nodes the same files"
+            )
         self.model = parallel.build(config, world)
         self.optimizer = Optimizer(self.model, config)
         self.tensors = self.optimizer.tensors()
@@ -191,7 +195,7 @@ def main(env: Mapping[str, str]) -> int:
 
 
 def _run(env: Mapping[str, str], reporter: Reporter) -> int:
-    config = TrainerConfig.from_mapping(json.loads(Path(env["OPT_LAUNCH_TRAINER"]).read_bytes()))
+    config = TrainerConfig.from_mapping(_settings(Path(env["OPT_LAUNCH_TRAINER"])))
     parallel.be_deterministic()
     world = parallel.join(config, env)
     root = Path(env["OPT_LAUNCH_CHECKPOINTS"])
@@ -220,6 +224,18 @@ def _run(env: Mapping[str, str], reporter: Reporter) -> int:
             reporter.done(trainer.step, digest, **result)
     parallel.leave()
     return 0
+
+
+def _settings(path: Path) -> Mapping[str, Any]:
+    """The `trainer:` section, from a JSON or YAML file that holds it alone or among others."""
+    text = path.read_text()
+    try:
+        settings = json.loads(text)
+    except ValueError:
+        settings = yaml.safe_load(text)
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{path}: expected a mapping of the trainer's settings")
+    return settings.get("trainer", settings)
 
 
 def _loop(trainer: Trainer, saver: Saver) -> bool:
@@ -252,12 +268,8 @@ def _torchrun() -> int:
     parser.add_argument("--config", type=Path, required=True, help="YAML or JSON: the `trainer:` section of a RUN.yaml")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints; training resumes from there")
     arguments = parser.parse_args()
-    settings = yaml.safe_load(arguments.config.read_text())
-    settings = settings.get("trainer", settings)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    trainer = arguments.out / f"trainer.{os.environ['RANK']}.json"
-    trainer.write_text(json.dumps(settings))
-    return main({**os.environ, "OPT_LAUNCH_TRAINER": str(trainer), "OPT_LAUNCH_CHECKPOINTS": str(arguments.out)})
+    paths = {"OPT_LAUNCH_TRAINER": str(arguments.config), "OPT_LAUNCH_CHECKPOINTS": str(arguments.out)}
+    return main({**os.environ, **paths})
 
 
 if __name__ == "__main__":

@@ -118,6 +118,7 @@ def test_less_than_one_sequence_is_an_error(tmp_path):
     (tmp_path / "short").write_text("abc")
     with pytest.raises(ValueError, match="less than one sequence"):
         Corpus(find_documents([str(tmp_path / "short")]), 100)
+    assert Corpus([], 100, may_be_empty=True).sequences == 0
 
 
 def test_a_file_cut_short_during_the_run_is_an_error(tmp_path):

@@ -1,5 +1,6 @@
 """The whole loop on four gloo ranks (2 x 2), under a fake agent and under plain torchrun."""
 
+import json
 import os
 import signal
 import subprocess
@@ -86,6 +87,19 @@ def test_a_mistake_in_the_settings_is_reported_with_all_its_parts(training: Trai
     message = agent.of("error")[0]["message"]
     assert "enormous" in message
     assert "dropout" in message
+
+
+def test_ranks_that_see_different_files_stop_before_the_first_step(training: Training, tmp_path):
+    (tmp_path / "one.txt").write_text("a single file, on one node only\n" * 100)
+    environments = []
+    for rank in range(4):
+        data = str(tmp_path / "one.txt") if rank == 3 else str(training.text / "*.txt")
+        (tmp_path / f"{rank}.json").write_text(json.dumps(TRAINER | {"data": data}))
+        paths = {"OPT_LAUNCH_TRAINER": str(tmp_path / f"{rank}.json"), "OPT_LAUNCH_CHECKPOINTS": str(tmp_path)}
+        environments.append(paths)
+    training.ranks.start("model.train:main", environments, tmp_path)
+    assert training.ranks.wait() == [1, 1, 1, 1]
+    assert "give all nodes the same files" in (tmp_path / "rank0.log").read_text()
 
 
 def test_settings_that_the_checkpoint_cannot_continue_stop_the_attempt_and_others_do_not(training: Training):
