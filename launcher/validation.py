@@ -176,7 +176,7 @@ def _meant(key: str, known: list[str], given: object) -> str:
     # In {stop: one, two} the comma makes 'two' a key without a value.
     if given is None:
         return ": quote the text if a comma belongs to it"
-    return f" (known here: {', '.join(known)})" if 0 < len(known) <= 12 else ""
+    return f" (known here: {', '.join(known)})" if 0 < len(known) <= 16 else ""
 
 
 def _literals(expected: str) -> list[str]:

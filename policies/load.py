@@ -17,7 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from launcher.document import Document, Path_, read_document
 from launcher.errors import ConfigError, Mistake
 from launcher.validation import did_you_mean, validated
-from policies.meaning import RunFacts, needs_our_trainer, policy_flaws, rule_flaws
+from policies.meaning import RunFacts, needs_our_trainer, not_built, policy_flaws, rule_flaws
 from policies.schema import Budget, Mode, Policy, Rule
 
 __all__ = ["RunFacts", "Source", "dump_policy", "json_schema", "load_policy", "read_policies", "read_policy", "shipped"]
@@ -80,11 +80,12 @@ def read_policies(sources: Sequence[Source], facts: RunFacts | None = None) -> t
     if facts:
         written = [_fit(one, facts) for one in written]
     for index, one in enumerate(written):
-        if not one.flawed:
-            before = [other.rule for other in written[:index]]
-            collected.mistakes += [one.mistake(*flaw) for flaw in rule_flaws(one.rule, before, facts)]
+        before = [other.rule for other in written[:index]]
+        flaws = not_built(one.rule) if one.flawed else rule_flaws(one.rule, before, facts)
+        # Rungs of a rule that could not be read whole may have moved.
+        collected.mistakes += [one.mistake(*flaw) for flaw in flaws if not one.flawed or flaw[0][0] != "do"]
     if collected.mistakes:
-        return None, [*dict.fromkeys(collected.mistakes)]
+        return None, sorted({*collected.mistakes}, key=lambda one: (one.where, one.line, one.column))
     body: dict[str, Any] = {"version": 1, "name": "+".join(collected.names)}
     policy = Policy.model_validate(body | {"rules": []})
     return policy.model_copy(update={"rules": tuple(one.rule for one in written), **collected.settings}), []

@@ -43,7 +43,7 @@ def policy_flaws(policy: Policy) -> Iterator[Flaw]:
 
 def rule_flaws(rule: Rule, before: Sequence[Rule], facts: RunFacts | None) -> Iterator[Flaw]:
     """Everything wrong with one rule, given those before it."""
-    unbuilt = [*_unbuilt(rule)]
+    unbuilt = [*not_built(rule)]
     yield from unbuilt
     if not unbuilt:
         yield from _never(rule, before)
@@ -54,7 +54,8 @@ def rule_flaws(rule: Rule, before: Sequence[Rule], facts: RunFacts | None) -> It
         yield from _unfit(rule, facts)
 
 
-def _unbuilt(rule: Rule) -> Iterator[Flaw]:
+def not_built(rule: Rule) -> Iterator[Flaw]:
+    """What a rule asks for that does not exist yet."""
     detector = rule.when.detector
     if f"detector {detector}" not in BUILT:
         yield ("when", detector), f"detector '{detector}' of rule '{rule.name}' is not built yet"

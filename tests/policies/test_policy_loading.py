@@ -153,6 +153,13 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     assert [one.partition(":")[0] for one in found] == ["5", "7", "12", "15"]
 
 
+def test_a_misspelt_rule_is_still_told_what_does_not_exist_yet(tmp_path: Path) -> None:
+    assert mistakes(tmp_path, rule("drift: {}", more="    cooldwn: 3s\n")) == [
+        "5:19: detector 'drift' of rule 'r' is not built yet",
+        "8:5: unknown key 'cooldwn' (did you mean 'cooldown'?)",
+    ]
+
+
 def test_the_message_shows_the_line_and_marks_the_word(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(rule(do="{restart: {from: latest}, tims: 3}"))
