@@ -187,7 +187,9 @@ def _append_rules(policy: Policy, document: Document, wrong: Sequence[Path_], co
             collected.mistakes.append(document.mistake((*path, "name"), message))
             continue
         flawed = any(place[:2] == path for place in wrong)
-        placed = rule.model_copy(update={"place": rule.place or document.place((*path, "name"))})
+        if document.has((*path, "place")):
+            collected.mistakes.append(document.mistake((*path, "place"), "unknown key 'place'", at_key=True))
+        placed = rule.model_copy(update={"place": document.place((*path, "name"))})
         collected.rules[rule.name] = _Written(placed, document, path, flawed=flawed)
 
 
