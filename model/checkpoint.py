@@ -24,7 +24,7 @@ import xxhash
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
-from torch.distributed.checkpoint.planner import SavePlan, WriteItem
+from torch.distributed.checkpoint.planner import ReadItem, SavePlan, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor, Replicate
 
@@ -162,19 +162,20 @@ def read_tensors(folder: Path, manifest: Mapping[str, Any], tensors: Mapping[str
         items = planner.create_local_plan().items
     except (RuntimeError, ValueError) as error:
         raise CheckpointRejected(f"{folder}: does not hold the tensors of this model: {error}") from error
-    chunks = {(chunk["key"], tuple(chunk["at"])): chunk for chunk in manifest["chunks"]}
-    loaded: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
-    for item in sorted(items, key=lambda item: (item.storage_index.fqn, tuple(item.storage_index.offset or ()))):
-        place = item.storage_index.fqn, tuple(item.storage_index.offset or ())
-        if place not in loaded:
-            loaded.clear()  # one chunk in memory at a time
-            if place not in chunks:
-                raise CheckpointRejected(f"{folder}: no digest of {place[0]} at {list(place[1])} in the manifest")
-            loaded[place] = torch.load(io.BytesIO(read_chunk(folder, chunks[place])), weights_only=True)
-        source = loaded[place]
-        for dim, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
-            source = source.narrow(dim, offset, length)
-        planner.resolve_tensor(item).detach().copy_(source)
+    chunks = {(chunk["path"], chunk["offset"]): chunk for chunk in manifest["chunks"]}
+    wanted: dict[tuple[str, int], list[ReadItem]] = {}
+    for item in items:
+        stored = metadata.storage_data[item.storage_index]
+        wanted.setdefault((stored.relative_path, stored.offset), []).append(item)
+    for place in sorted(wanted):  # in the order of the files, one chunk in memory at a time
+        if place not in chunks:
+            raise CheckpointRejected(f"{folder}: no digest of {place[0]} at {place[1]} in the manifest")
+        chunk = torch.load(io.BytesIO(read_chunk(folder, chunks[place])), weights_only=True)
+        for item in wanted[place]:
+            part = chunk
+            for dim, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
+                part = part.narrow(dim, offset, length)
+            planner.resolve_tensor(item).detach().copy_(part)
 
 
 def read_chunk(folder: Path, chunk: Mapping[str, Any]) -> bytes:
