@@ -1,0 +1,322 @@
+"""The agent: one per node. Starts ranks, watches them, tells the supervisor, and replaces a lost supervisor.
+
+    python -P -m launcher.agent RUN_FOLDER NODE INDEX
+
+It obeys the highest epoch it has seen. Whatever the supervisor must not miss stays in the outbox until
+acknowledged, and is said again to the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+
+from launcher import wire
+from launcher.evidence import collect
+from launcher.paths import RunPaths, write_atomically
+from launcher.ranks import Message, Program, Ranks
+from launcher.spec import RunSpec, read_resolved
+from launcher.warm import die_with
+
+SAMPLE_S = 0.1
+BEAT_S = 0.5
+LATE_S = 2.0
+TAKEOVER_S = 3.0  # times (index + 1)
+ALONE_S = 60.0  # wait so long when no other agent can be reached and none refused
+ABANDONED_S = 600.0
+EXIT_ABANDONED = 75
+
+
+def program_of(spec: RunSpec) -> Program:
+    """What the ranks of this spec run."""
+    env = dict(spec.launch.env)
+    if spec.trainer is not None:
+        return Program(("model.train",), "model.train:main", (), os.getcwd(), env, spec.launch.threads)
+    return Program((), "", tuple(spec.command or ()), os.getcwd(), env, spec.launch.threads)
+
+
+class Agent:
+    """One node's agent."""
+
+    def __init__(self, paths: RunPaths, node: str, index: int) -> None:
+        self.paths, self.node, self.index = paths, node, index
+        self.incarnation = uuid.uuid4().hex[:12]
+        self.job_id = os.environ.get("OPT_LAUNCH_JOB", "")
+        self.host = os.environ.get("OPT_LAUNCH_HOST", "127.0.0.1")
+        self.secret = paths.secret.read_bytes()
+        parent = os.environ.get("OPT_LAUNCH_SCRATCH") or None
+        self.scratch = Path(tempfile.mkdtemp(prefix=f"opt-launch-{node}-", dir=parent))
+        self.ranks = Ranks(node, self.scratch, program_of(read_resolved(paths.spec)), self.say)
+        self.epoch = 0
+        self.link: wire.Link | None = None
+        self.heard_at = time.monotonic()
+        self.peers: list[Message] = []
+        self._outbox: dict[int, Message] = {}
+        self._said = 0
+        self._beat_now = False
+        self._leaving = asyncio.Event()
+        self._exit_code = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, *, starts_supervisor: bool) -> int:
+        """Serve until told to leave; the exit status."""
+        server = await wire.serve(self.host, 0, self.secret, self._serve)
+        self.port = server.sockets[0].getsockname()[1]
+        await self.ranks.open()
+        self._announce()
+        if starts_supervisor:
+            self._start_supervisor()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._leaving.set)
+        tasks = [loop.create_task(self._beat_forever()), loop.create_task(self._watch_supervisor())]
+        await self._leaving.wait()
+        for task in tasks:
+            task.cancel()
+        server.close()
+        await self.ranks.close()
+        self.paths.agent(self.node).unlink(missing_ok=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        return self._exit_code
+
+    def _announce(self) -> None:
+        address = {**self._address(), "job_id": self.job_id}
+        write_atomically(self.paths.agent(self.node), json.dumps(address))
+
+    def _address(self) -> Message:
+        return {
+            "node": self.node,
+            "index": self.index,
+            "incarnation": self.incarnation,
+            "host": self.host,
+            "port": self.port,
+            "pid": os.getpid(),
+        }
+
+    # ------------------------------------------------------------ to the supervisor
+
+    def say(self, message: Message) -> None:
+        """Tell the supervisor, and keep telling until it has acknowledged."""
+        self._said += 1
+        self._outbox[self._said] = {**message, "said": self._said, "at": message.get("at", time.time())}
+        if self.link is not None:
+            self.link.send(self._outbox[self._said])
+
+    async def _beat_forever(self) -> None:
+        expected = time.monotonic()
+        beat_at = 0.0
+        was_stopped = False
+        while True:
+            now = time.monotonic()
+            if now - expected > LATE_S:
+                self.ranks.shift(now - expected)
+                self.heard_at += now - expected
+            self.ranks.sample()
+            progress = self.ranks.progress() if self.link else {}
+            moved_s = min((rank["moved_s"] for rank in progress.values() if rank["alive"]), default=0.0)
+            stopped = moved_s > stop_threshold(self.ranks.gap_p99())
+            if self.link and (now - beat_at >= BEAT_S or stopped != was_stopped or self._beat_now):
+                beat_at, was_stopped, self._beat_now = now, stopped, False
+                self.link.send({"type": "beat", "ranks": progress, "gap_p99": self.ranks.gap_p99()})
+            expected = now + SAMPLE_S
+            await asyncio.sleep(SAMPLE_S)
+
+    # ------------------------------------------------------------ from the supervisor and other agents
+
+    async def _serve(self, link: wire.Link) -> None:
+        hello = await link.receive()
+        if hello is None:
+            return
+        if hello["type"] == "ask":
+            hears = self.link is not None and time.monotonic() - self.heard_at < TAKEOVER_S
+            link.send({"type": "hears", "hears": hears, "epoch": self.epoch})
+            await link.flush()
+        elif hello["type"] == "supervisor":
+            await self._obey(link, hello["epoch"])
+
+    async def _obey(self, link: wire.Link, epoch: int) -> None:
+        if epoch < self.epoch:
+            link.send({"type": "superseded", "epoch": self.epoch})
+            return await link.flush()
+        if self.link is not None:
+            self.link.close()
+        self.link, self.epoch, self.heard_at = link, epoch, time.monotonic()
+        started = {"attempt": self.ranks.attempt, "job_id": self.job_id}
+        link.send({"type": "inventory", **self._address(), **started, "ranks": self.ranks.progress()})
+        for message in self._outbox.values():
+            link.send(message)
+        try:
+            while (message := await link.receive()) is not None and self.link is link:
+                self.heard_at = time.monotonic()
+                self._handle(message)
+        finally:
+            if self.link is link:
+                self.link = None
+
+    def _handle(self, message: Message) -> None:
+        match message["type"]:
+            case "ack":
+                for said in message["said"]:
+                    self._outbox.pop(said, None)
+            case "peers":
+                self.peers = message["peers"]
+            case "store":
+                self._spawn(self._store(message["attempt"]))
+            case "start":
+                self._spawn(self._start(message))
+            case "kill":
+                self._spawn(self._kill(message["attempt"]))
+            case "collect":
+                self._spawn(self._collect(message))
+            case "to_rank":
+                self.ranks.to_rank(message["attempt"], message["rank"], message["message"])
+            case "leave":
+                self._leaving.set()
+
+    async def _store(self, attempt: int) -> None:
+        with contextlib.suppress(asyncio.CancelledError, TimeoutError):
+            port = await self.ranks.store(attempt, self.host)
+            if self.link is not None:
+                self.link.send({"type": "store", "attempt": attempt, "host": self.host, "port": port})
+
+    async def _start(self, message: Message) -> None:
+        shared = {
+            "WORLD_SIZE": str(message["world_size"]),
+            "LOCAL_WORLD_SIZE": str(len(message["ranks"])),
+            "GROUP_RANK": str(message["group_rank"]),
+            "GROUP_WORLD_SIZE": str(message["group_world_size"]),
+            "MASTER_ADDR": message["master_addr"],
+            "MASTER_PORT": str(message["master_port"]),
+            "TORCHELASTIC_RUN_ID": f"{self.paths.name}.{message['attempt']}",
+            "TORCHELASTIC_RESTART_COUNT": str(message["attempt"] - 1),
+            "OPT_LAUNCH_RUN": self.paths.name,
+            "OPT_LAUNCH_ATTEMPT": str(message["attempt"]),
+            "OPT_LAUNCH_NODE": self.node,
+            "OPT_LAUNCH_TRAINER": str(self.paths.trainer),
+            "OPT_LAUNCH_CHECKPOINTS": str(self.paths.checkpoints),
+            "OPT_LAUNCH_RESTORE": message["restore"],
+            "OPT_LAUNCH_RESTORE_DIGEST": message["restore_digest"],
+        }
+        interface = interface_of(self.host)
+        if interface:
+            shared |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+        if self.ranks.program.target:
+            shared["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+        envs = {
+            rank: {**shared, "RANK": str(rank), "LOCAL_RANK": str(local)} for local, rank in enumerate(message["ranks"])
+        }
+        await self.ranks.start(message["attempt"], envs, self.paths.log(message["attempt"], self.node))
+        self._beat_now = True
+
+    async def _kill(self, attempt: int) -> None:
+        """End all ranks of this attempt and of older ones; none of them will be started any more."""
+        if attempt >= self.ranks.attempt:
+            self.ranks.attempt = max(attempt, self.ranks.attempt)
+            await self.ranks.end()
+        if self.link is not None:
+            self.link.send({"type": "killed", "attempt": attempt})
+
+    async def _collect(self, message: Message) -> None:
+        folder = self.paths.incident(message["incident"])
+        ranks = list(self.ranks.by_rank.values())
+        files = await collect(ranks, folder, self.node, self.paths.log(self.ranks.attempt, self.node))
+        if self.link is not None:
+            self.link.send({"type": "collected", "decision": message["decision"], "files": files})
+
+    def _spawn(self, coroutine: object) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ------------------------------------------------------------ succession
+
+    async def _watch_supervisor(self) -> None:
+        while True:
+            await asyncio.sleep(0.2)
+            silent_s = time.monotonic() - self.heard_at
+            if silent_s > ABANDONED_S:
+                self._exit_code = EXIT_ABANDONED
+                self._leaving.set()
+                return
+            if silent_s < TAKEOVER_S * (self.index + 1):
+                continue
+            answers = await self._ask_peers()
+            if any(answer == "hears" for answer in answers):
+                self.heard_at = time.monotonic() - TAKEOVER_S * self.index  # only our own link is broken: ask again
+            elif all(answer == "timeout" for answer in answers) and answers and silent_s < ALONE_S:
+                continue
+            else:
+                self._start_supervisor()
+                self.heard_at = time.monotonic()
+
+    async def _ask_peers(self) -> list[str]:
+        """ "hears", "deaf", "refused" or "timeout" for each other agent of this job."""
+        return list(await asyncio.gather(*(self._ask(peer) for peer in self._other_agents())))
+
+    def _other_agents(self) -> list[Message]:
+        known = {peer["node"]: peer for peer in self.peers}
+        for file in self.paths.agents.glob("*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                peer = json.loads(file.read_text())
+                if peer["job_id"] == self.job_id:
+                    known[peer["node"]] = peer
+        known.pop(self.node, None)
+        return list(known.values())
+
+    async def _ask(self, peer: Message) -> str:
+        try:
+            link = await wire.dial(peer["host"], peer["port"], self.secret, timeout_s=2.0)
+        except TimeoutError:
+            return "timeout"
+        except OSError:
+            return "refused"
+        try:
+            link.send({"type": "ask"})
+            answer = await asyncio.wait_for(link.receive(), 2.0)
+        except TimeoutError:
+            return "timeout"
+        finally:
+            link.close()
+        return "hears" if answer and answer["hears"] else "deaf"
+
+    def _start_supervisor(self) -> None:
+        """Start a supervisor as our child: it dies with us. An older one of ours is fenced off by its epoch."""
+        command = [sys.executable, "-P", "-m", "launcher.supervisor", str(self.paths.root), self.node]
+        with self.paths.supervisor_log(self.node).open("ab") as log:
+            subprocess.Popen([*command, str(os.getpid())], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+def stop_threshold(gap_p99: float) -> float:
+    """Seconds without any counter moving after which steps have stopped."""
+    return max(1.0, 3.0 * gap_p99)
+
+
+def interface_of(host: str) -> str | None:
+    """The network interface that has this address; None if none has."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == host for address in addresses):
+            return name
+    return None
+
+
+def main(argv: list[str]) -> int:
+    root, node, index = argv
+    die_with(os.getppid())
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    agent = Agent(RunPaths(Path(root)), node, int(index))
+    return asyncio.run(agent.run(starts_supervisor="OPT_LAUNCH_FIRST" in os.environ))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

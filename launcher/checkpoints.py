@@ -1,0 +1,75 @@
+"""Which checkpoint to go back to, and which may be deleted. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.events import CheckpointId
+from launcher.run import Checkpoint, Run
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where to begin: a checkpoint, or step 0 (`restore` None), and why."""
+
+    restore: CheckpointId | None
+    why: str
+
+
+@dataclass(frozen=True)
+class NoChoice:
+    """There is history but nothing trustworthy to begin from: the run must be held, never restarted at step 0."""
+
+    reason: str
+
+
+def choose(run: Run, origin: str = "latest", onset_step: int = -1) -> Choice | NoChoice:
+    """The checkpoint a restart with `from: origin` begins from.
+
+    `origin`: "latest", "last_good", "before_incident" or "step N". `onset_step`: the step index at which an
+    incident of the numbers began; a checkpoint of that step or before holds nothing of it.
+    """
+    if not run.checkpoints:
+        return Choice(None, "no checkpoint was ever committed")
+    line = [checkpoint for checkpoint in run.lineage() if checkpoint.usable]
+    if not line:
+        rejected = [c for c in run.checkpoints.values() if c.rejected]
+        worst = f": step {rejected[-1].step}: {rejected[-1].rejected}" if rejected else ""
+        return NoChoice(f"no usable checkpoint is left of {len(run.checkpoints)}{worst}")
+    if origin == "latest":
+        return Choice(line[0].id, "latest complete checkpoint")
+    if origin.startswith("step "):
+        step = int(origin.removeprefix("step "))
+        exact = next((c for c in line if c.step == step), None)
+        return (
+            Choice(exact.id, f"step {step} was asked for") if exact else NoChoice(f"no usable checkpoint at {origin}")
+        )
+    before = [c for c in line if onset_step < 0 or c.step <= onset_step]
+    if origin == "before_incident" and before:
+        return Choice(before[0].id, f"newest complete checkpoint from before the incident at step {onset_step}")
+    good = next((c for c in before if run.is_good(c)), None)
+    if good is not None:
+        return Choice(good.id, "last good checkpoint")
+    if before:
+        return Choice(before[-1].id, "none is good yet: the oldest complete one from before the incident")
+    return NoChoice(f"no usable checkpoint from before the incident at step {onset_step}")
+
+
+def removable(run: Run, keep: int, keep_every: int | None) -> tuple[Checkpoint, ...]:
+    """Checkpoints that retention lets go, oldest first.
+
+    Of the current line the newest `keep` stay, every `keep_every`-th step, and always the newest good one; of
+    abandoned lines nothing stays that is older than the newest checkpoint kept.
+    """
+    line = [checkpoint for checkpoint in run.lineage() if not checkpoint.removed]
+    usable = [checkpoint for checkpoint in line if checkpoint.usable]
+    kept = {checkpoint.id for checkpoint in usable[:keep]}
+    kept |= {c.id for c in usable if keep_every and c.step % keep_every == 0}
+    kept |= {c.id for c in [next((c for c in usable if run.is_good(c)), None)] if c is not None}
+    if run.attempt and run.attempt.restore:
+        kept.add(run.attempt.restore)
+    present = [c for c in run.checkpoints.values() if not c.removed]
+    in_line = {c.id for c in line}
+    newest = max((c.committed_at for c in usable[:1]), default=0.0)
+    old = [c for c in present if c.id not in kept and (c.id in in_line or c.committed_at < newest)]
+    return tuple(sorted(old, key=lambda c: (c.step, c.attempt)))

@@ -1,0 +1,170 @@
+"""The run folder: the only place that knows its file names."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_CHECKPOINT = re.compile(r"step_(\d+)\.a(\d+)")
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Paths within one run's folder on the shared file system."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def spec(self) -> Path:
+        return self.root / "spec.yaml"
+
+    @property
+    def policy(self) -> Path:
+        return self.root / "policy.yaml"
+
+    @property
+    def trainer(self) -> Path:
+        """The `trainer:` section as JSON, for the ranks."""
+        return self.root / "trainer.json"
+
+    @property
+    def secret(self) -> Path:
+        return self.root / "secret"
+
+    @property
+    def code(self) -> Path:
+        return self.root / "code"
+
+    @property
+    def journal_folder(self) -> Path:
+        return self.root / "journal"
+
+    def journal(self, epoch: int) -> Path:
+        return self.journal_folder / f"{epoch:06d}.jsonl"
+
+    @property
+    def ballast(self) -> Path:
+        """Space that is given back when the disk is full, so that the journal can go on."""
+        return self.journal_folder / "ballast"
+
+    @property
+    def metrics_folder(self) -> Path:
+        return self.root / "metrics"
+
+    def metrics(self, epoch: int, attempt: int) -> Path:
+        return self.metrics_folder / f"{epoch:06d}.{attempt:04d}.jsonl"
+
+    @property
+    def epochs(self) -> Path:
+        """One folder per epoch, made atomically by the supervisor that claims it."""
+        return self.root / "supervisor"
+
+    def epoch(self, epoch: int) -> Path:
+        return self.epochs / f"{epoch:06d}"
+
+    def supervisor_address(self, epoch: int) -> Path:
+        return self.epoch(epoch) / "address.json"
+
+    @property
+    def agents(self) -> Path:
+        """One file per living agent: its address, for supervisors that do not know it yet."""
+        return self.root / "agents"
+
+    def agent(self, node: str) -> Path:
+        return self.agents / f"{node}.json"
+
+    @property
+    def allocation(self) -> Path:
+        """What the local backend knows of its virtual nodes."""
+        return self.root / "allocation.json"
+
+    @property
+    def submitit(self) -> Path:
+        return self.root / "submitit"
+
+    @property
+    def live(self) -> Path:
+        return self.root / "live.json"
+
+    @property
+    def control(self) -> Path:
+        return self.root / "control"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    def checkpoint(self, step: int, attempt: int) -> Path:
+        return self.checkpoints / f"step_{step:08d}.a{attempt:04d}"
+
+    def manifest(self, step: int, attempt: int) -> Path:
+        return self.checkpoint(step, attempt) / "manifest.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    def log(self, attempt: int, node: str) -> Path:
+        return self.logs / f"{attempt:04d}" / f"{node}.log"
+
+    def supervisor_log(self, node: str) -> Path:
+        return self.logs / f"supervisor.{node}.log"
+
+    def agent_log(self, node: str) -> Path:
+        return self.logs / f"agent.{node}.log"
+
+    def incident(self, number: int) -> Path:
+        return self.root / "incidents" / f"{number:04d}"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
+    def environment(self, attempt: int) -> Path:
+        return self.root / "environment" / f"{attempt:04d}.json"
+
+    def make_folders(self) -> None:
+        """Make all folders of the run. Raises OSError."""
+        folders = (
+            self.journal_folder, self.metrics_folder, self.epochs, self.agents, self.control,
+            self.checkpoints, self.logs, self.root / "incidents", self.root / "environment",
+        )  # fmt: skip
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+def checkpoint_of(folder: Path) -> tuple[int, int] | None:
+    """(step, attempt) of a checkpoint folder's name; None if it is none."""
+    match = _CHECKPOINT.fullmatch(folder.name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def write_atomically(path: Path, text: str, *, mode: int = 0o666) -> None:
+    """Replace `path` with `text`: after a crash it holds the old or the new, never a part. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename or a new file in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

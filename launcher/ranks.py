@@ -1,0 +1,384 @@
+"""The ranks of one node: started through the warm process, watched through their pages, ended for certain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launcher import reporter as reporter_file
+from launcher import warm
+from launcher.rank_log import RankLog, first_error
+
+Message = dict[str, Any]
+
+KILL_LIMIT_S = 20.0  # a process alive this long after SIGKILL hangs in its kernel: a fault of the node
+_DRAIN_S = 1.0  # how long a dead rank's last words may take to arrive
+_GAPS_KEPT = 256
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a rank runs: a target of modules imported beforehand, or a command; and where."""
+
+    modules: tuple[str, ...]
+    target: str
+    command: tuple[str, ...]
+    cwd: str
+    env: Mapping[str, str]
+    threads: int
+
+
+@dataclass
+class Rank:
+    """One training process. Times are monotonic seconds of this node."""
+
+    rank: int
+    attempt: int
+    page: mmap.mmap
+    pid: int = 0
+    code: int | None = None
+    step: int = -1
+    section: int = 0
+    phase: str = "start"
+    phase_at: float = 0.0
+    moved_at: float = field(default_factory=time.monotonic)
+    error_type: str = ""
+    error: str = ""
+    hello: bool = False
+    writer: asyncio.StreamWriter | None = None
+    drained: asyncio.Event = field(default_factory=asyncio.Event)
+    told: bool = False  # its exit has been reported
+
+    @property
+    def alive(self) -> bool:
+        return self.code is None
+
+
+class Ranks:
+    """Owns the warm process and the ranks it forked. `say` takes messages for the supervisor."""
+
+    def __init__(self, node: str, scratch: Path, program: Program, say: Callable[[Message], None]) -> None:
+        self.node, self.program = node, program
+        self._scratch, self._say = scratch, say
+        self.attempt = 0
+        self.by_rank: dict[int, Rank] = {}
+        self.gaps: deque[float] = deque(maxlen=_GAPS_KEPT)
+        self._log: RankLog | None = None
+        self._warm: subprocess.Popen[bytes] | None = None
+        self._sock: socket.socket | None = None
+        self._ready = asyncio.Event()
+        self._stores: dict[int, asyncio.Future[int]] = {}
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    # ------------------------------------------------------------ the warm process
+
+    async def open(self) -> None:
+        """Listen for ranks and start the warm process. Raises OSError."""
+        path = str(self._scratch / "ranks")
+        self._server = await asyncio.start_unix_server(self._serve_rank, path)
+        self._start_warm()
+
+    def _start_warm(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for sock in (ours, theirs):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, warm.MAX_PACKET_BYTES)
+        command = [sys.executable, str(Path(warm.__file__)), str(theirs.fileno()), str(os.getpid())]
+        command += self.program.modules
+        env = {**os.environ, **self.program.env, "OMP_NUM_THREADS": str(self.program.threads)}
+        self._warm = subprocess.Popen(
+            command, pass_fds=(theirs.fileno(),), env=env, cwd=self.program.cwd, stdin=subprocess.DEVNULL
+        )
+        theirs.close()
+        ours.setblocking(False)
+        self._sock = ours
+        self._ready.clear()
+        asyncio.get_running_loop().add_reader(ours, self._on_warm)
+
+    def _on_warm(self) -> None:
+        assert self._sock is not None
+        try:
+            message, _ = warm.receive(self._sock)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = None
+        if message is None:
+            self._warm_gone()
+        elif message["type"] == "ready":
+            self._ready.set()
+            if message["cold"]:
+                self._say({"type": "warned", "text": f"{self.node}: ranks start cold: {message['cold']}"})
+        elif message["type"] == "forked":
+            rank = self._find(message)
+            if rank:
+                rank.pid = message["pid"]
+        elif message["type"] == "exited":
+            rank = self._find(message)
+            if rank:
+                rank.code = message["code"]
+                self._spawn(self._tell_exit(rank))
+        elif message["type"] == "store":
+            future = self._stores.get(message["attempt"])
+            if future and not future.done():
+                future.set_result(message["port"])
+
+    def _find(self, message: Message) -> Rank | None:
+        rank = self.by_rank.get(message["rank"])
+        return rank if rank and rank.attempt == message["attempt"] else None
+
+    def _warm_gone(self) -> None:
+        """Its ranks die with it: the kernel sees to that. Start another for the next attempt."""
+        assert self._sock is not None
+        assert self._warm is not None
+        asyncio.get_running_loop().remove_reader(self._sock)
+        self._sock.close()
+        self._warm.wait()
+        for rank in self.by_rank.values():
+            if rank.alive:
+                rank.code = -signal.SIGKILL
+                self._spawn(self._tell_exit(rank))
+        for future in self._stores.values():
+            if not future.done():
+                future.cancel()
+        self._stores.clear()
+        if not self._closing:
+            self._start_warm()
+
+    def _request(self, message: Message, fds: tuple[int, ...] = ()) -> None:
+        assert self._sock is not None
+        self._sock.setblocking(True)
+        try:
+            warm.send(self._sock, message, fds)
+        finally:
+            self._sock.setblocking(False)
+
+    async def store(self, attempt: int, host: str) -> int:
+        """The port of the attempt's rendezvous store on this node, started on the first call.
+
+        Raises asyncio.CancelledError if the warm process dies meanwhile, TimeoutError if it does not answer.
+        """
+        if attempt not in self._stores:
+            await asyncio.wait_for(self._ready.wait(), 60)
+            self._stores = {attempt: asyncio.get_running_loop().create_future()}
+            kind = "store" if self.program.target else "port"
+            self._request({"type": kind, "attempt": attempt, "host": host})
+        return await asyncio.wait_for(asyncio.shield(self._stores[attempt]), 30)
+
+    # ------------------------------------------------------------ start and end
+
+    async def start(self, attempt: int, envs: Mapping[int, Mapping[str, str]], log: Path) -> None:
+        """Start the ranks of an attempt; nothing happens if they were started before or are out of date."""
+        if attempt <= self.attempt:
+            return
+        self.attempt = attempt
+        await self.end()
+        self._log = RankLog(log)
+        await asyncio.wait_for(self._ready.wait(), 120)
+        self.gaps.clear()
+        self.by_rank = {}
+        for rank, env in envs.items():
+            self._fork(attempt, rank, env)
+
+    def _fork(self, attempt: int, rank: int, env: Mapping[str, str]) -> None:
+        page_path = self._scratch / f"page.{attempt}.{rank}"
+        page_path.write_bytes(bytes(reporter_file.PAGE_BYTES))
+        with page_path.open("r+b") as file:
+            page = mmap.mmap(file.fileno(), reporter_file.PAGE_BYTES)
+        self.by_rank[rank] = Rank(rank, attempt, page)
+        full = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("OPT_LAUNCH_")},
+            **self.program.env,
+            "OMP_NUM_THREADS": str(self.program.threads),
+            "PYTHONUNBUFFERED": "1",
+            "OPT_LAUNCH_SOCKET": str(self._scratch / "ranks"),
+            "OPT_LAUNCH_PAGE": str(page_path),
+            "OPT_LAUNCH_REPORTER": str(Path(reporter_file.__file__)),
+            **env,
+        }
+        assert self._log is not None
+        fds = self._log.pipes(rank)
+        request = {
+            "type": "fork",
+            "attempt": attempt,
+            "rank": rank,
+            "env": full,
+            "cwd": self.program.cwd,
+            "agent_pid": os.getpid(),
+            "target": self.program.target,
+            "command": list(self.program.command),
+        }
+        try:
+            self._request(request, fds)
+        finally:
+            for descriptor in fds:
+                os.close(descriptor)
+
+    async def end(self) -> None:
+        """Kill whatever ranks are left and wait until they are gone; say so of those that will not die."""
+        for rank in self.by_rank.values():
+            if rank.alive:
+                await self._wait_for_pid(rank)
+                with contextlib.suppress(OSError):
+                    os.killpg(rank.pid, signal.SIGKILL)
+                with contextlib.suppress(OSError):
+                    os.kill(rank.pid, signal.SIGKILL)  # it may not have reached its own group yet
+        deadline = time.monotonic() + KILL_LIMIT_S
+        while any(rank.alive for rank in self.by_rank.values()):
+            if time.monotonic() > deadline:
+                pids = [rank.pid for rank in self.by_rank.values() if rank.alive]
+                self._say({"type": "unkillable", "pids": pids})
+                return
+            await asyncio.sleep(0.005)
+        if self._sock is not None and not self._sock._closed:  # type: ignore[attr-defined]
+            self._request({"type": "end_store"})
+        self._stores.clear()
+
+    async def _wait_for_pid(self, rank: Rank) -> None:
+        deadline = time.monotonic() + 5
+        while rank.pid == 0 and rank.alive and time.monotonic() < deadline:
+            await asyncio.sleep(0.005)
+
+    async def close(self) -> None:
+        """End the ranks and the warm process."""
+        self._closing = True
+        await self.end()
+        if self._warm is not None:
+            self._warm.kill()
+            self._warm.wait()
+        if self._server is not None:
+            self._server.close()
+
+    # ------------------------------------------------------------ what ranks say
+
+    async def _serve_rank(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        rank: Rank | None = None
+        try:
+            while True:
+                size = int.from_bytes(await reader.readexactly(4), "little")
+                message = json.loads(await reader.readexactly(size))
+                if message["type"] == "hello":
+                    rank = self.by_rank.get(message["rank"])
+                    if rank:
+                        rank.hello, rank.writer = True, writer
+                elif rank is not None:
+                    self._from_rank(rank, message)
+        except (asyncio.IncompleteReadError, ConnectionError, ValueError):
+            pass
+        finally:
+            if rank:
+                rank.writer = None
+                rank.drained.set()
+            writer.close()
+
+    def _from_rank(self, rank: Rank, message: Message) -> None:
+        if message["type"] == "error":
+            rank.error_type, rank.error = message["kind"], message["message"]
+        else:
+            self._say({**message, "attempt": rank.attempt, "rank": rank.rank})
+
+    def to_rank(self, attempt: int, rank: int, message: Message) -> None:
+        """Pass a wish of the supervisor on."""
+        known = self.by_rank.get(rank)
+        if known and known.attempt == attempt and known.writer is not None:
+            body = json.dumps(message).encode()
+            known.writer.write(len(body).to_bytes(4, "little") + body)
+
+    async def _tell_exit(self, rank: Rank) -> None:
+        """Report a dead rank once its last words have been read."""
+        if rank.hello and rank.writer is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(rank.drained.wait(), _DRAIN_S)
+        tail: list[str] = []
+        if self._log is not None:
+            tail = await self._log.finish(rank.rank, failed=rank.code != 0)
+        if rank.code and not rank.error_type:
+            rank.error_type, rank.error = first_error(tail)
+        self._look_at(rank, time.monotonic())
+        rank.told = True
+        self._say(
+            {
+                "type": "rank_exited",
+                "attempt": rank.attempt,
+                "rank": rank.rank,
+                "code": rank.code,
+                "step": rank.step,
+                "error_type": rank.error_type,
+                "error": rank.error,
+            }
+        )
+
+    # ------------------------------------------------------------ progress
+
+    def sample(self) -> None:
+        """Look at every rank's page; called ten times a second."""
+        now = time.monotonic()
+        for rank in self.by_rank.values():
+            if rank.alive:
+                self._look_at(rank, now)
+
+    def _look_at(self, rank: Rank, now: float) -> None:
+        seen = reporter_file.read_page(rank.page)
+        if seen is None:
+            return
+        step, section, _, phase_at, phase = seen
+        if section != rank.section:
+            if rank.section and not rank.phase:
+                self.gaps.append(now - rank.moved_at)
+            rank.step, rank.section, rank.moved_at = step, section, now
+            rank.phase, rank.phase_at = phase, phase_at
+
+    def shift(self, late_s: float) -> None:
+        """This process itself stood still for a while: no one else's silence is to be counted from before."""
+        for rank in self.by_rank.values():
+            rank.moved_at += late_s
+
+    def progress(self) -> dict[str, Message]:
+        """Per rank: pid, step, section, phase, seconds in it, seconds since it moved, the kernel's state letter."""
+        now = time.monotonic()
+        return {
+            str(rank.rank): {
+                "pid": rank.pid,
+                "alive": rank.alive,
+                "step": rank.step,
+                "section": rank.section,
+                "phase": rank.phase,
+                "phase_s": now - rank.phase_at if rank.phase_at else 0.0,
+                "moved_s": now - rank.moved_at,
+                "os_state": _os_state(rank.pid) if rank.alive else "Z",
+            }
+            for rank in self.by_rank.values()
+        }
+
+    def gap_p99(self) -> float:
+        """The 99th percentile of the seconds between two movements of a counter on this node."""
+        if not self.gaps:
+            return 0.0
+        ordered = sorted(self.gaps)
+        return ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _os_state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""

@@ -1,0 +1,315 @@
+"""What has to be done next, from what is decided and what the agents say: `plan(run, fleet, limits)`. Pure.
+
+The supervisor has no memory of its own of what it is in the middle of: after every event the next moves follow from
+the run and the fleet alone. So a new supervisor that takes over goes on where the old one was, and a
+move made twice is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from launcher.checkpoints import NoChoice, choose
+from launcher.events import (
+    ActionDone,
+    AttemptEnded,
+    AttemptStarted,
+    CheckpointId,
+    Decision,
+    Event,
+    RunEnded,
+    RunHeld,
+)
+from launcher.reporter import SAVE, STOP
+from launcher.run import Attempt, Node, NodeState, Run, RunState
+
+COLLECT_LIMIT_S = 10.0
+SAVE_LIMIT_S = 60.0
+STOP_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What an answering agent last said of itself. `cleared`: the attempt up to which it has killed all ranks."""
+
+    incarnation: str
+    attempt: int
+    ranks_alive: int
+    cleared: int = 0
+    collected: frozenset[str] = frozenset()  # ids of decisions whose evidence it has written
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The shell's view at `now` (Unix seconds). `settled`: no further agent is expected to show up soon."""
+
+    now: float
+    answering: Mapping[str, Inventory]
+    settled: bool = True
+    store: tuple[int, str, int] | None = None  # (attempt, host, port) of the rendezvous store
+    inspected: frozenset[CheckpointId] = frozenset()  # checkpoints whose files were just looked at
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The part of the spec that recovery needs."""
+
+    wait_for_node_s: float = 120.0
+
+
+@dataclass(frozen=True)
+class Emit:
+    """Journal this event."""
+
+    event: Event
+
+
+@dataclass(frozen=True)
+class Send:
+    """Tell an agent; repeated while it is still needed."""
+
+    node: str
+    message: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Look at the files of a checkpoint before it is used."""
+
+    checkpoint: CheckpointId
+
+
+Move = Emit | Send | Inspect
+
+
+def plan(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
+    """The moves that are due now."""
+    if run.state.is_terminal:
+        return [Send(node, {"type": "leave"}) for node in fleet.answering]
+    return [*_stray_ranks(run, fleet), *_next(run, fleet, limits)]
+
+
+def _next(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
+    if run.stop_requested:
+        return _stop(run, fleet)
+    if run.state is RunState.HELD:
+        return _clear(run, fleet, "held") if run.live_attempt else []
+    if run.pending is not None:
+        return _carry_out(run, fleet, limits, run.pending)
+    if run.live_attempt is None or run.state in (RunState.RECOVERING, RunState.PENDING):
+        return _clear(run, fleet, "released") if run.live_attempt else _start(run, fleet, limits)
+    return _keep_running(run, run.live_attempt, fleet)
+
+
+# ---------------------------------------------------------------- ending ranks
+
+
+def _stray_ranks(run: Run, fleet: Fleet) -> Iterator[Send]:
+    """Ranks of an older attempt, on a node that had fallen silent and is back."""
+    live = run.live_attempt
+    for node, inventory in fleet.answering.items():
+        if inventory.ranks_alive and (live is None or inventory.attempt < live.number):
+            yield Send(node, {"type": "kill", "attempt": inventory.attempt})
+
+
+def _clear(run: Run, fleet: Fleet, reason: str) -> list[Move]:
+    """Kill the ranks of the live attempt; once every answering node of it has confirmed, the attempt has ended."""
+    attempt = run.live_attempt
+    assert attempt is not None
+    left = [
+        node for node in attempt.slots if node in fleet.answering and fleet.answering[node].cleared < attempt.number
+    ]
+    if left:
+        return [Send(node, {"type": "kill", "attempt": attempt.number}) for node in left]
+    return [Emit(AttemptEnded(at=fleet.now, attempt=attempt.number, reason=reason))]
+
+
+def _stop(run: Run, fleet: Fleet) -> list[Move]:
+    """A person asked to stop: save first, then end; kill what does not end in time."""
+    attempt = run.live_attempt
+    if attempt is None:
+        return [Emit(RunEnded(at=fleet.now, state="STOPPED", reason=f"stopped by {run.stop_requested}"))]
+    finished = len(attempt.exits) == attempt.ranks
+    overdue = fleet.now - run.stop_requested_at > STOP_LIMIT_S
+    failing = any(code != 0 for code in attempt.exits.values())
+    if finished or overdue or failing or run.state is RunState.HELD or run.pending:
+        return _clear(run, fleet, f"stopped by {run.stop_requested}")
+    return [*_begin(run, attempt, fleet), *_wish(attempt, STOP | SAVE)]
+
+
+def _wish(attempt: Attempt, bits: int) -> list[Move]:
+    """Ask the trainer for something, through the rank that speaks for all."""
+    node = next(node for node, ranks in attempt.slots.items() if 0 in ranks)
+    wanted = {"type": "wanted", "bits": bits}
+    return [Send(node, {"type": "to_rank", "attempt": attempt.number, "rank": 0, "message": wanted})]
+
+
+# ---------------------------------------------------------------- decisions
+
+
+def _carry_out(run: Run, fleet: Fleet, limits: Limits, decision: Decision) -> list[Move]:
+    """The actions of the pending decision, in the order of the grammar."""
+    live = run.live_attempt
+    if "collect" in decision.actions and "collect" not in run.pending_done and live:
+        return _collect(live, fleet, decision)
+    restart = decision.actions.get("restart")
+    save_first = isinstance(restart, dict) and bool(restart.get("save_first"))
+    if (save_first or "save" in decision.actions) and "save" not in run.pending_done and live:
+        return _save_first(run, live, fleet, decision)
+    if live:
+        return _clear(run, fleet, f"{decision.rule}: {decision.why}"[:500])
+    if "hold" in decision.actions:
+        return [Emit(RunHeld(at=fleet.now, reason=_reason(decision, "hold")))]
+    if "stop" in decision.actions:
+        return [Emit(RunEnded(at=fleet.now, state="FAILED", reason=_reason(decision, "stop")))]
+    if fleet.now < decision.at + decision.delay_s:
+        return []
+    return _start(run, fleet, limits)
+
+
+def _reason(decision: Decision, action: str) -> str:
+    value = decision.actions[action]
+    said = value.get("reason", "") if isinstance(value, dict) else value
+    return ": ".join(str(part) for part in (said, decision.why) if part) or decision.rule
+
+
+def _collect(attempt: Attempt, fleet: Fleet, decision: Decision) -> list[Move]:
+    waiting = [
+        node for node in attempt.slots if node in fleet.answering and decision.id not in fleet.answering[node].collected
+    ]
+    if waiting and fleet.now < decision.at + COLLECT_LIMIT_S:
+        message = {"type": "collect", "decision": decision.id, "incident": decision.incident}
+        return [Send(node, message) for node in waiting]
+    done = [node for node in attempt.slots if node not in waiting and node in fleet.answering]
+    detail = f"from {', '.join(done) or 'no node'}" + (f"; not from {', '.join(waiting)}" if waiting else "")
+    return [Emit(ActionDone(at=fleet.now, decision=decision.id, action="collect", ok=not waiting, detail=detail))]
+
+
+def _save_first(run: Run, attempt: Attempt, fleet: Fleet, decision: Decision) -> list[Move]:
+    head = run.checkpoints.get(run.head) if run.head else None
+    saved = head is not None and head.committed_at > decision.at
+    broken = any(code != 0 for code in attempt.exits.values())
+    if saved or broken or fleet.now > decision.at + SAVE_LIMIT_S:
+        detail = f"step {head.step}" if saved and head else "the trainer could not save in time"
+        return [Emit(ActionDone(at=fleet.now, decision=decision.id, action="save", ok=saved, detail=detail))]
+    return _wish(attempt, SAVE)
+
+
+# ---------------------------------------------------------------- attempts
+
+
+def _keep_running(run: Run, attempt: Attempt, fleet: Fleet) -> list[Move]:
+    codes = list(attempt.exits.values())
+    if len(codes) == attempt.ranks and not any(codes):
+        ended = AttemptEnded(at=fleet.now, attempt=attempt.number, reason="done")
+        return [Emit(ended), Emit(RunEnded(at=fleet.now, state="SUCCEEDED"))]
+    moves = _begin(run, attempt, fleet)
+    if run.save_requested and not moves:
+        moves += _wish(attempt, SAVE)
+    return moves
+
+
+def _begin(run: Run, attempt: Attempt, fleet: Fleet) -> list[Move]:
+    """Start the ranks on nodes that have not yet done so; the first node opens the rendezvous store before."""
+    to_start = [
+        node
+        for node in attempt.slots
+        if node in fleet.answering
+        and fleet.answering[node].incarnation == attempt.incarnations[node]
+        and fleet.answering[node].attempt < attempt.number
+    ]
+    if not to_start:
+        return []
+    first = next(iter(attempt.slots))
+    if fleet.store is None or fleet.store[0] != attempt.number:
+        return [Send(first, {"type": "store", "attempt": attempt.number})] if first in fleet.answering else []
+    restore = run.checkpoints.get(attempt.restore) if attempt.restore else None
+    message = {
+        "type": "start",
+        "attempt": attempt.number,
+        "world_size": attempt.ranks,
+        "group_world_size": len(attempt.slots),
+        "master_addr": fleet.store[1],
+        "master_port": fleet.store[2],
+        "restore": restore.id if restore else None,
+        "restore_digest": restore.manifest_digest if restore else "",
+    }
+    order = list(attempt.slots)
+    return [
+        Send(node, {**message, "ranks": list(attempt.slots[node]), "group_rank": order.index(node)})
+        for node in to_start
+    ]
+
+
+def _start(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
+    """Nodes, then a checkpoint, then the attempt."""
+    if not run.nodes_wanted:
+        return []
+    nodes = _available(run, fleet)
+    if len(nodes) < run.nodes_wanted:
+        return _wait_for_nodes(run, fleet, limits, nodes)
+    if not fleet.settled and not run.attempts:
+        return []
+    origin, onset_step = _origin(run.pending)
+    choice = choose(run, origin, onset_step)
+    if isinstance(choice, NoChoice):
+        return [Emit(RunHeld(at=fleet.now, reason=choice.reason))]
+    if choice.restore is not None and choice.restore not in fleet.inspected:
+        return [Inspect(choice.restore)]
+    slots = assign(run, nodes)
+    started = AttemptStarted(
+        at=fleet.now,
+        attempt=len(run.attempts) + 1,
+        slots=slots,
+        incarnations={node: run.nodes[node].incarnation for node in slots},
+        restore=choice.restore,
+        why=choice.why,
+    )
+    return [Emit(started)]
+
+
+def _origin(decision: Decision | None) -> tuple[str, int]:
+    restart = decision.actions.get("restart") if decision else None
+    if decision is None or not isinstance(restart, dict):
+        return "latest", -1
+    origin = str(restart.get("from", "latest"))
+    return origin, -1 if origin == "latest" else decision.onset_step
+
+
+def _available(run: Run, fleet: Fleet) -> list[Node]:
+    """Nodes that may take part, those of the last attempt first, then by index."""
+    before = run.attempt.slots if run.attempt else {}
+    nodes = [
+        node
+        for node in run.nodes.values()
+        if node.name in fleet.answering
+        and node.state is NodeState.ALIVE
+        and not node.excluded
+        and fleet.answering[node.name].incarnation == node.incarnation
+        and not fleet.answering[node.name].ranks_alive
+    ]
+    return sorted(nodes, key=lambda node: (node.name not in before, node.index))
+
+
+def _wait_for_nodes(run: Run, fleet: Fleet, limits: Limits, nodes: list[Node]) -> list[Move]:
+    since = run.recovering_since
+    if since is None or fleet.now < since + limits.wait_for_node_s:
+        return []
+    waited = f"waited {limits.wait_for_node_s:.0f}s"
+    have = ", ".join(sorted(node.name for node in nodes)) or "none"
+    return [Emit(RunHeld(at=fleet.now, reason=f"{run.nodes_wanted} nodes are needed, {waited}, have: {have}"))]
+
+
+def assign(run: Run, nodes: list[Node]) -> dict[str, tuple[int, ...]]:
+    """Rank slots: a node keeps those it had; a newcomer takes exactly the slots of a node that is gone."""
+    chosen = nodes[: run.nodes_wanted]
+    names = {node.name for node in chosen}
+    per_node = run.ranks_per_node
+    groups = [tuple(range(i * per_node, (i + 1) * per_node)) for i in range(run.nodes_wanted)]
+    before = dict(run.attempt.slots) if run.attempt else {}
+    kept = {name: ranks for name, ranks in before.items() if name in names and ranks in groups}
+    free = [ranks for ranks in groups if ranks not in kept.values()]
+    fresh = [node.name for node in chosen if node.name not in kept]
+    slots = {**kept, **dict(zip(fresh, free, strict=True))}
+    return dict(sorted(slots.items(), key=lambda item: item[1]))
