@@ -220,10 +220,7 @@ class Agent:
         self._beat_now = True
 
     async def _kill(self, attempt: int) -> None:
-        """End all ranks of this attempt and of older ones; none of them will be started any more."""
-        if attempt >= self.ranks.attempt:
-            self.ranks.attempt = max(attempt, self.ranks.attempt)
-            await self.ranks.end()
+        await self.ranks.clear(attempt)
         if self.link is not None:
             self.link.send({"type": "killed", "attempt": attempt})
 

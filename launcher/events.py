@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 SCHEMA = 1
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 CheckpointId: TypeAlias = tuple[int, int]  # (step, attempt that wrote it)
 
 

@@ -74,6 +74,7 @@ class Ranks:
         self.node, self.program = node, program
         self._scratch, self._say = scratch, say
         self.attempt = 0
+        self._cleared = 0  # no rank of this attempt or an older one may live any more
         self.by_rank: dict[int, Rank] = {}
         self.gaps: deque[float] = deque(maxlen=_GAPS_KEPT)
         self._log: RankLog | None = None
@@ -188,7 +189,9 @@ class Ranks:
         self.attempt = attempt
         await self.end()
         self._log = RankLog(log)
-        await asyncio.wait_for(self._ready.wait(), 120)
+        await self._ready.wait()
+        if attempt <= self._cleared or attempt != self.attempt:
+            return
         self.gaps.clear()
         self.by_rank = {}
         for rank, env in envs.items():
@@ -227,6 +230,13 @@ class Ranks:
         finally:
             for descriptor in fds:
                 os.close(descriptor)
+
+    async def clear(self, attempt: int) -> None:
+        """End all ranks of this attempt and of older ones; none of them will be started any more."""
+        self._cleared = max(self._cleared, attempt)
+        self.attempt = max(self.attempt, attempt)
+        if all(rank.attempt <= attempt for rank in self.by_rank.values()):
+            await self.end()
 
     async def end(self) -> None:
         """Kill whatever ranks are left and wait until they are gone; say so of those that will not die."""

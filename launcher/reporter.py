@@ -228,7 +228,7 @@ class Reporter:
 
 def _plain(value):
     value = float(value)
-    if value != value:
+    if value != value:  # noqa: PLR0124 - not a number
         return "nan"
     return value if abs(value) != float("inf") else ("inf" if value > 0 else "-inf")
 

@@ -142,7 +142,7 @@ def serve_store(listener, host, parent_pid, inherited):
             os.close(descriptor)
         from datetime import timedelta
 
-        from torch.distributed import TCPStore
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         port = listener.getsockname()[1]
         limit = timedelta(seconds=300)

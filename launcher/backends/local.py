@@ -1,0 +1,225 @@
+"""Virtual nodes as processes of one machine.
+
+submitit's local executor starts one task, the *allocation*, which stands for Slurm's controller and srun: it
+starts one agent per virtual node in a session of its own, starts a dead one again after a while, and ends them
+all when it ends. That executor allows one node, ends its task after a time limit, empties CUDA_VISIBLE_DEVICES and
+leaves its task behind when it is killed; each of these is handled here.
+
+    python -P -m launcher.backends.local RUN_FOLDER
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from launcher.paths import RunPaths, write_atomically
+from launcher.sections import RunSpec
+from launcher.spec import read_resolved
+from launcher.warm import die_with
+
+NEVER_MIN = 60 * 24 * 365 * 10  # the executor wants a time limit; the run has none
+LEAVE_S = 15.0
+_POLL_S = 0.05
+_START_LIMIT_S = 30.0
+_SCRATCH = "opt-launch-"
+
+
+# ---------------------------------------------------------------- from outside
+
+
+def submit(paths: RunPaths, spec: RunSpec) -> None:
+    """Start the allocation through submitit and wait until it stands. Raises LaunchError's OSError kin."""
+    import submitit
+
+    paths.submitit.mkdir(exist_ok=True)
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    token = uuid.uuid4().hex[:8]
+    executor = submitit.LocalExecutor(folder=paths.submitit)
+    executor.update_parameters(timeout_min=NEVER_MIN, tasks_per_node=1, nodes=1, stderr_to_stdout=True)
+    os.environ["PYTHONSAFEPATH"] = "1"  # a `launcher/` in the working folder must not be taken for ours
+    try:
+        executor.submit(allocate, str(paths.root), token, devices)
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+    deadline = time.monotonic() + _START_LIMIT_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(paths.allocation.read_text())["token"] == token:
+                return
+        time.sleep(_POLL_S)
+    raise TimeoutError(
+        f"the allocation of {spec.name} did not start within {_START_LIMIT_S:.0f}s: see {paths.submitit}"
+    )
+
+
+def node_states(paths: RunPaths, job_id: str) -> dict[str, tuple[int, bool]]:
+    """(agent's pid, is up) of each virtual node, as the allocation last said; empty if it says nothing."""
+    try:
+        body = json.loads(paths.allocation.read_text())
+    except (OSError, ValueError):
+        return {}
+    if body["job_id"] != job_id:
+        return {}
+    return {name: (node["pid"], node["up"]) for name, node in body["nodes"].items()}
+
+
+def is_alive(paths: RunPaths) -> bool:
+    """Whether the run's allocation or any agent of it lives."""
+    try:
+        body = json.loads(paths.allocation.read_text())
+    except (OSError, ValueError):
+        return False
+    processes = [(body["pid"], body["started"]), *((node["pid"], node["started"]) for node in body["nodes"].values())]
+    return any(_lives(pid, started) for pid, started in processes)
+
+
+def _lives(pid: int, started: float) -> bool:
+    """Whether the very process lives, not another that got its number."""
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+# ---------------------------------------------------------------- the allocation
+
+
+@dataclass
+class VirtualNode:
+    """A virtual node and the agent that stands for it."""
+
+    name: str
+    index: int
+    process: subprocess.Popen[bytes]
+    started: float
+    down_since: float | None = None
+    left: bool = False  # its agent was told to leave, and did
+
+
+class Allocation:
+    """Keeps one agent per virtual node running until the run is over."""
+
+    def __init__(self, paths: RunPaths, token: str) -> None:
+        self.paths, self.token = paths, token
+        self.spec = read_resolved(paths.spec)
+        self.job_id = f"local-{token}"
+        sweep_scratch()
+        self.scratch = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-"))
+        self.nodes: list[VirtualNode] = []
+        self.ending = False
+
+    def run(self) -> None:
+        """Start the agents and stay until all have left."""
+        count = self.spec.cluster.nodes + self.spec.cluster.spares
+        try:
+            self.nodes = [self._start(f"node{index}", index, first=True) for index in range(count)]
+            self._tell()
+            while not all(node.left for node in self.nodes) and not self.ending:
+                self._watch()
+                time.sleep(_POLL_S)
+        finally:
+            self._end()
+
+    def _start(self, name: str, index: int, *, first: bool) -> VirtualNode:
+        env = {**os.environ, "OPT_LAUNCH_JOB": self.job_id, "OPT_LAUNCH_SCRATCH": str(self.scratch)}
+        env.pop("OPT_LAUNCH_FIRST", None)
+        if first and index == 0:
+            env["OPT_LAUNCH_FIRST"] = "1"
+        command = [sys.executable, "-P", "-m", "launcher.agent", str(self.paths.root), name, str(index)]
+        with self.paths.agent_log(name).open("ab") as log:
+            process = subprocess.Popen(
+                command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        return VirtualNode(name, index, process, _created(process.pid))
+
+    def _watch(self) -> None:
+        now = time.monotonic()
+        changed = False
+        someone_left = any(node.left for node in self.nodes)
+        for position, node in enumerate(self.nodes):
+            code = node.process.poll()
+            if code is None or node.left:
+                continue
+            if node.down_since is None:
+                node.down_since, changed = now, True
+                node.left = code == 0
+            elif someone_left:
+                node.left = True  # the run is over: nobody comes back
+            elif now - node.down_since >= self.spec.cluster.local.return_after:
+                self.nodes[position] = self._start(node.name, node.index, first=False)
+                changed = True
+        if changed:
+            self._tell()
+
+    def _tell(self) -> None:
+        nodes = {
+            node.name: {"pid": node.process.pid, "started": node.started, "up": node.process.poll() is None}
+            for node in self.nodes
+        }
+        about = {"token": self.token, "job_id": self.job_id, "pid": os.getpid(), "started": _created(os.getpid())}
+        write_atomically(self.paths.allocation, json.dumps({**about, "nodes": nodes}))
+
+    def _end(self) -> None:
+        deadline = time.monotonic() + LEAVE_S
+        for node in self.nodes:
+            if node.process.poll() is None:
+                node.process.terminate()
+        for node in self.nodes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                node.process.wait(max(0.0, deadline - time.monotonic()))
+            if node.process.poll() is None:
+                node.process.kill()
+                node.process.wait()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._tell()
+
+
+def _created(pid: int) -> float:
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return 0.0
+
+
+def sweep_scratch() -> None:
+    """Delete what allocations that were killed could not delete themselves."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+        pid = folder.name.removeprefix(_SCRATCH).split("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def allocate(root: str, token: str, devices: str | None) -> None:
+    """submitit's task. It keeps the signals for itself: nothing of submitit's own requeue or time limit is used."""
+    die_with(os.getppid())
+    os.environ.pop("PYTHONSAFEPATH", None)
+    if devices is None:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    allocation = Allocation(RunPaths(Path(root)), token)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGCONT):
+        signal.signal(number, signal.SIG_DFL)
+
+    def end(_number: int, _frame: object) -> None:
+        allocation.ending = True
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    allocation.run()

@@ -1,0 +1,97 @@
+"""Commands from people: over TCP to the supervisor, else as files in the run folder. Answered through the journal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pwd
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from launcher import wire
+from launcher.errors import Unreachable
+from launcher.events import CommandAnswered, CommandReceived
+from launcher.journal import newest_epoch, read_journal
+from launcher.paths import RunPaths, write_atomically
+
+VERBS = frozenset({"stop", "save", "hold", "release"})
+_POLL_S = 0.2
+
+
+def command(paths: RunPaths, verb: str, args: dict[str, Any], timeout_s: float = 30.0) -> tuple[bool, str]:
+    """Have the run's supervisor do something; (done, what it said). Raises Unreachable if none answers in time."""
+    id_ = uuid.uuid4().hex[:12]
+    request = {"id": id_, "verb": verb, "args": args}
+    deadline = time.monotonic() + timeout_s
+    answer = asyncio.run(_by_wire(paths, request, timeout_s))
+    if answer is not None:
+        return answer
+    file = paths.control / f"{id_}.json"
+    write_atomically(file, json.dumps(request), mode=0o600)
+    while time.monotonic() < deadline:
+        for event in reversed(read_journal(paths).events):
+            if isinstance(event, CommandAnswered) and event.id == id_:
+                return event.ok, event.message
+        time.sleep(_POLL_S)
+    with contextlib.suppress(OSError):
+        file.unlink()
+    raise Unreachable(
+        f"no supervisor answered '{verb}' within {timeout_s:.0f}s",
+        where=f"run {paths.name}",
+        hint=f"if its processes are gone, start it again: opt-launch resume {paths.name}",
+    )
+
+
+async def _by_wire(paths: RunPaths, request: dict[str, Any], timeout_s: float) -> tuple[bool, str] | None:
+    """The answer over TCP; None when no supervisor can be reached that way."""
+    try:
+        address = json.loads(paths.supervisor_address(newest_epoch(paths)).read_text())
+        link = await wire.dial(address["host"], address["port"], paths.secret.read_bytes(), timeout_s=2.0)
+    except (OSError, ValueError, TimeoutError):
+        return None
+    try:
+        link.send({"type": "command", "author": _user(os.getuid()), **request})
+        answer = await asyncio.wait_for(link.receive(), timeout_s)
+    except TimeoutError:
+        return None
+    finally:
+        link.close()
+    return (answer["ok"], answer["message"]) if answer else None
+
+
+def received(body: dict[str, Any], author: str, at: float) -> CommandReceived | None:
+    """The event of a request; None if it is none."""
+    id_, verb, args = body.get("id"), body.get("verb"), body.get("args", {})
+    if not isinstance(id_, str) or verb not in VERBS or not isinstance(args, dict):
+        return None
+    return CommandReceived(at=at, id=id_, verb=verb, author=author, args=args)
+
+
+def take_files(paths: RunPaths, at: float) -> list[CommandReceived]:
+    """Commands left as files, their authors being the files' owners. The files stay until answered."""
+    found: list[CommandReceived] = []
+    for file in sorted(paths.control.glob("*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            event = received(json.loads(file.read_text()), _user(file.stat().st_uid), at)
+            if event is None:
+                file.unlink()
+            else:
+                found.append(event)
+    return found
+
+
+def drop_file(paths: RunPaths, id_: str) -> None:
+    """The command has been answered."""
+    with contextlib.suppress(OSError):
+        Path(paths.control / f"{id_}.json").unlink()
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

@@ -1,0 +1,252 @@
+"""The supervisor's links to the agents: dialled, kept, and condensed into events without judgement."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher import wire
+from launcher.agent import stop_threshold
+from launcher.events import AgentJoined, Event, NodeBack, NodeSilent, RankProgress, StepsMoving, StepsStopped
+from launcher.paths import RunPaths
+from launcher.recovery import Inventory
+from launcher.run import Node, NodeState, Run
+
+BEAT_S = 0.5
+RESET_GRACE_S = 1.0
+_REDIAL_S = 0.2
+_SCAN_S = 0.5
+
+Message = dict[str, Any]
+
+
+@dataclass
+class Contact:
+    """One agent as we see it. `heard_at`, `broken_at`: monotonic seconds."""
+
+    node: str
+    host: str
+    port: int
+    incarnation: str
+    heard_at: float
+    address: Message
+    link: wire.Link | None = None
+    broken_at: float | None = None
+    attempt: int = 0
+    ranks: dict[str, Message] = field(default_factory=dict)
+    gap_p99: float = 0.0
+    beat_at: float = 0.0
+    cleared: int = 0
+    collected: frozenset[str] = frozenset()
+    silent: bool = False
+    joined: bool = False
+    task: asyncio.Task[None] | None = None
+
+    def moved_s(self, now: float) -> float | None:
+        """Seconds since any living rank of the node moved; None without living ranks."""
+        moved = [rank["moved_s"] for rank in self.ranks.values() if rank["alive"]]
+        return min(moved) + (now - self.beat_at) if moved else None
+
+
+class Fleet:
+    """All contacts. `emit` journals an event, `on_message(contact, message)` takes what agents report."""
+
+    def __init__(
+        self,
+        paths: RunPaths,
+        epoch: int,
+        job_id: str,
+        silence_s: float,
+        emit: Callable[[Event], Event],
+        on_message: Callable[[Contact, Message], None],
+        on_superseded: Callable[[], None],
+    ) -> None:
+        self._paths, self._epoch, self._job_id, self._silence_s = paths, epoch, job_id, silence_s
+        self._emit, self._on_message, self._on_superseded = emit, on_message, on_superseded
+        self._secret = paths.secret.read_bytes()
+        self.contacts: dict[str, Contact] = {}
+        self._stopped = False
+        self._scanned_at = self._beaten_at = 0.0
+
+    # ------------------------------------------------------------ finding and dialling agents
+
+    def know(self, node: Node) -> None:
+        """An agent the journal knows; it counts as heard of just now."""
+        address = {
+            "node": node.name, "index": node.index, "incarnation": node.incarnation,
+            "host": node.host, "port": node.port, "pid": node.pid,
+        }  # fmt: skip
+        self._meet(address, joined=True, silent=node.state is not NodeState.ALIVE)
+
+    def scan(self) -> None:
+        """Meet agents that have announced themselves in the run folder."""
+        for file in self._paths.agents.glob("*.json"):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                address = json.loads(file.read_text())
+                if address["job_id"] == self._job_id:
+                    self._meet(address)
+
+    def _meet(self, address: Message, *, joined: bool = False, silent: bool = False) -> None:
+        known = self.contacts.get(address["node"])
+        if known and known.incarnation == address["incarnation"]:
+            return
+        if known:
+            self._forget(known)
+        contact = Contact(
+            address["node"], address["host"], address["port"], address["incarnation"], time.monotonic(), address,
+            joined=joined, silent=silent,
+        )  # fmt: skip
+        self.contacts[contact.node] = contact
+        contact.task = asyncio.get_running_loop().create_task(self._keep(contact))
+
+    def _forget(self, contact: Contact) -> None:
+        if contact.task:
+            contact.task.cancel()
+        if contact.link:
+            contact.link.close()
+
+    async def _keep(self, contact: Contact) -> None:
+        """Stay connected to one agent."""
+        while True:
+            with contextlib.suppress(OSError, TimeoutError):
+                contact.link = await wire.dial(contact.host, contact.port, self._secret)
+                contact.link.send({"type": "supervisor", "epoch": self._epoch})
+                await self._listen(contact, contact.link)
+            if contact.link is not None:
+                contact.link.close()
+                contact.link = None
+            contact.broken_at = contact.broken_at or time.monotonic()
+            await asyncio.sleep(_REDIAL_S)
+
+    async def _listen(self, contact: Contact, link: wire.Link) -> None:
+        while (message := await link.receive()) is not None:
+            now = time.monotonic()
+            contact.heard_at, contact.broken_at = now, None
+            if message["type"] == "superseded":
+                self._on_superseded()
+                return
+            if message["type"] == "inventory":
+                self._joined(contact, message)
+            if message["type"] in ("inventory", "beat"):
+                contact.ranks, contact.beat_at = message["ranks"], now
+                contact.gap_p99 = message.get("gap_p99", contact.gap_p99)
+            if contact.silent:
+                contact.silent = False
+                self._emit(NodeBack(at=time.time(), node=contact.node))
+            if message["type"] == "killed":
+                contact.cleared = max(contact.cleared, message["attempt"])
+                contact.attempt = max(contact.attempt, message["attempt"])
+            if message["type"] == "collected":
+                contact.collected |= {message["decision"]}
+            self._on_message(contact, message)
+
+    def _joined(self, contact: Contact, message: Message) -> None:
+        contact.attempt = message["attempt"]
+        if not contact.joined:
+            contact.joined = True
+            about = {key: message[key] for key in ("node", "index", "incarnation", "host", "port", "pid")}
+            self._emit(AgentJoined(at=time.time(), **about))
+
+    # ------------------------------------------------------------ what the supervisor sees and says
+
+    def answering(self) -> dict[str, Inventory]:
+        """The agents that can be talked to now."""
+        return {
+            contact.node: Inventory(
+                contact.incarnation,
+                contact.attempt,
+                sum(rank["alive"] for rank in contact.ranks.values()),
+                contact.cleared,
+                contact.collected,
+            )
+            for contact in self.contacts.values()
+            if contact.link is not None and contact.joined and not contact.silent and contact.beat_at
+        }
+
+    def send(self, node: str, message: Mapping[str, object]) -> None:
+        contact = self.contacts.get(node)
+        if contact is None or contact.link is None:
+            return
+        contact.link.send(dict(message))
+        if message["type"] == "start":
+            contact.attempt = max(contact.attempt, int(str(message["attempt"])))
+
+    def shift(self, late_s: float) -> None:
+        """We stood still ourselves: what was not heard meanwhile proves nothing."""
+        for contact in self.contacts.values():
+            contact.heard_at += late_s
+            contact.beat_at += late_s
+            if contact.broken_at is not None:
+                contact.broken_at += late_s
+
+    def tick(self, run: Run) -> None:
+        """Called ten times a second: beats out, silences and stops in."""
+        now = time.monotonic()
+        if now - self._scanned_at > _SCAN_S:
+            self._scanned_at = now
+            self.scan()
+        if now - self._beaten_at > BEAT_S:
+            self._beaten_at = now
+            peers = [contact.address for contact in self.contacts.values()]
+            for contact in self.contacts.values():
+                if contact.link is not None:
+                    contact.link.send({"type": "peers", "peers": peers})
+        for contact in self.contacts.values():
+            self._watch_silence(contact, now)
+        self._watch_steps(run, now)
+
+    def _watch_silence(self, contact: Contact, now: float) -> None:
+        if contact.silent or not contact.joined:
+            return
+        reset = contact.broken_at is not None and now - contact.broken_at > RESET_GRACE_S
+        if reset or now - contact.heard_at > self._silence_s:
+            contact.silent = True
+            since = time.time() - (now - contact.heard_at)
+            cause = "reset" if reset else "silence"
+            self._emit(NodeSilent(at=time.time(), node=contact.node, since=since, cause=cause))
+
+    def _watch_steps(self, run: Run, now: float) -> None:
+        """Emit `steps_stopped` and `steps_moving` for the live attempt, by its ranks on answering nodes."""
+        attempt = run.live_attempt
+        if attempt is None or run.pending is not None:
+            self._stopped = False
+            return
+        answering = [
+            contact
+            for contact in self.contacts.values()
+            if contact.node in attempt.slots and not contact.silent and contact.attempt == attempt.number
+        ]
+        moved = [(seconds, c) for c in answering if (seconds := c.moved_s(now)) is not None]
+        if not moved:
+            return
+        still_s = min(seconds for seconds, _ in moved)
+        threshold = stop_threshold(max(contact.gap_p99 for _, contact in moved))
+        if self._stopped and still_s < threshold:
+            self._stopped = False
+            self._emit(StepsMoving(at=time.time(), attempt=attempt.number))
+        elif not self._stopped and still_s > threshold:
+            self._stopped = True
+            ranks = {
+                int(rank): RankProgress(
+                    node=contact.node, step=at["step"], section=at["section"], phase=at["phase"],
+                    os_state=at["os_state"],
+                )
+                for _, contact in moved
+                for rank, at in contact.ranks.items()
+            }  # fmt: skip
+            proof = attempt.first_step_at is not None and not any(at.phase for at in ranks.values())
+            since = time.time() - still_s
+            self._emit(StepsStopped(at=time.time(), attempt=attempt.number, since=since, proof=proof, ranks=ranks))
+
+    def attempt_changed(self) -> None:
+        """A new attempt begins: nothing is known of its steps."""
+        self._stopped = False
+
+    def close(self) -> None:
+        for contact in self.contacts.values():
+            self._forget(contact)

@@ -1,0 +1,44 @@
+"""What viewers get to see beyond the journal: the newest beats, and what will be done next. Disposable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from launcher.fleet import Contact
+from launcher.run import Run, RunState
+
+SCHEMA = 1
+
+
+def live_view(run: Run, epoch: int, contacts: Iterable[Contact], at: float) -> dict[str, Any]:
+    """The content of live.json at `at` (Unix seconds)."""
+    now = time.monotonic()
+    nodes = {contact.node: {"beat_s": round(now - contact.heard_at, 3), "ranks": contact.ranks} for contact in contacts}
+    return {"schema": SCHEMA, "epoch": epoch, "at": at, "next_action": next_action(run, at), "nodes": nodes}
+
+
+def next_action(run: Run, at: float) -> str:
+    """In one line: what will be done next, and why."""
+    pending = run.pending
+    if run.stop_requested and not run.state.is_terminal:
+        return f"save, then stop, as {run.stop_requested} asked"
+    if run.state is RunState.HELD:
+        return f"nothing until released: {run.hold_reason}"
+    if pending is not None:
+        wait_s = max(0.0, pending.at + pending.delay_s - at)
+        what = ", ".join(pending.actions)
+        when = f" in {wait_s:.0f}s" if wait_s >= 1 else ""
+        return f"{what}{when}: {pending.rule}: {pending.why}"
+    if run.state is RunState.SUSPECT:
+        silent = [node.name for node in run.nodes.values() if node.silent_since is not None]
+        about = f"{', '.join(silent)} is silent" if silent else "no step moves"
+        return f"wait and see: {about}"
+    if run.state in (RunState.PENDING, RunState.RECOVERING):
+        return "start the ranks as soon as enough nodes answer"
+    if run.state in (RunState.STARTING, RunState.RUNNING) and run.save_every:
+        following = (run.step // run.save_every + 1) * run.save_every
+        last = min(following, run.target_step or following)
+        return f"checkpoint at step {last}"
+    return ""

@@ -1,0 +1,96 @@
+"""A run begins: its folder is made whole or not at all, and the backend is asked for an allocation."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from launcher.backends import local
+from launcher.errors import LaunchError
+from launcher.events import EpochStarted, RunResumed, RunSubmitted
+from launcher.journal import make_ballast, read_journal, write_first_epoch
+from launcher.paths import RunPaths, write_atomically
+from launcher.run import fold
+from launcher.sections import RunSpec
+from launcher.spec import ResolvedSpec, dump_resolved, read_resolved
+from policies.load import dump_policy
+
+
+def submit(resolved: ResolvedSpec, root: Path) -> RunPaths:
+    """Make the run folder and start the run; nothing is left behind if that fails. Raises LaunchError."""
+    spec = resolved.spec
+    paths = RunPaths(root.absolute() / spec.name)
+    if paths.root.exists():
+        raise _config(f"a run named '{spec.name}' exists", paths.root, "choose another with --name, or resume it")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        building = RunPaths(Path(tempfile.mkdtemp(prefix=f".{spec.name}.", dir=root)))
+    except OSError as error:
+        raise _config(f"cannot make the run folder: {error.strerror}", root, "check --root") from error
+    try:
+        _fill(building, resolved)
+        building.root.rename(paths.root)
+    except OSError as error:
+        shutil.rmtree(building.root, ignore_errors=True)
+        raise _config(f"cannot make the run folder: {error.strerror or error}", paths.root, "check --root") from error
+    local.submit(paths, spec)
+    return paths
+
+
+def _config(message: str, where: Path, hint: str) -> LaunchError:
+    error = LaunchError(message, where=str(where), hint=hint)
+    error.exit_code = 3
+    return error
+
+
+def _fill(paths: RunPaths, resolved: ResolvedSpec) -> None:
+    spec = resolved.spec
+    paths.make_folders()
+    write_atomically(paths.spec, dump_resolved(resolved))
+    write_atomically(paths.policy, dump_policy(resolved.policy))
+    write_atomically(paths.secret, secrets.token_hex(32), mode=0o600)
+    if spec.trainer is not None:
+        write_atomically(paths.trainer, json.dumps(spec.trainer.model_dump(exclude_none=True)))
+    make_ballast(paths)
+    write_first_epoch(paths, [_epoch(), _submitted(spec)])
+
+
+def _epoch() -> EpochStarted:
+    return EpochStarted(at=time.time(), host=os.uname().nodename, pid=os.getpid(), node="", job_id="")
+
+
+def _submitted(spec: RunSpec) -> RunSubmitted:
+    trainer = spec.trainer
+    return RunSubmitted(
+        at=time.time(),
+        run=spec.name,
+        nodes=spec.cluster.nodes,
+        ranks_per_node=spec.cluster.ranks_per_node,
+        spares=spec.cluster.spares,
+        target_step=trainer.steps if trainer else None,
+        probation=trainer.checkpoint.probation if trainer else 20,
+        save_every=trainer.checkpoint.every if trainer else None,
+    )
+
+
+def resume(paths: RunPaths, author: str) -> None:
+    """Start a new allocation for a run whose processes are gone. Raises LaunchError if it is alive or has succeeded."""
+    if is_alive(paths):
+        raise LaunchError(f"run '{paths.name}' is alive", where=str(paths.root), hint=f"opt-launch status {paths.name}")
+    run = fold(read_journal(paths).events)
+    if run.state == "SUCCEEDED":
+        raise LaunchError(f"run '{paths.name}' has succeeded", where=str(paths.root), hint="nothing is left to do")
+    write_first_epoch(paths, [_epoch(), RunResumed(at=time.time(), author=author)])
+    for stale in paths.agents.glob("*.json"):
+        stale.unlink(missing_ok=True)
+    local.submit(paths, read_resolved(paths.spec))
+
+
+def is_alive(paths: RunPaths) -> bool:
+    """Whether an allocation of the run lives on this machine."""
+    return local.is_alive(paths)

@@ -1,0 +1,415 @@
+"""The supervisor: the loop that joins agents, journal, decisions and deeds. One per epoch, replaceable at any instant.
+
+    python -P -m launcher.supervisor RUN_FOLDER NODE AGENT_PID
+
+Messages become events; events are journaled; durable events go through `advance` and `decide`; what is to be done
+follows from `plan`. Nothing is acted upon or acknowledged before it is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from launcher import control, wire
+from launcher.backends import local
+from launcher.events import (
+    AttemptStarted,
+    CommandAnswered,
+    CommandReceived,
+    Decision,
+    EpochStarted,
+    Event,
+    NodeDown,
+    RankExited,
+    RunHeld,
+    RunReleased,
+    StepDone,
+    Tick,
+    TrainerDone,
+    Warned,
+)
+from launcher.fleet import Contact, Fleet, Message
+from launcher.journal import JournalWriter, claim_epoch, newest_epoch, read_journal, seal
+from launcher.keeper import Keeper
+from launcher.live import live_view
+from launcher.paths import RunPaths, write_atomically
+from launcher.recovery import Emit, Inspect, Limits, Send, plan
+from launcher.recovery import Fleet as FleetView
+from launcher.run import NodeState, Run, RunState, advance
+from launcher.spec import read_resolved
+from launcher.warm import die_with
+from policies.engine import decide, initial
+from policies.load import read_policy
+
+TICK_S = 0.1
+LATE_S = 2.0
+SETTLE_S = 2.0
+LEAVE_S = 5.0
+LIVE_S = 1.0
+_SLOW_POLL_S = 0.4
+_RESEND_S = {"to_rank": 5.0, "collect": 15.0, "store": 2.0, "start": 2.0}
+
+log = logging.getLogger("supervisor")
+
+
+class Supervisor:
+    """One incarnation."""
+
+    def __init__(self, paths: RunPaths, node: str) -> None:
+        self.paths, self.node = paths, node
+        self.spec = read_resolved(paths.spec)
+        self.policy = read_policy(paths.policy)
+        self.job_id = os.environ.get("OPT_LAUNCH_JOB", "")
+        self.host = os.environ.get("OPT_LAUNCH_HOST", "127.0.0.1")
+        self.limits = Limits(self.spec.cluster.wait_for_node)
+        self.run_ = Run()
+        self.engine = initial(self.policy)
+        self.deadline: float | None = None
+        self.over = asyncio.Event()
+        self.started_at = time.monotonic()
+        self._in_flight: set[int] = set()  # events of ours that plan must see before it plans again
+        self._ticking = False
+        self._acks: dict[int, tuple[str, int]] = {}  # seq -> who to acknowledge to, once durable
+        self._sent: dict[tuple[str, str], float] = {}
+        self._store: tuple[int, str, int] | None = None
+        self._last_step: dict[int, int] = {}
+        self._exits: set[tuple[int, int]] = set()
+        self._down: set[str] = set()
+        self._commands: dict[str, wire.Link | None] = {}
+        self._saves_asked: set[str] = set()
+        self._ended_at: float | None = None
+        self._polled_at = self._live_at = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # ------------------------------------------------------------ taking over
+
+    async def serve(self) -> None:
+        """Take over and supervise until the run is over or a successor exists."""
+        loop = asyncio.get_running_loop()
+        self.epoch = claim_epoch(self.paths)
+        sealed = seal(self.paths, self.epoch)
+        journal = read_journal(self.paths, sealed)
+        undecided = self._fold(journal.events)
+        self.writer = JournalWriter(
+            self.paths,
+            self.epoch,
+            on_durable=lambda events: _from_thread(loop, self._durable, events),
+            on_lost=lambda error: _from_thread(loop, self._lost, error),
+        )
+        started = EpochStarted(
+            at=time.time(), host=socket.gethostname(), pid=os.getpid(), node=self.node, job_id=self.job_id,
+            sealed=sealed,
+        )  # fmt: skip
+        self._plan_after(self.writer.put(started))
+        for damage in journal.damage:
+            self.emit(Warned(at=time.time(), text=f"{damage.file} at byte {damage.offset}: {damage.reason}"))
+        for decision in undecided:
+            self._plan_after(self.emit(decision))
+        server = await wire.serve(self.host, 0, self.paths.secret.read_bytes(), self._serve_command)
+        address = {"host": self.host, "port": server.sockets[0].getsockname()[1], "pid": os.getpid(), "node": self.node}
+        write_atomically(self.paths.supervisor_address(self.epoch), json.dumps(address))
+        self.fleet = Fleet(
+            self.paths, self.epoch, self.job_id, self.spec.cluster.silence, self.emit, self._from_agent,
+            lambda: self._lost(RuntimeError("an agent obeys a higher epoch")),
+        )  # fmt: skip
+        checkpoint = self.spec.trainer.checkpoint if self.spec.trainer else None
+        self.keeper = Keeper(self.paths, checkpoint, self.emit, self._ack, self.fleet.send)
+        for known in self.run_.nodes.values():
+            self.fleet.know(known)
+        for unanswered in list(self.run_.commands.values()):
+            self._execute(unanswered)
+        await self._tick_forever()
+        server.close()
+        self.fleet.close()
+        self.writer.close()
+
+    def _fold(self, events: tuple[Event, ...]) -> list[Decision]:
+        """Bring run and engine up to date; the decisions that the predecessor had no time to journal."""
+        journaled = {event.id for event in events if isinstance(event, Decision)}
+        missing: list[Decision] = []
+        for event in events:
+            self.run_ = advance(self.run_, event)
+            self.engine, decisions, self.deadline = decide(self.policy, self.engine, event)
+            missing += [decision for decision in decisions if decision.id not in journaled]
+            self._remember(event)
+        return missing
+
+    def _remember(self, event: Event) -> None:
+        """What is needed to recognise a message that is said twice."""
+        if isinstance(event, StepDone):
+            self._last_step[event.attempt] = event.step
+        elif isinstance(event, RankExited):
+            self._exits.add((event.attempt, event.rank))
+        elif isinstance(event, CommandReceived):
+            self._commands.setdefault(event.id, None)
+
+    # ------------------------------------------------------------ the journal
+
+    def emit(self, event: Event) -> Event:
+        """Journal an event; it takes effect once durable."""
+        event = self.writer.put(event)
+        self._remember(event)
+        return event
+
+    def _plan_after(self, event: Event) -> None:
+        self._in_flight.add(event.seq)
+
+    def _durable(self, events: list[Event]) -> None:
+        for event in events:
+            self.run_ = advance(self.run_, event)
+            self.engine, decisions, self.deadline = decide(self.policy, self.engine, event)
+            for decision in decisions:
+                log.info("decision %s: %s %s %s", decision.id, decision.rule, decision.actions, decision.why)
+                self._plan_after(self.emit(decision))
+            self._in_flight.discard(event.seq)
+            if event.seq in self._acks:
+                self._ack(*self._acks.pop(event.seq))
+            self._react(event)
+        self._replan()
+
+    def _react(self, event: Event) -> None:
+        """The shell's own book-keeping for a durable event."""
+        match event:
+            case Tick():
+                self._ticking = False
+            case AttemptStarted():
+                self.fleet.attempt_changed()
+                self._sent.clear()
+                log.info("attempt %d from %s on %s", event.attempt, event.restore, list(event.slots))
+            case CommandReceived():
+                self._execute(event)
+            case CommandAnswered():
+                self._answer(event)
+        if hasattr(self, "keeper"):
+            self.keeper.durable(self.run_, event)
+        self._answer_saves(event)
+
+    def _lost(self, error: Exception) -> None:
+        log.warning("epoch %d ends: %s", self.epoch, error)
+        self.over.set()
+
+    # ------------------------------------------------------------ the loop
+
+    async def _tick_forever(self) -> None:
+        expected = time.monotonic()
+        while not self.over.is_set():
+            late_s = time.monotonic() - expected
+            if late_s > LATE_S:
+                if newest_epoch(self.paths) > self.epoch:
+                    self._lost(RuntimeError(f"stood still for {late_s:.1f}s and was replaced"))
+                    return
+                self.fleet.shift(late_s)
+            self._tick()
+            expected = time.monotonic() + TICK_S
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.over.wait(), TICK_S)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.fleet.tick(self.run_)
+        if self.deadline is not None and time.time() >= self.deadline and not self._ticking:
+            self._ticking = True
+            self.emit(Tick(at=time.time()))
+        if now - self._polled_at > _SLOW_POLL_S:
+            self._polled_at = now
+            self._poll_backend()
+            for command in control.take_files(self.paths, time.time()):
+                self._take(command, None)
+        if now - self._live_at > LIVE_S:
+            self._live_at = now
+            self._write_live()
+        self._replan()
+        if self.run_.state.is_terminal:
+            self._ended_at = self._ended_at or now
+            if now - self._ended_at > LEAVE_S or (now - self._ended_at > 1.0 and not self.fleet.answering()):
+                self.over.set()
+
+    def _poll_backend(self) -> None:
+        for name, (pid, is_up) in local.node_states(self.paths, self.job_id).items():
+            node = self.run_.nodes.get(name)
+            if node is None or is_up or node.pid != pid or node.incarnation in self._down:
+                continue
+            self._down.add(node.incarnation)
+            if node.state is not NodeState.LOST:
+                self.emit(NodeDown(at=time.time(), node=name, reason="its agent ended"))
+
+    def _write_live(self) -> None:
+        with contextlib.suppress(OSError):
+            text = json.dumps(live_view(self.run_, self.epoch, self.fleet.contacts.values(), time.time()))
+            temporary = self.paths.live.with_suffix(f".{os.getpid()}")
+            temporary.write_text(text)
+            temporary.replace(self.paths.live)
+
+    # ------------------------------------------------------------ planning and doing
+
+    def _replan(self) -> None:
+        if self._in_flight or self.over.is_set() or not hasattr(self, "keeper"):
+            return
+        view = FleetView(
+            now=time.time(),
+            answering=self.fleet.answering(),
+            settled=self._settled(),
+            store=self._store,
+            inspected=self.keeper.inspected,
+        )
+        for move in plan(self.run_, view, self.limits):
+            match move:
+                case Emit(event):
+                    self._plan_after(self.emit(event))
+                case Send(node, message):
+                    self._send(node, message)
+                case Inspect(checkpoint):
+                    self.keeper.inspect(self.run_.checkpoints[checkpoint])
+
+    def _settled(self) -> bool:
+        expected = self.run_.nodes_wanted + self.run_.spares_wanted
+        return len(self.fleet.answering()) >= expected or time.monotonic() - self.started_at > SETTLE_S
+
+    def _send(self, node: str, message: Any) -> None:
+        """Send what is still needed, but not at every turn."""
+        key = (node, json.dumps(message, sort_keys=True))
+        now = time.monotonic()
+        if now - self._sent.get(key, -1e9) < _RESEND_S.get(message["type"], 1.0):
+            return
+        self._sent[key] = now
+        if message["type"] == "start":
+            restore = message["restore"]
+            message = {**message, "restore": str(self.paths.checkpoint(*restore)) if restore else ""}
+        self.fleet.send(node, message)
+
+    # ------------------------------------------------------------ what agents say
+
+    def _from_agent(self, contact: Contact, message: Message) -> None:
+        said = message.get("said")
+        if said is None:
+            if message["type"] == "store":
+                self._store = (message["attempt"], message["host"], message["port"])
+            if message["type"] in ("inventory", "killed", "collected", "store"):
+                self._replan()
+            return
+        if message["type"] in ("save_part", "save_finished", "save_failed"):
+            return self.keeper.take(self.run_, contact.node, message)
+        event = self._event_of(contact.node, message)
+        if event is None:
+            return self._ack(contact.node, said)
+        self._acks[self.emit(event).seq] = (contact.node, said)
+
+    def _event_of(self, node: str, message: Message) -> Event | None:
+        """The event of an agent's message; None if it is out of date or was said before."""
+        attempt, at = message.get("attempt", 0), message["at"]
+        if message["type"] == "warned":
+            return Warned(at=at, text=message["text"])
+        if message["type"] == "unkillable":
+            return NodeDown(at=at, node=node, reason=f"processes {message['pids']} survive SIGKILL")
+        live = self.run_.live_attempt
+        if live is None or attempt != live.number:
+            return None
+        match message["type"]:
+            case "step_done" if message["step"] > self._last_step.get(attempt, -1):
+                samples = tuple(message["samples"]) if message["samples"] else None
+                metrics = {key: float(value) for key, value in message["metrics"].items()}
+                return StepDone(
+                    at=at, attempt=attempt, step=message["step"], metrics=metrics, samples=samples,
+                    step_s=message["step_s"], blocked_s=message["blocked_s"],
+                )  # fmt: skip
+            case "rank_exited" if (attempt, message["rank"]) not in self._exits and self.run_.pending is None:
+                about = {key: message[key] for key in ("rank", "code", "step", "error_type", "error")}
+                return RankExited(at=at, attempt=attempt, node=node, **about)
+            case "done" if live.done is None:
+                result = {key: float(value) for key, value in message["result"].items()}
+                digest = message["final_digest"]
+                return TrainerDone(at=at, attempt=attempt, step=message["step"], final_digest=digest, result=result)
+            case "checkpoint_rejected" if live.restore is not None:
+                return self.keeper.rejection(live.restore, f"rank {message['rank']}: {message['reason']}")
+        return None
+
+    def _ack(self, node: str, said: int) -> None:
+        self.fleet.send(node, {"type": "ack", "said": [said]})
+
+    # ------------------------------------------------------------ commands
+
+    async def _serve_command(self, link: wire.Link) -> None:
+        message = await link.receive()
+        if message is None or message.get("type") != "command":
+            return
+        event = control.received(message, str(message.get("author", "?")), time.time())
+        if event is not None:
+            self._take(event, link)
+            while await link.receive() is not None:  # held open until answered or given up
+                pass
+
+    def _take(self, event: CommandReceived, link: wire.Link | None) -> None:
+        if event.id in self._commands:
+            if event.id not in self.run_.commands and link is None:
+                control.drop_file(self.paths, event.id)
+            return
+        self._commands[event.id] = link
+        self.emit(event)
+
+    def _execute(self, command: CommandReceived) -> None:
+        state = self.run_.state
+        if state.is_terminal:
+            return self._say(command, False, f"the run is {state}")
+        match command.verb:
+            case "stop":
+                self._say(command, True, "stopping after a last checkpoint")
+            case "save" if self.run_.live_attempt is None or state is RunState.RECOVERING:
+                self._say(command, False, f"nothing to save: the run is {state}")
+            case "save":
+                self._saves_asked.add(command.id)
+            case "hold":
+                reason = str(command.args.get("reason", "")) or "no reason given"
+                self._plan_after(self.emit(RunHeld(at=time.time(), reason=f"{command.author}: {reason}")))
+                self._say(command, True, "held")
+            case "release" if state is RunState.HELD:
+                self._plan_after(self.emit(RunReleased(at=time.time(), author=command.author)))
+                self._say(command, True, "released")
+            case "release":
+                self._say(command, False, f"not held: the run is {state}")
+
+    def _answer_saves(self, event: Event) -> None:
+        if not self._saves_asked or event.type not in ("checkpoint_committed", "checkpoint_failed", "attempt_ended"):
+            return
+        done = event.type == "checkpoint_committed"
+        what = f"step {getattr(event, 'step', '')} saved" if done else getattr(event, "reason", "not saved")
+        for id_ in sorted(self._saves_asked):
+            self.emit(CommandAnswered(at=time.time(), id=id_, ok=done, message=what))
+        self._saves_asked.clear()
+
+    def _say(self, command: CommandReceived, ok: bool, message: str) -> None:
+        self.emit(CommandAnswered(at=time.time(), id=command.id, ok=ok, message=message))
+
+    def _answer(self, event: CommandAnswered) -> None:
+        link = self._commands.get(event.id)
+        if link is not None:
+            link.send({"type": "answer", "ok": event.ok, "message": event.message})
+            self._commands[event.id] = None
+        control.drop_file(self.paths, event.id)
+
+
+def _from_thread(loop: asyncio.AbstractEventLoop, function: Callable[[Any], None], argument: object) -> None:
+    loop.call_soon_threadsafe(function, argument)
+
+
+def main(argv: list[str]) -> int:
+    root, node, agent_pid = argv
+    die_with(int(agent_pid))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asyncio.run(Supervisor(RunPaths(Path(root)), node).serve())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

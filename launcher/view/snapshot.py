@@ -1,0 +1,227 @@
+"""A run as one JSON object: what `status --json` prints, and all that the screens show."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from launcher.accounting import Account, account, detected_s, recovered_s
+from launcher.events import Event
+from launcher.journal import newest_epoch, read_journal
+from launcher.paths import RunPaths
+from launcher.run import Incident, Node, NodeState, Run, RunState, fold
+
+SCHEMA = 1
+HISTORY = 240  # losses that a screen may draw
+
+Live = Mapping[str, Any]
+
+
+def snapshot(paths: RunPaths, now: float | None = None) -> dict[str, Any]:
+    """The present state of the run in `paths`. Holds only what JSON can say: no number is NaN."""
+    now = time.time() if now is None else now
+    events = read_journal(paths).events
+    return snapshot_of(paths.name, events, read_live(paths), now)
+
+
+def read_live(paths: RunPaths) -> Live:
+    """What the supervisor last said of every rank; empty when it is missing or of a superseded supervisor."""
+    try:
+        live = json.loads(paths.live.read_bytes())
+        current = isinstance(live, dict) and int(live.get("epoch", -1)) >= newest_epoch(paths)
+    except (OSError, ValueError, TypeError):
+        return {}
+    return live if current else {}
+
+
+def snapshot_of(name: str, events: Sequence[Event], live: Live, now: float) -> dict[str, Any]:
+    """The snapshot of these events; pure."""
+    run, books = fold(events), account(events, now)
+    live = {} if run.state.is_terminal else live
+    updated = max(run.updated_at, _float(live.get("at")) or 0.0)
+    return finite(
+        {
+            "schema": SCHEMA,
+            "run": run.name or name,
+            "state": run.state.value,
+            "reason": run.hold_reason or run.ended_reason,
+            "attempt": run.attempt.number if run.attempt else 0,
+            "step": run.step,
+            "target_step": run.target_step,
+            "loss": run.metrics.get("loss"),
+            "ettr": books.ettr,
+            "goodput": books.goodput,
+            "restarts": run.restarts,
+            "lost_steps": run.lost_steps,
+            "job_id": run.job_id,
+            "submitted_at": iso(run.submitted_at),
+            "updated_at": iso(updated),
+            "age_s": round(max(0.0, now - updated), 3),
+            "elapsed_s": books.total_us / 1e6,
+            "median_step_s": books.median_step_s,
+            "supervisor": {"pid": run.supervisor_pid, "host": run.supervisor_host, "epoch": run.epoch},
+            "next_action": _told(run, live) or next_action(run),
+            "nodes": [_node(run, node, live) for node in _ordered(run)],
+            "incidents": [_incident(incident) for incident in run.incidents],
+            "checkpoints": _checkpoints(run),
+            "metrics": dict(run.metrics),
+            "losses": _recent_losses(books),
+            "time_s": books.seconds,
+        }
+    )
+
+
+def iso(at: float) -> str | None:
+    """Local time with its offset; None for a moment that has not come."""
+    return datetime.fromtimestamp(at).astimezone().isoformat(timespec="milliseconds") if at else None
+
+
+def finite(value: Any) -> Any:
+    """The same with null in place of every number that JSON lacks."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value
+
+
+def _float(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _recent_losses(books: Account) -> list[float | None]:
+    return [step.loss for step in books.kept[-HISTORY:]]
+
+
+# ---------------------------------------------------------------- what comes next
+
+
+def _told(run: Run, live: Live) -> str:
+    """The supervisor knows best what it is about to do, except of a run that waits for a person."""
+    return "" if run.state is RunState.HELD else str(live.get("next_action") or "")
+
+
+def next_action(run: Run) -> str:
+    """What happens next, as far as the journal tells."""
+    match run.state:
+        case RunState.SUCCEEDED:
+            return "nothing: the run is done"
+        case RunState.FAILED | RunState.STOPPED:
+            return f"nothing, until a person says: opt-launch resume {run.name}"
+        case RunState.HELD:
+            return f"waits for a person: opt-launch release {run.name}"
+        case RunState.PENDING:
+            return f"start attempt {len(run.attempts) + 1} with {run.nodes_wanted} nodes; {len(run.nodes)} answered"
+        case RunState.STARTING:
+            number = run.attempt.number if run.attempt else 1
+            return f"attempt {number}: first step from step {run.step:,}"
+        case RunState.RECOVERING:
+            return _recovery(run)
+        case RunState.SUSPECT:
+            return "decide: something is silent or stands still"
+        case _:
+            return _training(run)
+
+
+def _recovery(run: Run) -> str:
+    if run.pending is None:
+        return f"start attempt {len(run.attempts) + 1} when {run.nodes_wanted} nodes are there"
+    return f"{', '.join(run.pending.actions)} (rule {run.pending.rule})"
+
+
+def _training(run: Run) -> str:
+    end = f"; done at step {run.target_step:,}" if run.target_step is not None else ""
+    if not run.save_every:
+        return f"train on{end}"
+    save = (run.step // run.save_every + 1) * run.save_every
+    return f"checkpoint at step {save:,}{end}"
+
+
+# ---------------------------------------------------------------- the parts
+
+
+def _ordered(run: Run) -> list[Node]:
+    return sorted(run.nodes.values(), key=lambda node: (node.index, node.name))
+
+
+def _slots(run: Run) -> Mapping[str, tuple[int, ...]]:
+    """Who holds the ranks: between attempts those of the last one."""
+    return run.attempt.slots if run.attempt else {}
+
+
+def _role(run: Run, node: Node) -> str:
+    if node.excluded:
+        return "excluded"
+    if node.state is NodeState.LOST:
+        return "lost"
+    return "active" if node.name in _slots(run) else "spare"
+
+
+def _node(run: Run, node: Node, live: Live) -> dict[str, Any]:
+    role = _role(run, node)
+    told = _mapping(_mapping(live.get("nodes")).get(node.name))
+    ranks = _mapping(told.get("ranks"))
+    slots = _slots(run).get(node.name, ()) if role == "active" else ()
+    return {
+        "name": node.name,
+        "role": role,
+        "state": node.state.value,
+        "reason": node.excluded,
+        "agent_pid": node.pid,
+        "host": node.host,
+        "beat_s": _float(told.get("beat_s")),
+        "ranks": [_rank(rank, _mapping(ranks.get(str(rank)))) for rank in slots],
+    }
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _rank(rank: int, told: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("pid", "step", "phase", "alive", "os_state", "phase_s", "moved_s")
+    return {"rank": rank} | {key: told.get(key) for key in keys}
+
+
+def _incident(incident: Incident) -> dict[str, Any]:
+    return {
+        "id": incident.number,
+        "rule": incident.rule,
+        "detector": incident.detector,
+        "attempt": incident.attempt,
+        "step": incident.step,
+        "opened_at": iso(incident.opened_at),
+        "detected_s": detected_s(incident),
+        "recovered_s": recovered_s(incident),
+        "lost_steps": incident.lost_steps,
+        "nodes": list(incident.nodes),
+        "blame": incident.blame,
+        "decision": {"mode": incident.mode, "actions": dict(incident.actions), "ids": list(incident.decisions)},
+        "why": incident.why,
+        "state": incident.state,
+    }
+
+
+def _checkpoints(run: Run) -> list[dict[str, Any]]:
+    line = {checkpoint.id for checkpoint in run.lineage()}
+    return [
+        {
+            "step": one.step,
+            "attempt": one.attempt,
+            "complete": one.usable,
+            "good": run.is_good(one),
+            "lineage": "kept" if one.id in line else "abandoned",
+            "tier": "disk",
+            "bytes": one.bytes,
+            "committed_at": iso(one.committed_at),
+            "rejected": one.rejected,
+        }
+        for one in sorted(run.checkpoints.values(), key=lambda one: (one.step, one.attempt))
+        if not one.removed
+    ]
