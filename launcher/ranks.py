@@ -235,8 +235,11 @@ class Ranks:
         """End all ranks of this attempt and of older ones; none of them will be started any more."""
         self._cleared = max(self._cleared, attempt)
         self.attempt = max(self.attempt, attempt)
-        if all(rank.attempt <= attempt for rank in self.by_rank.values()):
-            await self.end()
+        if any(rank.attempt > attempt for rank in self.by_rank.values()):
+            return
+        await self.end()
+        if self._stores.pop(attempt, None) is not None:
+            self._request({"type": "end_store"})
 
     async def end(self) -> None:
         """Kill whatever ranks are left and wait until they are gone; say so of those that will not die."""
@@ -254,9 +257,6 @@ class Ranks:
                 self._say({"type": "unkillable", "pids": pids})
                 return
             await asyncio.sleep(0.005)
-        if self._sock is not None and not self._sock._closed:  # type: ignore[attr-defined]
-            self._request({"type": "end_store"})
-        self._stores.clear()
 
     async def _wait_for_pid(self, rank: Rank) -> None:
         deadline = time.monotonic() + 5

@@ -274,7 +274,8 @@ class Supervisor:
 
     def _settled(self) -> bool:
         expected = self.run_.nodes_wanted + self.run_.spares_wanted
-        return len(self.fleet.answering()) >= expected or time.monotonic() - self.started_at > SETTLE_S
+        known = self.run_.nodes.keys() & self.fleet.answering().keys()
+        return len(known) >= expected or time.monotonic() - self.started_at > SETTLE_S
 
     def _send(self, node: str, message: Any) -> None:
         """Send what is still needed, but not at every turn."""
@@ -299,10 +300,12 @@ class Supervisor:
                 self._replan()
             return
         if message["type"] in ("save_part", "save_finished", "save_failed"):
-            return self.keeper.take(self.run_, contact.node, message)
+            self.keeper.take(self.run_, contact.node, message)
+            return
         event = self._event_of(contact.node, message)
         if event is None:
-            return self._ack(contact.node, said)
+            self._ack(contact.node, said)
+            return
         self._acks[self.emit(event).seq] = (contact.node, said)
 
     def _event_of(self, node: str, message: Message) -> Event | None:
@@ -360,7 +363,8 @@ class Supervisor:
     def _execute(self, command: CommandReceived) -> None:
         state = self.run_.state
         if state.is_terminal:
-            return self._say(command, False, f"the run is {state}")
+            self._say(command, False, f"the run is {state}")
+            return
         match command.verb:
             case "stop":
                 self._say(command, True, "stopping after a last checkpoint")

@@ -124,6 +124,8 @@ async def serve(host: str, port: int, secret: bytes, handle: Callable[[Link], Aw
                 link.close()
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError, OSError):
             writer.close()
+        except asyncio.CancelledError:
+            writer.close()  # this process is ending; asyncio would print the cancellation as an error
 
     return await asyncio.start_server(accept, host, port)
 

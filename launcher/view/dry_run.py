@@ -1,0 +1,29 @@
+"""What a submission would start, as text: the very spec and policy that would be stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launcher.spec import ResolvedSpec, dump_resolved
+
+
+def plan_text(resolved: ResolvedSpec, root: Path) -> str:
+    """The plan and the resolved spec; YAML, so that it can be read back."""
+    lines = [*_plan(resolved, root), ""]
+    return "\n".join(f"# {line}".rstrip() for line in lines) + "\n" + dump_resolved(resolved).rstrip()
+
+
+def _plan(resolved: ResolvedSpec, root: Path) -> list[str]:
+    spec, cluster = resolved.spec, resolved.spec.cluster
+    what = f"our own trainer, {spec.trainer.steps} steps" if spec.trainer else " ".join(spec.command or ())
+    rules = [f"{rule.name} ({rule.mode or 'act'})" for rule in resolved.policy.rules]
+    slurm = [f"#SBATCH --{key}={value}" for key, value in cluster.slurm.items()] if cluster.backend == "slurm" else []
+    return [
+        "Dry run: nothing was started or written.",
+        f"run      {spec.name} in {root.absolute()}",
+        f"backend  {cluster.backend}: {cluster.nodes + cluster.spares} nodes, {cluster.spares} of them in reserve",
+        *slurm,
+        f"ranks    {spec.world_size}, {cluster.ranks_per_node} on each of {cluster.nodes} nodes",
+        f"trains   {what}",
+        f"policy   {resolved.policy.name}: {', '.join(rules)}",
+    ]

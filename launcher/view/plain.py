@@ -1,0 +1,73 @@
+"""A snapshot as plain lines, for pipes, logs and very small terminals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from launcher.view.words import clock, cost, deeds, duration, number, percent, phases_of, size, steps_of
+
+SHOWN_INCIDENTS = 10
+SHOWN_CHECKPOINTS = 5
+
+
+def one_line(snap: dict[str, Any]) -> str:
+    """A run in a line of the list of runs."""
+    return f"{snap['run']:<24} {snap['state']:<10} {progress(snap):<22} {outcome(snap)}".rstrip()
+
+
+def progress(snap: dict[str, Any]) -> str:
+    target = f" / {snap['target_step']:,}" if snap["target_step"] else ""
+    return f"step {snap['step']:,}{target}"
+
+
+def outcome(snap: dict[str, Any]) -> str:
+    return (
+        f"loss {number(snap['loss'])}  attempt {snap['attempt']}  restarts {snap['restarts']}  ettr {percent(snap['ettr'])}"
+    )
+
+
+def plain(snap: dict[str, Any]) -> list[str]:
+    """The whole snapshot, one fact a line."""
+    lines = [
+        f"run {snap['run']}  {snap['state']}" + (f"  ({snap['reason']})" if snap["reason"] else ""),
+        f"{progress(snap)}  {outcome(snap)}",
+        f"goodput {percent(snap['goodput'])}  lost steps {snap['lost_steps']}  up {duration(snap['elapsed_s'])}"
+        + (f"  job {snap['job_id']}" if snap["job_id"] else "")
+        + f"  updated {duration(snap['age_s'])} ago",
+        f"next: {snap['next_action']}",
+    ]
+    lines += [_node(node) for node in snap["nodes"]]
+    incidents = snap["incidents"][-SHOWN_INCIDENTS:]
+    hidden = len(snap["incidents"]) - len(incidents)
+    lines += [f"incidents: {hidden} older ones are not shown"] if hidden else []
+    lines += [_incident(incident) for incident in incidents]
+    lines += [_checkpoint(one) for one in snap["checkpoints"][-SHOWN_CHECKPOINTS:]]
+    return lines
+
+
+def _node(node: dict[str, Any]) -> str:
+    ranks = ",".join(str(rank["rank"]) for rank in node["ranks"])
+    parts = [f"node {node['name']}", node["role"], node["state"].lower()]
+    parts += [f"ranks {ranks}", f"step {steps_of(node)}", phases_of(node)] if ranks else []
+    return "  ".join(part for part in (*parts, node["reason"]) if part)
+
+
+def _incident(incident: dict[str, Any]) -> str:
+    where = ",".join(incident["nodes"])
+    parts = (
+        f"incident {incident['id']}", clock(incident["opened_at"]), incident["rule"], where,
+        incident["state"].lower(), deeds(incident), cost(incident),
+    )  # fmt: skip
+    return "  ".join(part for part in parts if part)
+
+
+def _checkpoint(one: dict[str, Any]) -> str:
+    return f"checkpoint step {one['step']:,}  attempt {one['attempt']}  {judgement(one)}  {size(one['bytes'])}"
+
+
+def judgement(one: dict[str, Any]) -> str:
+    """What is known of a checkpoint, in words."""
+    if not one["complete"]:
+        return f"rejected: {one['rejected']}"
+    good = "good" if one["good"] else "complete"
+    return good if one["lineage"] == "kept" else f"{good}, abandoned"

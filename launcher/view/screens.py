@@ -1,0 +1,209 @@
+"""The live screen: a snapshot as something rich can draw. Pure; at home in 80 x 24."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from launcher.view.plain import judgement, progress
+from launcher.view.words import (
+    bar,
+    clock,
+    cost,
+    deeds,
+    duration,
+    number,
+    percent,
+    phases_of,
+    size,
+    sparkline,
+    steps_of,
+)
+
+STALE_S, FROZEN_S = 5.0, 30.0
+SMALLEST = (60, 15)  # below this the plain lines read better
+_TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
+_COLOURS = {
+    "SUCCEEDED": "green", "RUNNING": "green", "ALIVE": "green", "RECOVERED": "green",
+    "PENDING": "yellow", "STARTING": "yellow", "SUSPECT": "yellow", "OPEN": "yellow", "ADVISED": "dim",
+    "RECOVERING": "cyan", "HELD": "red", "FAILED": "red", "STOPPED": "red", "LOST": "red", "ENDED": "dim",
+}  # fmt: skip
+_WORST = {"lost": 0, "excluded": 1, "active": 2, "spare": 3}
+_MARKS = {"lost": "x", "excluded": "x", "spare": "."}
+
+
+def screen(snap: dict[str, Any], width: int = 80, height: int = 24) -> RenderableType:
+    """The picture of a run that fits into `width` x `height` characters."""
+    nodes, incidents, checkpoints = _shares(snap, height - 11)
+    parts: list[RenderableType] = [
+        _header(snap, width),
+        _progress(snap, width),
+        _numbers(snap),
+        _losses(snap, width),
+        _next(snap),
+        _rule(f"NODES {_count(snap)}", "worst first", width),
+        _nodes(snap, nodes),
+        _rule(_incident_title(snap), "newest first", width),
+        _incidents(snap, incidents),
+        _rule("CHECKPOINTS", "newest first", width),
+        _checkpoints(snap, checkpoints),
+    ]
+    return Group(*parts)
+
+
+def _shares(snap: dict[str, Any], room: int) -> tuple[int, int, int]:
+    """How many nodes, incidents and checkpoints are shown; what one leaves free the next may have."""
+    room = max(3, room)
+    checkpoints = max(1, min(len(snap["checkpoints"]), 3, room // 3))
+    incidents = max(1, min(len(snap["incidents"]), max(2, (room - checkpoints) // 2)))
+    nodes = max(1, min(len(snap["nodes"]), room - checkpoints - incidents))
+    return nodes, incidents, checkpoints
+
+
+def _spread(left: Text, right: Text, width: int) -> Text:
+    """Two texts at both ends of a line; the left one gives way."""
+    left.truncate(max(0, width - right.cell_len - 1), overflow="ellipsis")
+    return left + Text(" " * max(1, width - left.cell_len - right.cell_len)) + right
+
+
+def _state(word: str) -> Text:
+    return Text(word, style=_COLOURS.get(word, ""))
+
+
+def _header(snap: dict[str, Any], width: int) -> Text:
+    left = Text.assemble(" ", (snap["run"], "bold"), "   ", _state(snap["state"]))
+    left.append(f"   attempt {snap['attempt']}")
+    left.append(f"   job {snap['job_id']}" if snap["job_id"] else "")
+    left.append(f"   up {duration(snap['elapsed_s'])}")
+    return _spread(left, _freshness(snap), width)
+
+
+def _freshness(snap: dict[str, Any]) -> Text:
+    """A frozen supervisor must be seen: the age of the newest word from it."""
+    if snap["state"] in _TERMINAL:
+        return Text(f"ended {clock(snap['updated_at'])}", style="dim")
+    age = snap["age_s"]
+    if age < STALE_S:
+        return Text(f"live, {age:.0f}s ago", style="green")
+    return Text(f"STALE, {duration(age)} ago", style="yellow" if age < FROZEN_S else "red")
+
+
+def _progress(snap: dict[str, Any], width: int) -> Text:
+    text = Text(f" {progress(snap)}")
+    target = snap["target_step"]
+    if target:
+        share = snap["step"] / target
+        text.append(f"  {percent(share)} [{bar(share, max(8, min(40, width - 60)))}]")
+        if snap["median_step_s"] and snap["state"] not in _TERMINAL:
+            text.append(f"  eta {duration((target - snap['step']) * snap['median_step_s'])}")
+    text.append(f"  ettr {percent(snap['ettr'])}")
+    return _cut(text, width)
+
+
+def _cut(text: Text, width: int) -> Text:
+    text.truncate(width, overflow="ellipsis")
+    return text
+
+
+def _numbers(snap: dict[str, Any]) -> Text:
+    metrics = snap["metrics"]
+    text = Text(f" loss {number(snap['loss'])}")
+    for key, name in (("grad_norm", "gnorm"), ("lr", "lr"), ("scale", "scale")):
+        text.append(f"  {name} {number(metrics[key])}" if metrics.get(key) is not None else "")
+    text.append(f"  step time {duration(snap['median_step_s'])}  goodput {percent(snap['goodput'])}")
+    text.append(f"  restarts {snap['restarts']}  lost {snap['lost_steps']}")
+    return _line(text)
+
+
+def _line(text: Text) -> Text:
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
+
+
+def _losses(snap: dict[str, Any], width: int) -> Text:
+    known = [loss for loss in snap["losses"] if loss is not None]
+    least = f"  min {number(min(known))}" if known else ""
+    return Text(" loss ") + Text(sparkline(snap["losses"], width - 7 - len(least)), style="cyan") + Text(least)
+
+
+def _next(snap: dict[str, Any]) -> Text:
+    reason = f"   {snap['reason']}" if snap["reason"] else ""
+    return _line(Text.assemble(" ", ("NEXT", "bold cyan"), f"  {snap['next_action']}", (reason, "yellow")))
+
+
+def _rule(title: str, note: str, width: int) -> Text:
+    head, tail = f"-- {title} ", f" {note} --"
+    return Text(head + "-" * max(0, width - len(head) - len(tail)) + tail, style="dim")
+
+
+def _count(snap: dict[str, Any]) -> str:
+    roles = [node["role"] for node in snap["nodes"]]
+    told = [f"{roles.count(role)} {role}" for role in ("active", "spare", "lost", "excluded") if role in roles]
+    return f"{len(roles)}: {', '.join(told)}" if told else "none has answered"
+
+
+def _grid(*ratios: int) -> Table:
+    """Columns as wide as what is in them; those with a ratio share what is left and are cut."""
+    table = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    for ratio in ratios:
+        table.add_column(no_wrap=True, overflow="ellipsis", ratio=ratio or None)
+    return table
+
+
+def _badness(node: dict[str, Any]) -> tuple[int, int, int]:
+    steps = [rank["step"] for rank in node["ranks"] if rank["step"] is not None]
+    return (0 if node["state"] != "ALIVE" else 1, _WORST.get(node["role"], 4), min(steps, default=0))
+
+
+def _nodes(snap: dict[str, Any], shown: int) -> RenderableType:
+    nodes = sorted(snap["nodes"], key=_badness)
+    hidden = len(nodes) - shown
+    shown -= 1 if hidden > 0 else 0
+    table = _grid(0, 0, 0, 0, 0, 0, 1)
+    for node in nodes[:shown]:
+        mark = "~" if node["state"] == "SUSPECT" else _MARKS.get(node["role"], " ")
+        beat = f"beat {duration(node['beat_s'])}" if node["beat_s"] is not None else ""
+        ranks = ",".join(str(rank["rank"]) for rank in node["ranks"])
+        step = f"step {steps_of(node)}" if node["ranks"] else ""
+        why = node["reason"] or phases_of(node)
+        name = f" {mark} {node['name']}"
+        ranks = f"ranks {_short(ranks)}" if ranks else ""
+        table.add_row(name, node["role"], _state(node["state"]), beat, ranks, step, why)
+    if not nodes:
+        return Text("   none has answered yet", style="dim")
+    return Group(table, Text(f"   ... {len(nodes) - shown} more", style="dim")) if hidden > 0 else table
+
+
+def _short(ranks: str) -> str:
+    return ranks if len(ranks) <= 9 else f"{ranks.split(',', 1)[0]}..{ranks.rsplit(',', 1)[-1]}"
+
+
+def _incident_title(snap: dict[str, Any]) -> str:
+    opened = sum(1 for incident in snap["incidents"] if incident["state"] in ("OPEN", "HELD"))
+    return f"INCIDENTS {len(snap['incidents'])}" + (f" ({opened} open)" if opened else "")
+
+
+def _incidents(snap: dict[str, Any], shown: int) -> RenderableType:
+    if not snap["incidents"]:
+        return Text("   none", style="dim")
+    table = _grid(0, 0, 0, 0, 0, 1)
+    for one in [*reversed(snap["incidents"])][:shown]:
+        told = ", ".join(part for part in (deeds(one), cost(one)) if part)
+        where = ",".join(one["nodes"])[:16] or f"step {one['step']:,}"
+        table.add_row(f" #{one['id']}", clock(one["opened_at"]), one["rule"], where, _state(one["state"]), told)
+    return table
+
+
+def _checkpoints(snap: dict[str, Any], shown: int) -> RenderableType:
+    if not snap["checkpoints"]:
+        return Text("   none yet", style="dim")
+    table = _grid(0, 0, 0, 0, 1)
+    for one in [*reversed(snap["checkpoints"])][:shown]:
+        style = "green" if one["good"] else "" if one["complete"] else "red"
+        said = Text(judgement(one), style="dim" if one["lineage"] == "abandoned" else style)
+        attempt = f"attempt {one['attempt']}"
+        table.add_row(f"   step {one['step']:,}", attempt, clock(one["committed_at"]), size(one["bytes"]), said)
+    return table

@@ -1,0 +1,99 @@
+"""Waiting for a run: until it ends, is held, or nobody works on it any more."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from launcher.errors import LaunchError
+from launcher.journal import read_journal
+from launcher.paths import RunPaths
+from launcher.run import Run, RunState, fold
+from launcher.view.words import number
+
+POLL_S = 0.5
+GONE_S = 5.0  # no living process for so long: a new allocation has had time to show up
+
+HELD, TIMED_OUT = 6, 124
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait, and whether to wait on while the run is held."""
+
+    timeout_s: float | None = None
+    through_hold: bool = False
+
+
+def wait(paths: RunPaths, patience: Patience, is_alive: Callable[[RunPaths], bool]) -> tuple[int, Run]:
+    """The exit code for what became of the run. Raises LaunchError when its processes are all dead."""
+    started = time.monotonic()
+    dead_since: float | None = None
+    line = _ProgressLine()
+    try:
+        while True:
+            run, now = fold(read_journal(paths).events), time.monotonic()
+            code = verdict(run, patience)
+            if code is not None:
+                return code, run
+            line.show(run)
+            dead_since = None if is_alive(paths) else (dead_since or now)
+            if dead_since is not None and now - dead_since >= GONE_S:
+                raise LaunchError(
+                    f"run {paths.name} is {run.state.value} and none of its processes lives",
+                    f"waiting, at step {run.step}",
+                    f"opt-launch resume {paths.name}",
+                )
+            left = POLL_S if patience.timeout_s is None else started + patience.timeout_s - now
+            if left <= 0:
+                return TIMED_OUT, run
+            time.sleep(min(POLL_S, left))
+    finally:
+        line.clear()
+
+
+def verdict(run: Run, patience: Patience) -> int | None:
+    """The exit code of a run that has come to an end or a halt; None while it goes on."""
+    if run.state is RunState.SUCCEEDED:
+        return 0
+    if run.state.is_terminal:
+        return 1
+    return HELD if run.state is RunState.HELD and not patience.through_hold else None
+
+
+def outcome_text(run: Run, *, timed_out: bool, held: bool) -> str:
+    """What became of the run, and what a person can do."""
+    told = f"{run.name}: {run.state.value} at step {run.step:,}"
+    if timed_out:
+        return f"{told}; it goes on, waiting for it has timed out"
+    reason = run.hold_reason or run.ended_reason
+    told += f": {reason}" if reason else ""
+    if held:
+        return f"{told}\n  try:   opt-launch release {run.name}"
+    return told
+
+
+class _ProgressLine:
+    """One line on stderr that is written over; nothing where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._shown = ""
+
+    def show(self, run: Run) -> None:
+        if not sys.stderr.isatty():
+            return
+        target = f" / {run.target_step:,}" if run.target_step else ""
+        loss = f"  loss {number(run.metrics['loss'])}" if "loss" in run.metrics else ""
+        text = f"{run.name}  {run.state.value}  step {run.step:,}{target}{loss}  restarts {run.restarts}"
+        if text != self._shown:
+            sys.stderr.write(f"\r\x1b[K{text[:79]}")
+            sys.stderr.flush()
+            self._shown = text
+
+    def clear(self) -> None:
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._shown = ""

@@ -1,0 +1,104 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_BARS = " ▁▂▃▄▅▆▇█"
+_GAP = "·"
+
+
+def duration(seconds: float | None) -> str:
+    """"1h05m", "42s", "0.31s"; "-" for nothing."""
+    if seconds is None:
+        return "-"
+    if seconds < 1:
+        return f"{seconds:.2f}s"
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    days, rest = divmod(whole, 86400)
+    hours, rest = divmod(rest, 3600)
+    minutes, left = divmod(rest, 60)
+    if days:
+        return f"{days}d{hours:02d}h"
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{left:02d}s" if minutes else f"{left}s"
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}%"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}g}"
+
+
+def size(count: int | None) -> str:
+    """SI units: "14.2 GB"."""
+    if count is None:
+        return "-"
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def clock(moment: str | None) -> str:
+    """The time of day of an ISO 8601 moment."""
+    return moment[11:19] if moment else "-"
+
+
+def sparkline(values: Sequence[float | None], width: int) -> str:
+    """The values as a row of bars, highest for the largest; a gap where there is no number."""
+    if not values or width < 1:
+        return ""
+    shown = [values[i * len(values) // width] for i in range(width)] if len(values) > width else list(values)
+    known = [value for value in shown if value is not None]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    span = high - low
+    steps = len(_BARS) - 2
+    return "".join(
+        _GAP if value is None else _BARS[1 + (round((value - low) / span * steps) if span else 0)] for value in shown
+    )
+
+
+def bar(share: float, width: int) -> str:
+    filled = round(max(0.0, min(1.0, share)) * width)
+    return "#" * filled + "-" * (width - filled)
+
+
+def deeds(incident: dict[str, Any]) -> str:
+    """What was decided about an incident, in a few words."""
+    decision = incident["decision"]
+    parts = []
+    for name, value in decision["actions"].items():
+        origin = value.get("from") if name == "restart" and isinstance(value, dict) else None
+        parts.append(f"restart from {origin}" if origin else name)
+    told = ", ".join(parts) or "nothing"
+    return f"would: {told}" if decision["mode"] == "advise" else told
+
+
+def cost(incident: dict[str, Any]) -> str:
+    """"+4.1s, 12 steps": how long until steps went on, and how many were done again."""
+    parts = [f"+{duration(incident['recovered_s'])}"] if incident["recovered_s"] is not None else []
+    if incident["lost_steps"]:
+        parts.append(f"{incident['lost_steps']} steps lost")
+    return ", ".join(parts)
+
+
+def steps_of(node: dict[str, Any]) -> str:
+    """The step a node's ranks are at, as a range where they differ."""
+    steps = sorted({rank["step"] for rank in node["ranks"] if rank["step"] is not None})
+    if not steps:
+        return "-"
+    return f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,}..{steps[-1]:,}"
+
+
+def phases_of(node: dict[str, Any]) -> str:
+    phases = sorted({str(rank["phase"]) for rank in node["ranks"] if rank["phase"]})
+    return ", ".join(phases)
