@@ -1,0 +1,333 @@
+"""The command line: parse, call one function, print, leave with the right code.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 bad config or policy, 4 no such run, 5 somebody did not answer,
+6 the run is held, 124 waited too long, 130 Ctrl-C. Everything heavy is imported inside the commands.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+LEFT_BY_CTRL_C = 130
+
+
+class Backend(StrEnum):
+    local = "local"
+    slurm = "slurm"
+
+
+class Format(StrEnum):
+    md = "md"
+    html = "html"
+    json = "json"
+
+
+class Outermost(TyperGroup):
+    """The frame around all commands: an error becomes what, where and what to do, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _tell("\nleft by Ctrl-C: runs go on without you (opt-launch status; opt-launch stop RUN ends one)")
+            raise typer.Exit(LEFT_BY_CTRL_C) from None
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            code = getattr(error, "exit_code", None)
+            is_ours = code is not None and hasattr(error, "hint")
+            if not is_ours and not isinstance(error, (OSError, NotImplementedError)):
+                raise
+            if ctx.params.get("debug"):
+                raise
+            _tell(f"error: {error}")
+            raise typer.Exit(int(code) if code is not None and is_ours else 1) from None
+
+
+app = typer.Typer(
+    name="opt-launch",
+    cls=Outermost,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Fault-tolerant launcher for training on Slurm: submit once, sleep, read the logbook in the morning.",
+)
+policy_app = typer.Typer(no_args_is_help=True, help="Look at policies.")
+app.add_typer(policy_app, name="policy")
+
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Its name, a unique prefix of it, or - for the newest.")]
+Root = Annotated[Path, typer.Option(envvar="OPT_LAUNCH_ROOT", help="The folder of the runs.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Timeout = Annotated[str | None, typer.Option(help="Give up after so long (90s, 2h): exit code 124.")]
+ThroughHold = Annotated[bool, typer.Option("--through-hold", help="Wait on while the run is held.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
+RUNS = Path("runs")
+
+
+@app.callback()
+def _common(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    """Options before the command."""
+
+
+@app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(metavar="RUN.yaml")],
+    backend: Annotated[Backend | None, typer.Option(help="Where to run.")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help="A shipped policy or a file; may be repeated.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="Nodes that train.")] = None,
+    spares: Annotated[int | None, typer.Option(help="Nodes in reserve.")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="trainer.lr=2e-4")] = None,
+    name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be started; touch nothing.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, as the command wait does.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the live screen.")] = False,
+    root: Root = RUNS,
+) -> None:
+    """Start a run. Prints its name. A flag wins over --set, --set over RUN.yaml, RUN.yaml over what is built in."""
+    from launcher.spec import load_spec
+
+    flags = {"name": name, "backend": backend and backend.value, "nodes": nodes, "spares": spares, "policy": policy}
+    resolved = load_spec(file, overrides=changes or (), flags=flags)
+    if dry_run:
+        from launcher.view.dry_run import plan_text
+
+        return print(plan_text(resolved, root))
+    from launcher import submit as starter
+
+    paths = starter.submit(resolved, root)
+    print(paths.name, flush=True)
+    if watch:
+        from launcher.view import watch as viewer
+
+        viewer.show_live(paths, viewer.stderr())
+    if wait:
+        _wait_for(paths, None, through_hold=False)
+    return None
+
+
+@app.command()
+def status(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Without it: all runs, a line each.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Show it once and leave.")] = False,
+    watch: Annotated[str | None, typer.Option(metavar="5s", help="Print what changed, every so often.")] = None,
+    as_json: AsJson = False,
+    root: Root = RUNS,
+) -> None:
+    """How a run is doing, and what happens next. On a terminal: a live screen."""
+    from launcher.view.locate import find_run, list_runs
+
+    if run is None:
+        return _list(list_runs(root), as_json=as_json)
+    paths = find_run(root, run)
+    if as_json and watch is None:
+        from launcher.view.snapshot import snapshot
+
+        return _print_json(snapshot(paths))
+    from launcher.view import watch as viewer
+
+    if watch is not None:
+        return viewer.show_changes(paths, _seconds(watch, "--watch"), as_json=as_json)
+    console = viewer.stdout()
+    if once or not console.is_terminal:
+        return viewer.show_once(paths, console)
+    return viewer.show_live(paths, console)
+
+
+@app.command()
+def logs(
+    run: RunName,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as lines come.")] = False,
+    node: Annotated[str | None, typer.Option(help="Only this node.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Only this rank.")] = None,
+    attempt: Annotated[int | None, typer.Option(help="Only this attempt.")] = None,
+    root: Root = RUNS,
+) -> None:
+    """What the ranks printed, all nodes merged by time."""
+    from launcher.view.locate import find_run
+    from launcher.view.logs import Follower, Wanted, merged
+
+    paths, wanted = find_run(root, run), Wanted(node, rank, attempt)
+    for line in Follower(paths, wanted).follow() if follow else merged(paths, wanted):
+        print(line, flush=follow)
+
+
+@app.command()
+def stop(run: RunName, yes: Yes = False, root: Root = RUNS) -> None:
+    """Save a checkpoint, then end the run. It can be resumed."""
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"Stop run {run}?", abort=True, err=True)
+    _command(root, run, "stop")
+
+
+@app.command()
+def save(run: RunName, root: Root = RUNS) -> None:
+    """Write a checkpoint at the next step."""
+    _command(root, run, "save")
+
+
+@app.command()
+def hold(
+    run: RunName,
+    reason: Annotated[str, typer.Option(help="Why; it is shown to whoever looks.")] = "",
+    root: Root = RUNS,
+) -> None:
+    """End the ranks and keep the allocation until the run is released."""
+    _command(root, run, "hold", reason=reason)
+
+
+@app.command()
+def release(run: RunName, root: Root = RUNS) -> None:
+    """Let a held run go on."""
+    _command(root, run, "release")
+
+
+@app.command()
+def resume(run: RunName, root: Root = RUNS) -> None:
+    """Start a run again that has ended, or whose processes have all died. Prints its name."""
+    import getpass
+
+    from launcher import submit as starter
+    from launcher.view.locate import find_run
+
+    paths = find_run(root, run)
+    starter.resume(paths, getpass.getuser())
+    print(paths.name)
+
+
+@app.command(name="wait")
+def wait_(run: RunName, timeout: Timeout = None, through_hold: ThroughHold = False, root: Root = RUNS) -> None:
+    """Wait for the end: 0 SUCCEEDED, 1 FAILED or STOPPED, 6 HELD, 124 timeout."""
+    from launcher.view.locate import find_run
+
+    limit = None if timeout is None else _seconds(timeout, "--timeout")
+    _wait_for(find_run(root, run), limit, through_hold=through_hold)
+
+
+@app.command()
+def incidents(run: RunName, as_json: AsJson = False, root: Root = RUNS) -> None:
+    """What went wrong, which rule decided, what was done and why."""
+    from launcher.view.incidents import incidents_of, incidents_text
+    from launcher.view.locate import find_run
+
+    found = incidents_of(find_run(root, run))
+    _print_json(found) if as_json else print(incidents_text(found))
+
+
+@app.command()
+def report(
+    run: RunName,
+    form: Annotated[Format, typer.Option("--format", help="md or json.")] = Format.md,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write it here.")] = None,
+    root: Root = RUNS,
+) -> None:
+    """The logbook: where the time went, every attempt, every incident and its cost."""
+    import json
+
+    from launcher.errors import LaunchError
+    from launcher.report import report as make_report
+    from launcher.report import to_markdown
+    from launcher.view.locate import find_run
+
+    if form is Format.html:
+        raise LaunchError("reports as HTML are not built yet", "report --format html", "--format md or --format json")
+    body = make_report(find_run(root, run))
+    text = to_markdown(body) if form is Format.md else json.dumps(body, indent=1, allow_nan=False) + "\n"
+    if output:
+        output.write_text(text)
+        _tell(f"written to {output}")
+    else:
+        print(text, end="")
+
+
+@policy_app.command()
+def validate(files: Annotated[list[str], typer.Argument(metavar="FILES", help="Files, or shipped names.")]) -> None:
+    """Check policies, each by itself, and show every mistake with its place."""
+    from launcher.errors import ConfigError
+    from policies.load import load_policy, shipped
+
+    mistakes = []
+    for file in files:
+        try:
+            policy = load_policy([file if "/" in file or file in shipped() else f"./{file}"])
+        except ConfigError as error:
+            mistakes += error.mistakes
+        else:
+            print(f"{file}: ok, {len(policy.rules)} rules")
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+@policy_app.command()
+def schema() -> None:
+    """The grammar of policies as JSON Schema, for editors."""
+    from policies.load import json_schema
+
+    _print_json(json_schema())
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    print(json.dumps(value, indent=1, allow_nan=False))
+
+
+def _list(runs: list[Any], *, as_json: bool) -> None:
+    from launcher.view.plain import one_line
+    from launcher.view.snapshot import snapshot
+
+    snaps = [snapshot(paths) for paths in runs]
+    if as_json:
+        _print_json(snaps)
+    for snap in () if as_json else snaps:
+        print(one_line(snap))
+    if not runs and not as_json:
+        _tell("no runs here: --root or OPT_LAUNCH_ROOT name their folder")
+
+
+def _seconds(text: str, flag: str) -> float:
+    """A duration with its unit, or a bare number of seconds."""
+    from policies.units import parse_duration
+
+    try:
+        return float(text) if text.replace(".", "", 1).isdigit() else parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=flag) from None
+
+
+def _command(root: Path, name: str, verb: str, **args: Any) -> None:
+    from launcher import control
+    from launcher.errors import LaunchError
+    from launcher.view.locate import find_run
+
+    paths = find_run(root, name)
+    ok, message = control.command(paths, verb, args)
+    if not ok:
+        raise LaunchError(message or f"the run did not take '{verb}'", f"{verb} {paths.name}")
+    _tell(message or f"{paths.name}: {verb} is under way")
+
+
+def _wait_for(paths: Any, timeout_s: float | None, *, through_hold: bool) -> None:
+    from launcher.submit import is_alive
+    from launcher.view.waiting import HELD, TIMED_OUT, Patience, outcome_text, wait
+
+    code, run = wait(paths, Patience(timeout_s, through_hold), is_alive)
+    _tell(outcome_text(run, timed_out=code == TIMED_OUT, held=code == HELD))
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    main()

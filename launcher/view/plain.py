@@ -21,9 +21,8 @@ def progress(snap: dict[str, Any]) -> str:
 
 
 def outcome(snap: dict[str, Any]) -> str:
-    return (
-        f"loss {number(snap['loss'])}  attempt {snap['attempt']}  restarts {snap['restarts']}  ettr {percent(snap['ettr'])}"
-    )
+    counts = f"attempt {snap['attempt']}  restarts {snap['restarts']}"
+    return f"loss {number(snap['loss'])}  {counts}  ettr {percent(snap['ettr'])}"
 
 
 def plain(snap: dict[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -52,7 +52,7 @@ def show_changes(paths: RunPaths, every_s: float, *, as_json: bool) -> None:
         time.sleep(every_s)
 
 
-def _picture(paths: RunPaths, console: Console) -> tuple[object, bool]:
+def _picture(paths: RunPaths, console: Console) -> tuple[RenderableType, bool]:
     snap = snapshot(paths)
     ended = RunState(snap["state"]).is_terminal
     width, height = console.size

@@ -10,7 +10,7 @@ _GAP = "·"
 
 
 def duration(seconds: float | None) -> str:
-    """"1h05m", "42s", "0.31s"; "-" for nothing."""
+    """As in "1h05m", "42s", "0.31s"; "-" for nothing."""
     if seconds is None:
         return "-"
     if seconds < 1:
@@ -84,7 +84,7 @@ def deeds(incident: dict[str, Any]) -> str:
 
 
 def cost(incident: dict[str, Any]) -> str:
-    """"+4.1s, 12 steps": how long until steps went on, and how many were done again."""
+    """As in "+4.1s, 12 steps lost": how long until steps went on, and how many were done again."""
     parts = [f"+{duration(incident['recovered_s'])}"] if incident["recovered_s"] is not None else []
     if incident["lost_steps"]:
         parts.append(f"{incident['lost_steps']} steps lost")

@@ -1,0 +1,217 @@
+"""The logbook of a run: where the time went, every attempt, every incident with its cause and its cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from launcher.accounting import PARTS, Account, account, sample_faults
+from launcher.events import AttemptStarted, Event
+from launcher.journal import Damage, read_journal
+from launcher.paths import RunPaths
+from launcher.run import Attempt, Run, fold
+from launcher.view.snapshot import finite, iso, read_live, snapshot_of
+from launcher.view.words import cost, deeds, duration, number, percent
+
+_MAX_CELL = 120
+_IDENTITIES = ("hostname", "node", "nodes", "pid", "started_at", "at", "attempt")  # differ without changing a bit
+
+
+def report(paths: RunPaths, now: float | None = None) -> dict[str, Any]:
+    """The report as one JSON object: the snapshot and everything the whole history adds to it."""
+    import time
+
+    now = time.time() if now is None else now
+    journal = read_journal(paths)
+    run, books = fold(journal.events), account(journal.events, now)
+    snap = snapshot_of(paths.name, journal.events, read_live(paths), now)
+    body = snap | {
+        "final_digest": final_digest(run),
+        "digest": comparability(run, _environments(paths, run)),
+        "effective_loss": [{"step": step, "attempt": at, "loss": loss} for step, at, loss in books.loss_curve],
+        "time": time_account(books),
+        "attempts": [_attempt(one, journal.events) for one in run.attempts],
+        "samples": {"ranges": len(books.kept_samples), "faults": sample_faults(books.kept_samples, books.first_sample)},
+        "damage": [_damage(one) for one in journal.damage],
+    }
+    return finite(body)
+
+
+def final_digest(run: Run) -> str | None:
+    """The digest of the final weights, where the trainer computed one."""
+    return next((one.done.final_digest for one in reversed(run.attempts) if one.done), None)
+
+
+def time_account(books: Account) -> dict[str, Any]:
+    """The parts of the time in seconds and GPU-hours; both sum to the whole."""
+    return {
+        "seconds": books.seconds,
+        "gpu_hours": books.gpu_hours,
+        "total_s": books.total_us / 1e6,
+        "total_gpu_hours": books.total_us * books.ranks / 3.6e9,
+        "ranks": books.ranks,
+    }
+
+
+def _attempt(attempt: Attempt, events: Sequence[Event]) -> dict[str, Any]:
+    started = (event for event in events if isinstance(event, AttemptStarted) and event.attempt == attempt.number)
+    return {
+        "attempt": attempt.number,
+        "started_at": iso(attempt.started_at),
+        "first_step_at": iso(attempt.first_step_at or 0.0),
+        "ended_at": iso(attempt.ended_at or 0.0),
+        "start_s": attempt.first_step_at - attempt.started_at if attempt.first_step_at else None,
+        "restore": list(attempt.restore) if attempt.restore else None,
+        "from_step": attempt.restore[0] if attempt.restore else 0,
+        "last_step": attempt.last_step,
+        "nodes": list(attempt.slots),
+        "ranks": attempt.ranks,
+        "why": next((event.why for event in started), ""),
+        "reason": attempt.reason,
+        "exits": {str(rank): code for rank, code in sorted(attempt.exits.items())},
+    }
+
+
+def _damage(damage: Damage) -> dict[str, Any]:
+    return {"file": damage.file, "offset": damage.offset, "reason": damage.reason}
+
+
+# ---------------------------------------------------------------- may digests be compared
+
+
+def _environments(paths: RunPaths, run: Run) -> dict[int, Mapping[str, Any]]:
+    """What was recorded of the machines of each attempt that made a step."""
+    found: dict[int, Mapping[str, Any]] = {}
+    for attempt in run.attempts:
+        try:
+            body = json.loads(paths.environment(attempt.number).read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(body, dict):
+            found[attempt.number] = body
+    return found
+
+
+def comparability(run: Run, environments: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Whether the final digest may be compared with that of another run; None where nobody recorded enough."""
+    stepped = [one for one in run.attempts if one.first_step_at is not None]
+    shapes = {tuple(sorted(len(ranks) for ranks in one.slots.values())) for one in stepped}
+    if len(shapes) > 1:
+        return {"comparable": False, "why": "the attempts had different numbers of ranks on their nodes"}
+    known = [environments[one.number] for one in stepped if one.number in environments]
+    if not known or len(known) < len(stepped):
+        return {"comparable": None, "why": "the hardware of the attempts was not recorded"}
+    changed = sorted(_differences(known))
+    if changed:
+        return {"comparable": False, "why": f"these changed between attempts: {', '.join(changed)}"}
+    return {"comparable": True, "why": "every attempt had the same shape and the same hardware"}
+
+
+def _differences(environments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for key in {key for one in environments for key in one} - set(_IDENTITIES):
+        if any(one.get(key) != environments[0].get(key) for one in environments):
+            yield key
+
+
+# ---------------------------------------------------------------- the logbook as text
+
+
+def to_markdown(body: Mapping[str, Any]) -> str:
+    """A short logbook to read in the morning."""
+    sections = (_header(body), _time(body), _attempts(body), _incidents(body), _remarks(body))
+    return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
+
+
+def _header(body: Mapping[str, Any]) -> list[str]:
+    target = f" of {body['target_step']:,}" if body["target_step"] else ""
+    reason = f" ({body['reason']})" if body["reason"] else ""
+    digest = body["final_digest"]
+    lines = [
+        f"# {body['run']}: {body['state']}{reason}",
+        "",
+        f"Step {body['step']:,}{target}, loss {number(body['loss'])}, after {duration(body['elapsed_s'])}.",
+        f"{percent(body['ettr'])} of that went into steps that are kept (ETTR); goodput {percent(body['goodput'])}.",
+        f"{body['restarts']} restarts, {body['lost_steps']} steps lost, {len(body['incidents'])} incidents.",
+    ]
+    if digest:
+        mark = {True: "comparable", False: "not comparable", None: "comparability unknown"}
+        lines.append(f"Final digest `{digest}`, {mark[body['digest']['comparable']]}: {body['digest']['why']}.")
+    return lines
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    return [_row(head), _row(["---"] * len(head)), *(_row(row) for row in rows)]
+
+
+def _row(cells: Sequence[object]) -> str:
+    return f"| {' | '.join(_cell(str(cell)) for cell in cells)} |"
+
+
+def _cell(text: str) -> str:
+    """Text that stays within its cell."""
+    text = " ".join(text.split()).replace("|", "\\|")
+    return text if len(text) <= _MAX_CELL else text[: _MAX_CELL - 1] + "…"
+
+
+def _time(body: Mapping[str, Any]) -> list[str]:
+    account_, total = body["time"], body["time"]["total_s"]
+    rows = [
+        (part.replace("_", " "), duration(account_["seconds"][part]), f"{account_['gpu_hours'][part]:.2f}",
+         percent(account_["seconds"][part] / total if total else None))
+        for part in PARTS
+        if account_["seconds"][part]
+    ]  # fmt: skip
+    whole = ("the whole", duration(total), f"{account_['total_gpu_hours']:.2f}", percent(1.0 if total else None))
+    return ["## Where the time went", "", *_table(("", "time", "GPU-hours", "share"), [*rows, whole])]
+
+
+def _attempts(body: Mapping[str, Any]) -> list[str]:
+    rows = [
+        (one["attempt"], one["started_at"] or "-", f"{one['from_step']:,} to {one['last_step']:,}",
+         duration(one["start_s"]), ", ".join(one["nodes"]), one["reason"] or "goes on")
+        for one in body["attempts"]
+    ]  # fmt: skip
+    head = ("attempt", "started", "steps", "to first step", "nodes", "ended by")
+    return ["## Attempts", "", *(_table(head, rows) if rows else ["None was started."])]
+
+
+def _incidents(body: Mapping[str, Any]) -> list[str]:
+    if not body["incidents"]:
+        return ["## Incidents", "", "None."]
+    lines = ["## Incidents"]
+    for one in body["incidents"]:
+        where = f" on {', '.join(one['nodes'])}" if one["nodes"] else ""
+        blame = "" if one["blame"] == "none" else f" (blame {one['blame']})"
+        lines += [
+            "",
+            f"### {one['id']}. {one['rule']}{where}, at step {one['step']:,}, {one['opened_at']}",
+            "",
+            f"- Seen: {one['why'] or one['detector']}{blame}, decided after {duration(one['detected_s'])}.",
+            f"- Decided: rule {one['rule']}: {deeds(one)}.",
+            f"- Cost: {cost(one) or 'nothing yet'}.",
+            f"- Held: {_did_it_hold(one, body['incidents'])}.",
+        ]
+    return lines
+
+
+def _did_it_hold(incident: Mapping[str, Any], incidents: Sequence[Mapping[str, Any]]) -> str:
+    """Whether the deed was enough: steps went on, and the same rule was not needed at the same step again."""
+    if incident["state"] != "RECOVERED":
+        return {"ADVISED": "nothing was done"}.get(incident["state"], f"no, {incident['state'].lower()}")
+    again = [
+        one["id"]
+        for one in incidents
+        if one["id"] > incident["id"] and one["rule"] == incident["rule"] and abs(one["step"] - incident["step"]) <= 1
+    ]
+    return f"not for long: the same again as {again[0]}" if again else "yes"
+
+
+def _remarks(body: Mapping[str, Any]) -> list[str]:
+    """What a careful reader should know of the data themselves."""
+    faults = [f"- {fault}" for fault in body["samples"]["faults"][:20]]
+    damage = [f"- {one['file']} at byte {one['offset']}: {one['reason']}" for one in body["damage"][:20]]
+    lines = ["## Samples", "", "Not every sample was used exactly once:", *faults] if faults else []
+    if damage:
+        lines += [*([""] if lines else []), "## Journal", "", "Unreadable lines, left out:", *damage]
+    return lines
