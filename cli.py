@@ -7,25 +7,13 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 bad config or policy, 4 no such run, 5 
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
 LEFT_BY_CTRL_C = 130
-
-
-class Backend(StrEnum):
-    local = "local"
-    slurm = "slurm"
-
-
-class Format(StrEnum):
-    md = "md"
-    html = "html"
-    json = "json"
 
 
 class Outermost(TyperGroup):
@@ -37,17 +25,20 @@ class Outermost(TyperGroup):
         except KeyboardInterrupt:
             _tell("\nleft by Ctrl-C: runs go on without you (opt-launch status; opt-launch stop RUN ends one)")
             raise typer.Exit(LEFT_BY_CTRL_C) from None
-        except BrokenPipeError:
-            raise
         except Exception as error:
-            code = getattr(error, "exit_code", None)
-            is_ours = code is not None and hasattr(error, "hint")
-            if not is_ours and not isinstance(error, (OSError, NotImplementedError)):
-                raise
-            if ctx.params.get("debug"):
+            if ctx.params.get("debug") or isinstance(error, BrokenPipeError) or not _is_for_people(error):
                 raise
             _tell(f"error: {error}")
-            raise typer.Exit(int(code) if code is not None and is_ours else 1) from None
+            raise typer.Exit(getattr(error, "exit_code", 1)) from None
+
+
+def _is_for_people(error: Exception) -> bool:
+    """Whether its text says what a person can do; the rest are mistakes of the program and keep their traceback."""
+    if isinstance(error, OSError):
+        return True
+    from launcher.errors import LaunchError
+
+    return isinstance(error, LaunchError)
 
 
 app = typer.Typer(
@@ -55,6 +46,7 @@ app = typer.Typer(
     cls=Outermost,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its help takes twice as long to appear
     help="Fault-tolerant launcher for training on Slurm: submit once, sleep, read the logbook in the morning.",
 )
 policy_app = typer.Typer(no_args_is_help=True, help="Look at policies.")
@@ -77,7 +69,7 @@ def _common(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks
 @app.command()
 def submit(
     file: Annotated[Path, typer.Argument(metavar="RUN.yaml")],
-    backend: Annotated[Backend | None, typer.Option(help="Where to run.")] = None,
+    backend: Annotated[Literal["local", "slurm"] | None, typer.Option(help="Where to run.")] = None,
     policy: Annotated[list[str] | None, typer.Option(help="A shipped policy or a file; may be repeated.")] = None,
     nodes: Annotated[int | None, typer.Option(help="Nodes that train.")] = None,
     spares: Annotated[int | None, typer.Option(help="Nodes in reserve.")] = None,
@@ -91,7 +83,7 @@ def submit(
     """Start a run. Prints its name. A flag wins over --set, --set over RUN.yaml, RUN.yaml over what is built in."""
     from launcher.spec import load_spec
 
-    flags = {"name": name, "backend": backend and backend.value, "nodes": nodes, "spares": spares, "policy": policy}
+    flags = {"name": name, "backend": backend, "nodes": nodes, "spares": spares, "policy": policy}
     resolved = load_spec(file, overrides=changes or (), flags=flags)
     if dry_run:
         from launcher.view.dry_run import plan_text
@@ -221,7 +213,7 @@ def incidents(run: RunName, as_json: AsJson = False, root: Root = RUNS) -> None:
 @app.command()
 def report(
     run: RunName,
-    form: Annotated[Format, typer.Option("--format", help="md or json.")] = Format.md,
+    form: Annotated[Literal["md", "html", "json"], typer.Option("--format", help="md or json.")] = "md",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write it here.")] = None,
     root: Root = RUNS,
 ) -> None:
@@ -233,10 +225,10 @@ def report(
     from launcher.report import to_markdown
     from launcher.view.locate import find_run
 
-    if form is Format.html:
+    if form == "html":
         raise LaunchError("reports as HTML are not built yet", "report --format html", "--format md or --format json")
     body = make_report(find_run(root, run))
-    text = to_markdown(body) if form is Format.md else json.dumps(body, indent=1, allow_nan=False) + "\n"
+    text = to_markdown(body) if form == "md" else json.dumps(body, indent=1, allow_nan=False) + "\n"
     if output:
         output.write_text(text)
         _tell(f"written to {output}")
@@ -247,19 +239,9 @@ def report(
 @policy_app.command()
 def validate(files: Annotated[list[str], typer.Argument(metavar="FILES", help="Files, or shipped names.")]) -> None:
     """Check policies, each by itself, and show every mistake with its place."""
-    from launcher.errors import ConfigError
-    from policies.load import load_policy, shipped
+    from launcher.view.check import check_policies
 
-    mistakes = []
-    for file in files:
-        try:
-            policy = load_policy([file if "/" in file or file in shipped() else f"./{file}"])
-        except ConfigError as error:
-            mistakes += error.mistakes
-        else:
-            print(f"{file}: ok, {len(policy.rules)} rules")
-    if mistakes:
-        raise ConfigError(mistakes)
+    print("\n".join(check_policies(files)))
 
 
 @policy_app.command()
@@ -291,11 +273,8 @@ def _list(runs: list[Any], *, as_json: bool) -> None:
 
     snaps = [snapshot(paths) for paths in runs]
     if as_json:
-        _print_json(snaps)
-    for snap in () if as_json else snaps:
-        print(one_line(snap))
-    if not runs and not as_json:
-        _tell("no runs here: --root or OPT_LAUNCH_ROOT name their folder")
+        return _print_json(snaps)
+    return print("\n".join(map(one_line, snaps))) if snaps else _tell("no runs here: see --root, OPT_LAUNCH_ROOT")
 
 
 def _seconds(text: str, flag: str) -> float:
@@ -309,23 +288,18 @@ def _seconds(text: str, flag: str) -> float:
 
 
 def _command(root: Path, name: str, verb: str, **args: Any) -> None:
-    from launcher import control
-    from launcher.errors import LaunchError
     from launcher.view.locate import find_run
+    from launcher.view.steer import steer
 
-    paths = find_run(root, name)
-    ok, message = control.command(paths, verb, args)
-    if not ok:
-        raise LaunchError(message or f"the run did not take '{verb}'", f"{verb} {paths.name}")
-    _tell(message or f"{paths.name}: {verb} is under way")
+    _tell(steer(find_run(root, name), verb, args))
 
 
 def _wait_for(paths: Any, timeout_s: float | None, *, through_hold: bool) -> None:
     from launcher.submit import is_alive
-    from launcher.view.waiting import HELD, TIMED_OUT, Patience, outcome_text, wait
+    from launcher.view.waiting import Patience, outcome_text, wait
 
     code, run = wait(paths, Patience(timeout_s, through_hold), is_alive)
-    _tell(outcome_text(run, timed_out=code == TIMED_OUT, held=code == HELD))
+    _tell(outcome_text(run, code))
     raise typer.Exit(code)
 
 

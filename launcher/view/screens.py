@@ -30,6 +30,7 @@ _COLOURS = {
     "SUCCEEDED": "green", "RUNNING": "green", "ALIVE": "green", "RECOVERED": "green",
     "PENDING": "yellow", "STARTING": "yellow", "SUSPECT": "yellow", "OPEN": "yellow", "ADVISED": "dim",
     "RECOVERING": "cyan", "HELD": "red", "FAILED": "red", "STOPPED": "red", "LOST": "red", "ENDED": "dim",
+    "GONE": "dim",
 }  # fmt: skip
 _WORST = {"lost": 0, "excluded": 1, "active": 2, "spare": 3}
 _MARKS = {"lost": "x", "excluded": "x", "spare": "."}
@@ -96,10 +97,10 @@ def _progress(snap: dict[str, Any], width: int) -> Text:
     target = snap["target_step"]
     if target:
         share = snap["step"] / target
-        text.append(f"  {percent(share)} [{bar(share, max(8, min(40, width - 60)))}]")
+        text.append(f"  {percent(share)} [{bar(share, max(6, min(40, width - 74)))}]")
         if snap["median_step_s"] and snap["state"] not in _TERMINAL:
             text.append(f"  eta {duration((target - snap['step']) * snap['median_step_s'])}")
-    text.append(f"  ettr {percent(snap['ettr'])}")
+    text.append(f"  ettr {percent(snap['ettr'])}  goodput {percent(snap['goodput'])}")
     return _cut(text, width)
 
 
@@ -113,7 +114,7 @@ def _numbers(snap: dict[str, Any]) -> Text:
     text = Text(f" loss {number(snap['loss'])}")
     for key, name in (("grad_norm", "gnorm"), ("lr", "lr"), ("scale", "scale")):
         text.append(f"  {name} {number(metrics[key])}" if metrics.get(key) is not None else "")
-    text.append(f"  step time {duration(snap['median_step_s'])}  goodput {percent(snap['goodput'])}")
+    text.append(f"  step time {duration(snap['median_step_s'])}")
     text.append(f"  restarts {snap['restarts']}  lost {snap['lost_steps']}")
     return _line(text)
 
@@ -155,7 +156,7 @@ def _grid(*ratios: int) -> Table:
 
 def _badness(node: dict[str, Any]) -> tuple[int, int, int]:
     steps = [rank["step"] for rank in node["ranks"] if rank["step"] is not None]
-    return (0 if node["state"] != "ALIVE" else 1, _WORST.get(node["role"], 4), min(steps, default=0))
+    return (0 if node["state"] == "SUSPECT" else 1, _WORST.get(node["role"], 4), min(steps, default=0))
 
 
 def _nodes(snap: dict[str, Any], shown: int) -> RenderableType:

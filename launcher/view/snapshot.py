@@ -171,7 +171,7 @@ def _node(run: Run, node: Node, live: Live) -> dict[str, Any]:
     return {
         "name": node.name,
         "role": role,
-        "state": node.state.value,
+        "state": "GONE" if run.state.is_terminal else node.state.value,
         "reason": node.excluded,
         "agent_pid": node.pid,
         "host": node.host,

@@ -63,14 +63,14 @@ def verdict(run: Run, patience: Patience) -> int | None:
     return HELD if run.state is RunState.HELD and not patience.through_hold else None
 
 
-def outcome_text(run: Run, *, timed_out: bool, held: bool) -> str:
+def outcome_text(run: Run, code: int) -> str:
     """What became of the run, and what a person can do."""
     told = f"{run.name}: {run.state.value} at step {run.step:,}"
-    if timed_out:
+    if code == TIMED_OUT:
         return f"{told}; it goes on, waiting for it has timed out"
     reason = run.hold_reason or run.ended_reason
     told += f": {reason}" if reason else ""
-    if held:
+    if code == HELD:
         return f"{told}\n  try:   opt-launch release {run.name}"
     return told
 
