@@ -180,6 +180,8 @@ class _Ledger:
             self._step(event)
         elif isinstance(event, AttemptStarted):
             self._roll_back(event.restore[0] if event.restore else 0)
+            if self.phase == "stopped" and not self.ended:
+                self.phase = "restarting"  # the attempt before was not the last one after all
             self._turn("restarting")
             self.attempt, self.fresh, self.ended = event.attempt, True, False
         elif isinstance(event, AttemptEnded) and event.attempt == self.attempt:
@@ -236,7 +238,7 @@ class _Ledger:
         """Without a decision before it, an attempt ends because its work is done or a person ended it."""
         self.attempt = None
         if self.phase == _STEPPING:
-            self._turn("restarting", was="stopped")
+            self._turn("stopped", was="stopped")
 
     def close(self, now: float | None) -> None:
         if self.ended or self.submitted is None:

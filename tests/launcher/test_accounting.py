@@ -1,0 +1,215 @@
+"""Where the time went: the parts always sum to the whole, and a known story gets known numbers."""
+
+import ast
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launcher import accounting
+from launcher.accounting import PARTS, account, detected_s, recovered_s, sample_faults
+from launcher.events import (
+    AttemptEnded,
+    AttemptStarted,
+    CheckpointCommitted,
+    Decision,
+    Event,
+    RunEnded,
+    RunHeld,
+    RunReleased,
+    RunResumed,
+    RunSubmitted,
+    StepDone,
+    Warned,
+)
+from launcher.run import fold
+
+
+def submitted(at: float = 0.0) -> RunSubmitted:
+    return RunSubmitted(at=at, run="r", nodes=2, ranks_per_node=2, spares=0, target_step=10, probation=2, save_every=2)
+
+
+def started(at: float, attempt: int, base: int = 0) -> AttemptStarted:
+    restore = (base, attempt - 1) if base else None
+    slots = {"a": (0, 1), "b": (2, 3)}
+    return AttemptStarted(at=at, attempt=attempt, slots=slots, incarnations={}, restore=restore, why="w")
+
+
+def step(at: float, attempt: int, index: int, step_s: float = 1.0, blocked_s: float = 0.0) -> StepDone:
+    samples = (index * 4, index * 4 + 4)
+    return StepDone(
+        at=at, attempt=attempt, step=index, metrics={"loss": 5.0 - index}, samples=samples,
+        step_s=step_s, blocked_s=blocked_s,
+    )  # fmt: skip
+
+
+def hang(at: float, attempt: int, onset_at: float, detector: str = "hang") -> Decision:
+    return Decision(
+        at=at, id="d1", incident=1, attempt=attempt, rule="hang", detector=detector,
+        actions={"restart": {"from": "latest"}}, onset_at=onset_at,
+    )  # fmt: skip
+
+
+def story() -> list[Event]:
+    """Three steps, one checkpoint after two, a hang, a restart from it, three steps more, the end."""
+    return [
+        submitted(0.0),
+        started(10.0, 1),
+        step(14.0, 1, 0),
+        step(15.0, 1, 1),
+        CheckpointCommitted(at=15.5, step=2, attempt=1, parent=None, manifest_digest="d", bytes=7),
+        step(16.0, 1, 2, blocked_s=0.25),
+        hang(20.0, 1, onset_at=16.0),
+        AttemptEnded(at=21.0, attempt=1, reason="hang"),
+        started(22.0, 2, base=2),
+        step(25.0, 2, 2),
+        step(26.0, 2, 3),
+        step(27.0, 2, 4),
+        AttemptEnded(at=27.5, attempt=2, reason="done"),
+        RunEnded(at=28.0, state="SUCCEEDED"),
+    ]
+
+
+def test_every_part_of_a_known_story() -> None:
+    books = account(story(), now=1000.0)
+    assert books.seconds == {
+        "useful": 5.0,
+        "rolled_back": 0.75,
+        "checkpoint": 0.25,
+        "hang": 4.0,
+        "restarting": 7.0,  # 3 s to the first step, 2 s from the decision, 2 s to the next first step
+        "queue": 10.0,
+        "held": 0.0,
+        "stopped": 1.0,
+    }
+    assert books.total_us == 28_000_000
+    assert books.ettr == 5 / 28
+    assert books.gpu_hours["useful"] == pytest.approx(5 * 4 / 3600)
+    assert books.median_step_s == 1.0
+    assert books.goodput == pytest.approx(5 / 18)
+    assert books.lost_steps == 1
+
+
+def test_rolled_back_steps_leave_the_loss_curve_and_the_samples() -> None:
+    books = account(story())
+    assert [(one, attempt) for one, attempt, _ in books.loss_curve] == [(0, 1), (1, 1), (2, 2), (3, 2), (4, 2)]
+    assert books.kept_samples == [(0, 4), (4, 8), (8, 12), (12, 16), (16, 20)]
+    assert sample_faults(books.kept_samples) == []
+
+
+def test_an_incident_is_timed_from_its_onset() -> None:
+    incident = fold(story()).incidents[0]
+    assert detected_s(incident) == 4.0
+    assert recovered_s(incident) == 9.0
+    assert incident.lost_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("ranges", "faults"),
+    [
+        ([(0, 4), (4, 8)], []),
+        ([(0, 4), (2, 6)], ["samples 2 to 4 were used twice"]),
+        ([(0, 4), (6, 8)], ["samples 4 to 6 were left out"]),
+        ([(4, 8)], ["samples 0 to 4 were left out"]),
+    ],
+)
+def test_sample_faults(ranges: list[tuple[int, int]], faults: list[str]) -> None:
+    assert sample_faults(ranges) == faults
+
+
+def test_what_begun_before_a_rollback_for_the_loss_is_thrown_away_not_hung() -> None:
+    events = [submitted(), started(1.0, 1), step(2.0, 1, 0), hang(2.5, 1, onset_at=2.0, detector="spike")]
+    books = account(events, now=3.0)
+    assert books.seconds["rolled_back"] == 0.5
+    assert books.seconds["hang"] == 0.0
+    assert books.seconds["restarting"] == 0.5
+
+
+def test_a_running_step_is_useful_until_nothing_has_moved_for_too_long() -> None:
+    events = [submitted(), started(1.0, 1), *(step(2.0 + i, 1, i) for i in range(4))]
+    assert account(events, now=6.0).seconds["hang"] == 0.0
+    assert account(events, now=60.0).seconds["hang"] == 55.0
+
+
+def test_held_and_resumed_time_is_told_apart() -> None:
+    events = [
+        submitted(),
+        started(1.0, 1),
+        step(2.0, 1, 0),
+        RunHeld(at=3.0, reason="no checkpoint"),
+        RunReleased(at=10.0, author="ada"),
+        RunEnded(at=11.0, state="STOPPED"),
+        RunResumed(at=15.0, author="ada"),
+    ]
+    books = account(events, now=18.0)
+    assert (books.seconds["held"], books.seconds["stopped"], books.seconds["queue"]) == (7.0, 4.0, 4.0)
+    assert books.total_us == 18_000_000
+
+
+def test_nothing_has_no_shares() -> None:
+    books = account([])
+    assert (books.total_us, books.ettr, books.goodput, books.median_step_s) == (0, None, None, None)
+
+
+# ---------------------------------------------------------------- any order of events
+
+
+moments = st.floats(0, 1e6, allow_nan=False)
+durations = st.floats(-5, 1e5, allow_nan=False)
+attempts = st.integers(1, 4)
+
+
+def any_event() -> st.SearchStrategy[Event]:
+    return st.one_of(
+        st.builds(submitted, moments),
+        st.builds(started, moments, attempts, st.integers(0, 6)),
+        st.builds(step, moments, attempts, st.integers(0, 8), durations, durations),
+        st.builds(hang, moments, attempts, moments, st.sampled_from(["hang", "exit", "spike"])),
+        st.builds(lambda at, attempt: AttemptEnded(at=at, attempt=attempt, reason="x"), moments, attempts),
+        st.builds(lambda at: RunHeld(at=at, reason="x"), moments),
+        st.builds(lambda at: RunReleased(at=at, author="x"), moments),
+        st.builds(lambda at: RunEnded(at=at, state="STOPPED"), moments),
+        st.builds(lambda at: RunResumed(at=at, author="x"), moments),
+        st.builds(lambda at: Warned(at=at, text="x"), moments),
+    )
+
+
+def in_order(events: Sequence[Event]) -> list[Event]:
+    return sorted(events, key=lambda event: event.at)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(any_event(), max_size=40), moments, st.booleans())
+def test_the_parts_sum_to_the_whole(events: list[Event], now: float, ordered: bool) -> None:
+    events = [submitted(500.0), *(in_order(events) if ordered else events)]
+    books = account(events, now=now)
+    ended = [index for index, event in enumerate(events) if isinstance(event, RunEnded)]
+    open_ = not ended or any(isinstance(event, (AttemptStarted, RunResumed)) for event in events[ended[-1] + 1 :])
+    moments_ = [event.at for event in events] + ([now] if open_ else [])
+    if open_:
+        assert books.total_us == round(max(moments_) * 1e6) - 500_000_000
+    assert books.total_us == sum(books.parts_us[part] for part in PARTS)
+    assert all(us >= 0 for us in books.parts_us.values())
+    assert math.isclose(sum(books.gpu_hours.values()), books.total_us * 4 / 3.6e9)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(any_event(), max_size=40))
+def test_kept_steps_rise_and_agree_with_the_run(events: list[Event]) -> None:
+    events = [submitted(), *in_order(events)]
+    books, run = account(events), fold(events)
+    steps = [one.step for one in books.kept]
+    assert steps == sorted(set(steps))
+    if steps and run.attempt:
+        assert steps[-1] + 1 <= max(run.step, run.attempt.last_step)
+
+
+def test_accounting_is_pure() -> None:
+    tree = ast.parse(Path(accounting.__file__).read_text())
+    names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    ours = {"launcher.events", "launcher.run"}
+    assert names - ours == {"__future__", "statistics", "collections.abc", "dataclasses", "typing"}
