@@ -485,8 +485,10 @@ def _trainer_done(run: Run, event: TrainerDone) -> Run:
 def _committed(run: Run, event: CheckpointCommitted) -> Run:
     """A late commit of an ended attempt exists too, but is not the head of another attempt's line.
 
-    Steps done while it was being written count for its probation already.
+    Steps done while it was being written count for its probation already. One told twice changes nothing.
     """
+    if (event.step, event.attempt) in run.checkpoints:
+        return run
     current = run.attempt is not None and run.attempt.number == event.attempt
     already = max(0, run.step - event.step) if current else 0
     finite = all(math.isfinite(value) for value in run.metrics.values()) if current else True
