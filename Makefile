@@ -1,0 +1,69 @@
+# make demo     train a small model on virtual nodes of this machine, kill a rank, and look at the report
+# make test     all tests
+#
+# Needs Linux, Python 3.11 or newer with its venv module, and nothing installed beforehand. make PYTHON=python3.12
+# chooses the Python of .venv.
+
+PYTHON ?= python3
+TEST_PROCESSES ?= 2
+UNPRIVILEGED_TESTS ?= tests/launcher tests/chaos
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv dev test test-unprivileged lint demo bench clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+	@echo 'make lint     style and types'
+	@echo 'make bench    recovery time, cost of supervision, start-up time'
+	@echo 'make clean    removes .venv, caches and demo-runs'
+
+venv: .venv/.installed
+
+dev: .venv/.installed-dev
+
+.venv/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.12' >&2; exit 1; }
+	@test -e $(BIN)/python && $(BIN)/python -m pip --version >/dev/null || $(PYTHON) -m venv --clear .venv || \
+		{ echo 'on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	@touch $@
+
+# torch by itself and first: the build that fits the machine is the one pip chooses.
+.venv/.installed: pyproject.toml constraints.txt | .venv/.python
+	$(PIP) $(TORCH)
+	$(PIP) -e .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+# Everything as whoever calls, and the parts that need rights once more as a user who has none.
+test: dev
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES)
+	$(MAKE) --no-print-directory test-unprivileged
+
+test-unprivileged: dev
+	.ci/unprivileged $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m 'not slow' -p no:cacheprovider \
+		$(wildcard $(UNPRIVILEGED_TESTS))
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+demo: venv
+	$(BIN)/python examples/demo.py
+
+bench: venv
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/supervision.py
+	$(BIN)/python benchmarks/recovery.py
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis demo-runs
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
