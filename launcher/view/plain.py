@@ -46,7 +46,8 @@ def plain(snap: dict[str, Any]) -> list[str]:
 
 def _node(node: dict[str, Any]) -> str:
     ranks = ",".join(str(rank["rank"]) for rank in node["ranks"])
-    parts = [f"node {node['name']}", node["role"], node["state"].lower()]
+    state = node["state"].lower()
+    parts = [f"node {node['name']}", node["role"], state if state != node["role"] else ""]
     parts += [f"ranks {ranks}", f"step {steps_of(node)}", phases_of(node)] if ranks else []
     return "  ".join(part for part in (*parts, node["reason"]) if part)
 

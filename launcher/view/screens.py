@@ -97,7 +97,7 @@ def _progress(snap: dict[str, Any], width: int) -> Text:
     target = snap["target_step"]
     if target:
         share = snap["step"] / target
-        text.append(f"  {percent(share)} [{bar(share, max(6, min(40, width - 74)))}]")
+        text.append(f"  {percent(share)} [{bar(share, max(6, min(40, width - 70)))}]")
         if snap["median_step_s"] and snap["state"] not in _TERMINAL:
             text.append(f"  eta {duration((target - snap['step']) * snap['median_step_s'])}")
     text.append(f"  ettr {percent(snap['ettr'])}  goodput {percent(snap['goodput'])}")
@@ -192,7 +192,7 @@ def _incidents(snap: dict[str, Any], shown: int) -> RenderableType:
         return Text("   none", style="dim")
     table = _grid(0, 0, 0, 0, 0, 1)
     for one in [*reversed(snap["incidents"])][:shown]:
-        told = ", ".join(part for part in (deeds(one), cost(one)) if part)
+        told = ": ".join(part for part in (cost(one), deeds(one)) if part)
         where = ",".join(one["nodes"])[:16] or f"step {one['step']:,}"
         table.add_row(f" #{one['id']}", clock(one["opened_at"]), one["rule"], where, _state(one["state"]), told)
     return table

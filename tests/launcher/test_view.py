@@ -1,0 +1,347 @@
+"""Snapshots and screens of an invented run, read back from a real journal."""
+
+import io
+import json
+import math
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from launcher.errors import RunNotFound
+from launcher.events import (
+    AgentJoined,
+    AttemptEnded,
+    AttemptStarted,
+    CheckpointCommitted,
+    CheckpointVerified,
+    Decision,
+    EpochStarted,
+    Event,
+    NodeDown,
+    RunHeld,
+    RunSubmitted,
+    StepDone,
+)
+from launcher.journal import JournalWriter, claim_epoch, read_journal, seal, write_first_epoch
+from launcher.paths import RunPaths
+from launcher.view.locate import find_run, list_runs
+from launcher.view.logs import Follower, Wanted, merged
+from launcher.view.plain import plain
+from launcher.view.screens import screen
+from launcher.view.snapshot import snapshot, snapshot_of
+from launcher.view.words import duration, size, sparkline
+from launcher.view.words import number as number_text
+
+BORN = 1_700_000_000.0
+KEYS = {
+    "schema", "run", "state", "attempt", "step", "target_step", "loss", "ettr", "goodput", "restarts", "lost_steps",
+    "job_id", "updated_at", "supervisor", "next_action", "nodes", "incidents", "checkpoints",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+
+
+def epoch_started(at: float, node: str = "node0") -> EpochStarted:
+    return EpochStarted(at=at, host="login", pid=41, node=node, job_id="81234" if node else "")
+
+
+def submitted(name: str) -> RunSubmitted:
+    return RunSubmitted(
+        at=BORN, run=name, nodes=2, ranks_per_node=2, spares=1, target_step=50, probation=2, save_every=4
+    )
+
+
+def steps(attempt: int, first: int, last: int, at: float) -> list[Event]:
+    return [
+        StepDone(
+            at=at + i, attempt=attempt, step=index, step_s=1.0, samples=(index * 8, index * 8 + 8),
+            metrics={"loss": 5.5 - 0.1 * index, "grad_norm": 0.41, "lr": 5.8e-5},
+        )
+        for i, index in enumerate(range(first, last))
+    ]  # fmt: skip
+
+
+def story() -> list[Event]:
+    """Two nodes and a spare; node1 is lost after six steps; the spare takes over from the checkpoint at step 4."""
+    joined = [
+        AgentJoined(at=BORN + 2, node=f"node{i}", index=i, incarnation=f"i{i}", host="h", port=1, pid=100 + i)
+        for i in range(3)
+    ]
+    both = {"node0": (0, 1), "node1": (2, 3)}
+    spare = {"node0": (0, 1), "node2": (2, 3)}
+    lost = Decision(
+        at=BORN + 19, id="d1", incident=1, attempt=1, rule="node-failure", detector="node_lost", nodes=("node1",),
+        actions={"exclude": "failed", "restart": {"from": "latest"}}, why="node1 fell silent", blame="certain",
+        onset_at=BORN + 17,
+    )  # fmt: skip
+    return [
+        epoch_started(BORN + 1),
+        *joined,
+        AttemptStarted(at=BORN + 3, attempt=1, slots=both, incarnations={}, restore=None, why="first"),
+        *steps(1, 0, 6, BORN + 10),
+        CheckpointCommitted(at=BORN + 14.5, step=4, attempt=1, parent=None, manifest_digest="d", bytes=2_200_000),
+        CheckpointVerified(at=BORN + 14.6, step=4, attempt=1),
+        NodeDown(at=BORN + 18.9, node="node1", reason="agent died"),
+        lost,
+        AttemptEnded(at=BORN + 20, attempt=1, reason="node-failure"),
+        AttemptStarted(at=BORN + 21, attempt=2, slots=spare, incarnations={}, restore=(4, 1), why="latest"),
+        *steps(2, 4, 9, BORN + 25),
+        CheckpointCommitted(at=BORN + 29.5, step=8, attempt=2, parent=(4, 1), manifest_digest="e", bytes=2_200_000),
+    ]
+
+
+def in_journal_order(events: list[Event]) -> list[Event]:
+    return sorted(events, key=lambda event: event.at)
+
+
+def write_run(root: Path, name: str = "demo", events: list[Event] | None = None) -> RunPaths:
+    """A run folder as submit and a supervisor leave it."""
+    paths = RunPaths(root / name)
+    paths.make_folders()
+    write_first_epoch(paths, [replace(epoch_started(BORN, ""), host="login"), submitted(name)])
+    epoch = claim_epoch(paths)
+    failed: list[Exception] = []
+    writer = JournalWriter(paths, epoch, lambda _: None, failed.append)
+    for event in in_journal_order(story() if events is None else events):
+        writer.put(replace(event, sealed=seal(paths, epoch)) if isinstance(event, EpochStarted) else event)
+    writer.close()
+    assert not failed
+    return paths
+
+
+def live(epoch: int = 2, at: float = BORN + 30) -> dict[str, Any]:
+    def rank(pid: int) -> dict[str, Any]:
+        return {"pid": pid, "alive": True, "step": 9, "phase": "train", "phase_s": 0.1, "moved_s": 0.1, "os_state": "S"}
+
+    nodes = {
+        "node0": {"beat_s": 0.2, "ranks": {"0": rank(11), "1": rank(12)}},
+        "node2": {"beat_s": 0.3, "ranks": {"2": rank(13), "3": rank(14)}},
+    }
+    return {"schema": 1, "epoch": epoch, "at": at, "next_action": "checkpoint at step 12", "nodes": nodes}
+
+
+def test_the_snapshot_of_a_recovered_run(tmp_path: Path) -> None:
+    paths = write_run(tmp_path)
+    paths.live.write_text(json.dumps(live()))
+    snap = snapshot(paths, now=BORN + 31)
+    assert snap.keys() >= KEYS
+    assert (snap["state"], snap["attempt"], snap["step"], snap["restarts"], snap["lost_steps"]) == (
+        "RUNNING", 2, 9, 1, 2,
+    )  # fmt: skip
+    assert snap["updated_at"] == "2023-11-14T22:13:50.000+00:00"
+    assert snap["supervisor"] == {"pid": 41, "host": "login", "epoch": 2}
+    assert {node["name"]: node["role"] for node in snap["nodes"]} == {
+        "node0": "active", "node1": "lost", "node2": "active",
+    }  # fmt: skip
+    assert [rank["pid"] for rank in snap["nodes"][2]["ranks"]] == [13, 14]
+    assert snap["incidents"][0]["detected_s"] == 2.0
+    assert snap["incidents"][0]["recovered_s"] == 8.0
+    assert snap["incidents"][0]["lost_steps"] == 2
+    assert [(one["step"], one["good"], one["lineage"]) for one in snap["checkpoints"]] == [
+        (4, True, "kept"), (8, False, "kept"),
+    ]  # fmt: skip
+    assert snap["next_action"] == "checkpoint at step 12"
+
+
+def test_what_a_superseded_supervisor_left_in_live_json_is_ignored(tmp_path: Path) -> None:
+    paths = write_run(tmp_path)
+    paths.live.write_text(json.dumps(live(epoch=1)))
+    snap = snapshot(paths, now=BORN + 31)
+    assert snap["nodes"][0]["ranks"][0]["pid"] is None
+    assert snap["next_action"] == "checkpoint at step 12; done at step 50"
+
+
+@pytest.mark.parametrize("broken", ["", "{", "[]", '{"epoch": "x"}', '{"epoch": 2, "nodes": [1], "at": "y"}'])
+def test_a_broken_live_file_hides_nothing(tmp_path: Path, broken: str) -> None:
+    paths = write_run(tmp_path)
+    paths.live.write_text(broken)
+    assert snapshot(paths, now=BORN + 31)["step"] == 9
+
+
+def test_json_never_holds_what_is_no_number(tmp_path: Path) -> None:
+    bad = StepDone(at=BORN + 40, attempt=2, step=9, metrics={"loss": math.nan, "grad_norm": math.inf})
+    paths = write_run(tmp_path, events=[*story(), bad])
+    snap = snapshot(paths, now=BORN + 41)
+    json.dumps(snap, allow_nan=False)
+    assert snap["loss"] is None
+    assert snap["losses"][-1] is None
+
+
+def test_a_held_run_names_the_reason_and_the_way_on(tmp_path: Path) -> None:
+    paths = write_run(tmp_path, events=[*story(), RunHeld(at=BORN + 31, reason="two nodes are needed")])
+    paths.live.write_text(json.dumps(live(at=BORN + 32)))
+    snap = snapshot(paths, now=BORN + 33)
+    assert (snap["state"], snap["reason"]) == ("HELD", "two nodes are needed")
+    assert snap["next_action"] == "waits for a person: opt-launch release demo"
+
+
+# ---------------------------------------------------------------- screens
+
+
+def drawn(snap: dict[str, Any], width: int = 80, height: int = 24) -> str:
+    console = Console(width=width, height=height, record=True, file=io.StringIO(), color_system=None)
+    console.print(screen(snap, width, height))
+    return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+
+GOLDEN = """\
+ demo   RUNNING   attempt 2   job 81234   up 31s                    live, 1s ago
+ step 9 / 50  18.0% [##--------]  eta 41s  ettr 35.5%  goodput 32.1%
+ loss 4.7  gnorm 0.41  lr 5.8e-05  step time 1.0s  restarts 1  lost 2
+ loss █▇▆▅▄▄▃▂▁  min 4.7
+ NEXT  checkpoint at step 12
+-- NODES 3: 2 active, 1 lost ------------------------------------ worst first --
+ x node1  lost    LOST
+   node0  active  ALIVE  beat 0.20s  ranks 0,1  step 9  train
+   node2  active  ALIVE  beat 0.30s  ranks 2,3  step 9  train
+-- INCIDENTS 1 ------------------------------------------------- newest first --
+ #1  22:13:37  node-failure  node1  RECOVERED  +8.0s, 2 steps lost: exclude, …
+-- CHECKPOINTS ------------------------------------------------- newest first --
+   step 8  attempt 2  22:13:49  2.2 MB  complete
+   step 4  attempt 1  22:13:34  2.2 MB  good
+"""
+
+
+def test_the_screen_at_80_by_24(tmp_path: Path) -> None:
+    paths = write_run(tmp_path)
+    paths.live.write_text(json.dumps(live()))
+    assert drawn(snapshot(paths, now=BORN + 31)) == GOLDEN.rstrip("\n")
+
+
+def test_a_frozen_supervisor_is_visible(tmp_path: Path) -> None:
+    paths = write_run(tmp_path)
+    assert "STALE, 1m32s ago" in drawn(snapshot(paths, now=BORN + 121))
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 15), (80, 24), (140, 50)])
+@pytest.mark.parametrize("many", [0, 200])
+def test_the_screen_fits(width: int, height: int, many: int) -> None:
+    more = [
+        AgentJoined(at=BORN + 2, node=f"x{i}", index=9 + i, incarnation="i", host="h", port=1, pid=1)
+        for i in range(many)
+    ]
+    incidents = [
+        Decision(
+            at=BORN + 30 + i, id=f"x{i}", incident=5 + i, attempt=2, rule="loss-spike", detector="spike", mode="advise",
+            why="a very long reason " * 20, actions={"restart": {"from": "last_good"}},
+        )
+        for i in range(many)
+    ]  # fmt: skip
+    snap = snapshot_of("demo", in_journal_order([submitted("demo"), *story(), *more, *incidents]), {}, BORN + 31)
+    lines = drawn(snap, width, height).splitlines()
+    assert len(lines) <= height
+    assert all(len(line) <= width for line in lines)
+
+
+def test_the_worst_node_comes_first(tmp_path: Path) -> None:
+    lines = drawn(snapshot(write_run(tmp_path), now=BORN + 31)).splitlines()
+    first = next(index for index, line in enumerate(lines) if "worst first" in line) + 1
+    assert "x node1" in lines[first]
+
+
+def test_a_run_that_has_barely_begun_can_be_shown() -> None:
+    snap = snapshot_of("demo", [submitted("demo")], {}, BORN)
+    assert "none has answered" in drawn(snap)
+    assert "run demo  PENDING" in plain(snap)[0]
+    assert snapshot_of("empty", [], {}, BORN)["run"] == "empty"
+
+
+def test_plain_lines_tell_nodes_incidents_and_checkpoints(tmp_path: Path) -> None:
+    lines = plain(snapshot(write_run(tmp_path), now=BORN + 31))
+    text = "\n".join(lines)
+    assert (
+        "incident 1  22:13:37  node-failure  node1  recovered  exclude, restart from latest  +8.0s, 2 steps lost"
+        in text
+    )
+    assert "checkpoint step 8  attempt 2  complete  2.2 MB" in text
+    assert "node node1  lost\n" in text
+
+
+# ---------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "-"), (0.314, "0.31s"), (4.25, "4.2s"), (59.7, "1m00s"), (3900, "1h05m"), (183_600, "2d03h")],
+)
+def test_durations(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_sparklines_and_sizes() -> None:
+    assert sparkline([1.0, None, 3.0], 10) == "▁·█"
+    assert len(sparkline([float(i) for i in range(500)], 40)) == 40
+    assert sparkline([2.0, 2.0], 5) == "▁▁"
+    assert sparkline([], 5) == ""
+    assert (size(999), size(14_200_000_000), number_text(None)) == ("999 B", "14.2 GB", "-")
+
+
+# ---------------------------------------------------------------- finding runs, logs
+
+
+def test_runs_are_found_by_name_prefix_and_dash(tmp_path: Path) -> None:
+    for index, name in enumerate(("alpha", "alpha-2", "beta")):
+        folder = tmp_path / name / "journal"
+        folder.mkdir(parents=True)
+        (folder / "000001.jsonl").touch()
+        os.utime(folder / "000001.jsonl", (index, index))
+    (tmp_path / "not-a-run").mkdir()
+    assert [run.name for run in list_runs(tmp_path)] == ["alpha", "alpha-2", "beta"]
+    assert find_run(tmp_path, "alpha").name == "alpha"
+    assert find_run(tmp_path, "b").name == "beta"
+    assert find_run(tmp_path, "-").name == "beta"
+    for name in ("al", "gamma", "", "../alpha"):
+        with pytest.raises(RunNotFound):
+            find_run(tmp_path, name)
+    with pytest.raises(RunNotFound, match="no run here"):
+        find_run(tmp_path / "nowhere", "-")
+
+
+def write_logs(paths: RunPaths) -> None:
+    for attempt, node, lines in (
+        (1, "node0", ["10:00:01.000 rank 0 out first", "10:00:03.000 rank 1 err third"]),
+        (1, "node1", ["10:00:02.000 rank 2 out second", "torn"]),
+        (2, "node1", ["10:00:04.000 rank 2 out fourth"]),
+    ):
+        file = paths.log(attempt, node)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("".join(f"2026-01-02T{line}\n" if " rank " in line else f"{line}\n" for line in lines))
+    paths.log(1, "node0").with_name("node0.rank1.failed.log").write_text("third\n")
+
+
+def test_logs_of_all_nodes_are_merged_by_time(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    paths.make_folders()
+    write_logs(paths)
+    assert [line.text for line in merged(paths, Wanted())] == ["first", "second", "third", "fourth"]
+    assert [line.text for line in merged(paths, Wanted(node="node1"))] == ["second", "fourth"]
+    assert [line.text for line in merged(paths, Wanted(rank=2, attempt=1))] == ["second"]
+    assert str(next(merged(paths, Wanted(rank=1)))) == "10:00:03.000 node0 rank 1 ! third"
+
+
+def test_a_follower_shows_each_line_once_and_no_torn_one(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    paths.make_folders()
+    write_logs(paths)
+    follower = Follower(paths, Wanted())
+    assert len(follower.read()) == 4
+    with paths.log(2, "node1").open("a") as file:
+        file.write("2026-01-02T10:00:05.000 rank 2 out half")
+        file.flush()
+        assert follower.read() == []
+        file.write(" and half\n")
+    assert [line.text for line in follower.read()] == ["half and half"]
+
+
+def test_the_snapshot_reads_what_the_journal_says(tmp_path: Path) -> None:
+    paths = write_run(tmp_path)
+    assert not read_journal(paths).damage
