@@ -204,7 +204,7 @@ GOLDEN = """\
    node0  active  ALIVE  beat 0.20s  ranks 0,1  step 9  train
    node2  active  ALIVE  beat 0.30s  ranks 2,3  step 9  train
 -- INCIDENTS 1 ------------------------------------------------- newest first --
- #1  22:13:37  node-failure  node1  RECOVERED  +8.0s, 2 steps lost: exclude, …
+ #1  22:13:37  node-failure  node1  RECOVERED  +8.0s, 2 steps lost: exclude, re…
 -- CHECKPOINTS ------------------------------------------------- newest first --
    step 8  attempt 2  22:13:49  2.2 MB  complete
    step 4  attempt 1  22:13:34  2.2 MB  good

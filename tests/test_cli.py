@@ -1,0 +1,328 @@
+"""The command line as scripts see it: what is printed where, and every exit code."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from launcher.events import (
+    AgentJoined,
+    AttemptStarted,
+    Decision,
+    EpochStarted,
+    Event,
+    RunEnded,
+    RunHeld,
+    RunSubmitted,
+    StepDone,
+)
+from launcher.journal import write_first_epoch
+from launcher.paths import RunPaths
+
+PROGRAM = (sys.executable, "-m", "cli")
+REPOSITORY = Path(__file__).parents[1]
+DEMO = REPOSITORY / "examples" / "demo.yaml"
+AT = 1_700_000_000.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+def environment() -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("OPT_LAUNCH")}
+    return kept | {"PYTHONPATH": str(REPOSITORY), "TERM": "xterm", "COLUMNS": "100"}
+
+
+def call(*args: object, cwd: Path, **variables: str) -> Outcome:
+    done = subprocess.run(
+        [*PROGRAM, *map(str, args)], cwd=cwd, env=environment() | variables, capture_output=True, text=True,
+        timeout=60, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def make_run(root: Path, name: str, *events: Event) -> RunPaths:
+    paths = RunPaths(root / name)
+    paths.make_folders()
+    slots = {"node0": (0,)}
+    begin = [
+        EpochStarted(at=AT, host="login", pid=1, node="", job_id=""),
+        RunSubmitted(
+            at=AT, run=name, nodes=1, ranks_per_node=1, spares=0, target_step=3, probation=1, save_every=2
+        ),
+        AgentJoined(at=AT + 1, node="node0", index=0, incarnation="i", host="h", port=1, pid=7),
+        AttemptStarted(at=AT + 2, attempt=1, slots=slots, incarnations={}, restore=None, why="first"),
+        StepDone(at=AT + 3, attempt=1, step=0, metrics={"loss": 5.0}, step_s=1.0),
+    ]  # fmt: skip
+    write_first_epoch(paths, [*begin, *events])
+    return paths
+
+
+def ended(state: str) -> RunEnded:
+    return RunEnded(at=AT + 4, state=state, reason="so it goes")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+# ---------------------------------------------------------------- quick to start, light to load
+
+
+def test_help_appears_at_once(tmp_path: Path) -> None:
+    took = []
+    for _ in range(5):  # the fastest of several: other work on the machine is no fault of ours
+        begun = time.perf_counter()
+        assert call("--help", cwd=tmp_path).code == 0
+        took.append(time.perf_counter() - begun)
+    assert min(took) < 0.25
+
+
+def modules_after(root: Path, *args: str) -> set[str]:
+    script = (
+        "import sys, cli\n"
+        "try:\n    cli.app(sys.argv[1:])\n"
+        "except SystemExit:\n    pass\n"
+        "print('\\n'.join(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *args], cwd=root, env=environment(), capture_output=True, text=True, check=True
+    )
+    return {line.split(".")[0] for line in done.stderr.splitlines()}
+
+
+def test_help_loads_neither_torch_nor_pydantic(tmp_path: Path) -> None:
+    assert not modules_after(tmp_path, "--help") & {"torch", "pydantic", "yaml", "numpy"}
+
+
+@pytest.mark.parametrize(
+    "args", [("status", "a"), ("status", "a", "--json"), ("status",), ("logs", "a"), ("report", "a")]
+)
+def test_looking_at_a_run_does_not_load_torch(tmp_path: Path, root: Path, args: tuple[str, ...]) -> None:
+    make_run(root, "a", ended("SUCCEEDED"))
+    assert "torch" not in modules_after(tmp_path, *args)
+
+
+# ---------------------------------------------------------------- exit codes
+
+
+@pytest.mark.parametrize(("state", "code"), [("SUCCEEDED", 0), ("FAILED", 1), ("STOPPED", 1)])
+def test_wait_tells_how_a_run_ended(tmp_path: Path, root: Path, state: str, code: int) -> None:
+    make_run(root, "a", ended(state))
+    outcome = call("wait", "a", cwd=tmp_path)
+    assert (outcome.code, outcome.out) == (code, "")
+    assert outcome.err == f"a: {state} at step 1: so it goes\n"
+
+
+def test_wait_leaves_with_6_when_the_run_is_held(tmp_path: Path, root: Path) -> None:
+    make_run(root, "a", RunHeld(at=AT + 4, reason="two nodes are needed"))
+    outcome = call("wait", "a", cwd=tmp_path)
+    assert outcome.code == 6
+    assert outcome.err == "a: HELD at step 1: two nodes are needed\n  try:   opt-launch release a\n"
+
+
+@pytest.mark.parametrize("flags", [(), ("--through-hold",)])
+def test_wait_times_out_with_124(tmp_path: Path, root: Path, flags: tuple[str, ...]) -> None:
+    make_run(root, "a", *([RunHeld(at=AT + 4, reason="x")] if flags else []))
+    outcome = call("wait", "a", "--timeout", "1s", *flags, cwd=tmp_path)
+    assert (outcome.code, outcome.out) == (124, "")
+    assert "timed out" in outcome.err
+
+
+def test_wait_gives_up_on_a_run_of_which_nothing_lives(tmp_path: Path, root: Path) -> None:
+    make_run(root, "a")
+    begun = time.monotonic()
+    outcome = call("wait", "a", "--timeout", "50", cwd=tmp_path)
+    assert outcome.code == 1
+    assert 5 <= time.monotonic() - begun < 20
+    assert "none of its processes lives" in outcome.err
+    assert "opt-launch resume a" in outcome.err
+
+
+def test_ctrl_c_leaves_the_view_and_says_that_the_run_goes_on(tmp_path: Path, root: Path) -> None:
+    make_run(root, "a", RunHeld(at=AT + 4, reason="x"))
+    process = subprocess.Popen(
+        [*PROGRAM, "status", "a", "--watch", "5s"], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout
+    assert process.stdout.readline().startswith("run a  HELD")
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "runs go on" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("verb", ["status", "wait", "logs", "stop", "save", "hold", "release", "resume", "report"])
+def test_no_such_run_is_4(tmp_path: Path, root: Path, verb: str) -> None:
+    make_run(root, "a")
+    outcome = call(verb, "b", cwd=tmp_path)
+    assert (outcome.code, outcome.out) == (4, "")
+    assert outcome.err.startswith("error: there is no run 'b'\n  while: looking in ")
+    assert "try:   one of: a" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "args", [("status", "--bogus"), ("nonsense",), ("wait", "a", "--timeout", "soon"), ("submit",)]
+)
+def test_usage_is_2(tmp_path: Path, root: Path, args: tuple[str, ...]) -> None:
+    make_run(root, "a")
+    outcome = call(*args, cwd=tmp_path)
+    assert (outcome.code, outcome.out) == (2, "")
+
+
+def test_a_bad_spec_is_3_and_touches_nothing(tmp_path: Path, root: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("name: x\ntrainer: {size: tinny, steps: 3}\n")
+    outcome = call("submit", bad, cwd=tmp_path)
+    assert (outcome.code, outcome.out) == (3, "")
+    assert outcome.err.startswith("error: ")
+    assert "bad.yaml:2:" in outcome.err
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("verb", ["stop", "save", "hold", "release"])
+def test_a_run_that_has_ended_takes_no_commands(tmp_path: Path, root: Path, verb: str) -> None:
+    make_run(root, "a", ended("STOPPED"))
+    outcome = call(verb, "a", cwd=tmp_path)
+    assert outcome.code == 1
+    assert outcome.err == f"error: run a has ended: STOPPED\n  while: {verb} a\n  try:   opt-launch resume a\n"
+
+
+# ---------------------------------------------------------------- what is printed
+
+
+def test_status_as_json_is_one_object(tmp_path: Path, root: Path) -> None:
+    make_run(root, "a", ended("SUCCEEDED"))
+    outcome = call("status", "a", "--json", cwd=tmp_path)
+    snap = json.loads(outcome.out)
+    assert (snap["run"], snap["state"], snap["step"], outcome.err) == ("a", "SUCCEEDED", 1, "")
+
+
+def test_status_without_a_terminal_is_plain_and_leaves(tmp_path: Path, root: Path) -> None:
+    make_run(root, "a")
+    for flags in ((), ("--once",)):
+        outcome = call("status", "a", *flags, cwd=tmp_path)
+        assert outcome.code == 0
+        assert outcome.out.startswith("run a  RUNNING\nstep 1 / 3  loss 5 ")
+        assert "\x1b" not in outcome.out
+
+
+def test_status_of_all_runs_is_a_line_each(tmp_path: Path, root: Path) -> None:
+    make_run(root, "a", ended("FAILED"))
+    make_run(root, "b")
+    outcome = call("status", "--root", root, cwd=tmp_path)
+    assert [line.split()[:2] for line in outcome.out.splitlines()] == [["a", "FAILED"], ["b", "RUNNING"]]
+    assert [one["run"] for one in json.loads(call("status", "--json", cwd=tmp_path).out)] == ["a", "b"]
+    nowhere = call("status", cwd=tmp_path, OPT_LAUNCH_ROOT=str(tmp_path / "none"))
+    assert (nowhere.code, nowhere.out) == (0, "")
+
+
+def test_status_on_a_terminal_is_the_screen(tmp_path: Path, root: Path) -> None:
+    make_run(root, "a", ended("SUCCEEDED"))
+    master, slave = pty.openpty()
+    variables = environment() | {"COLUMNS": "80", "LINES": "24", "NO_COLOR": "1"}
+    process = subprocess.Popen([*PROGRAM, "status", "a"], cwd=tmp_path, env=variables, stdout=slave, stdin=slave)
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            data = os.read(master, 65536)
+        except OSError:  # the other end has been closed
+            break
+        if not data:
+            break
+        shown += data
+    os.close(master)
+    assert process.wait(20) == 0
+    text = shown.decode()
+    assert "NODES 1: 1 active" in text
+    assert "\x1b[?1049l" in text  # the alternate screen was left
+    assert "\x1b[3" not in text  # no colour was asked for
+
+
+def test_the_root_comes_from_the_environment(tmp_path: Path, root: Path) -> None:
+    make_run(root, "a", ended("SUCCEEDED"))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert call("wait", "-", cwd=elsewhere, OPT_LAUNCH_ROOT=str(root)).code == 0
+    assert call("wait", "a", "--root", root, cwd=elsewhere).code == 0
+    assert call("wait", "a", cwd=elsewhere).code == 4
+
+
+def test_logs_are_merged_and_cut_off_quietly(tmp_path: Path, root: Path) -> None:
+    paths = make_run(root, "a")
+    for node in ("node0", "node1"):
+        paths.log(1, node).parent.mkdir(exist_ok=True)
+        rank = node[-1]
+        lines = (f"2026-01-02T10:00:0{i}.00{rank}+00:00 rank {rank} out {node} says {i}\n" for i in range(5))
+        paths.log(1, node).write_text("".join(lines))
+    outcome = call("logs", "a", cwd=tmp_path)
+    assert outcome.out.splitlines()[0] == "10:00:00.000 node0 rank 0   node0 says 0"
+    assert [line.split()[1] for line in outcome.out.splitlines()[:4]] == ["node0", "node1", "node0", "node1"]
+    assert len(call("logs", "a", "--node", "node1", "--rank", 1, cwd=tmp_path).out.splitlines()) == 5
+    assert call("logs", "a", "--attempt", 2, cwd=tmp_path).out == ""
+
+
+def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path, root: Path) -> None:
+    outcome = call("submit", DEMO, "--dry-run", "--nodes", 2, "--set", "trainer.steps=7", "--name", "x", cwd=tmp_path)
+    assert outcome.code == 0
+    assert f"# run      x in {root}" in outcome.out
+    assert "steps: 7  # --set trainer.steps=7" in outcome.out
+    assert 'name: "x"  # --name x' in outcome.out
+    assert not root.exists()
+
+
+def test_incidents_tell_the_story_of_every_decision(tmp_path: Path, root: Path) -> None:
+    crash = Decision(
+        at=AT + 5, id="d1", incident=1, attempt=1, rule="rank-exit", detector="exit", nodes=("node0",), ranks=(0,),
+        actions={"restart": {"from": "latest"}}, why="rank 0 exited with code 9", onset_at=AT + 4,
+    )  # fmt: skip
+    make_run(root, "a", crash)
+    text = call("incidents", "a", cwd=tmp_path).out
+    assert text.startswith("#1 ")
+    assert "rank 0 exited with code 9" in text
+    assert "does:    restart from latest" in text
+    found = json.loads(call("incidents", "a", "--json", cwd=tmp_path).out)
+    assert found[0]["rule"] == "rank-exit"
+    assert len(found[0]["explain"]) == 1
+
+
+def test_reports(tmp_path: Path, root: Path) -> None:
+    make_run(root, "a", ended("SUCCEEDED"))
+    assert call("report", "a", cwd=tmp_path).out.startswith("# a: SUCCEEDED")
+    assert json.loads(call("report", "a", "--format", "json", cwd=tmp_path).out)["time"]["ranks"] == 1
+    written = call("report", "a", "-o", "book.md", cwd=tmp_path)
+    assert (written.out, (tmp_path / "book.md").read_text()[:3]) == ("", "# a")
+    refused = call("report", "a", "--format", "html", cwd=tmp_path)
+    assert refused.code == 1
+    assert "not built yet" in refused.err
+
+
+def test_policies_are_checked(tmp_path: Path) -> None:
+    good = call("policy", "validate", "default", "cautious", cwd=tmp_path)
+    assert good.code == 0
+    assert good.out.startswith("default: ok, ")
+    (tmp_path / "mine.yaml").write_text("version: 1\nname: mine\nrules:\n  - {name: x, when: {hagn: {}}, do: []}\n")
+    bad = call("policy", "validate", "mine.yaml", cwd=tmp_path)
+    assert (bad.code, bad.out) == (3, "")
+    assert "mine.yaml:4:" in bad.err
+    assert json.loads(call("policy", "schema", cwd=tmp_path).out)["$schema"].endswith("draft-07/schema#")
+
+
+def test_an_error_shows_its_traceback_only_when_asked(tmp_path: Path) -> None:
+    assert "Traceback" not in call("wait", "a", cwd=tmp_path).err
+    assert "Traceback" in call("--debug", "wait", "a", cwd=tmp_path).err
