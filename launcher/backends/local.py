@@ -31,7 +31,7 @@ from launcher.spec import read_resolved
 from launcher.warm import die_with
 
 NEVER_MIN = 60 * 24 * 365 * 10  # the executor wants a time limit; the run has none
-LEAVE_S = 15.0
+LEAVE_S = 5.0
 _POLL_S = 0.05
 _START_LIMIT_S = 30.0
 _SCRATCH = "opt-launch-"
@@ -128,11 +128,18 @@ class Allocation:
         try:
             self.nodes = [self._start(f"node{index}", index, first=True) for index in range(count)]
             self._tell()
-            while not all(node.left for node in self.nodes) and not self.ending:
+            while not self._is_over():
                 self._watch()
                 time.sleep(_POLL_S)
         finally:
             self._end()
+
+    def _is_over(self) -> bool:
+        """All agents have left; or one has, and the others (stopped, say) had their time to."""
+        if self.ending or all(node.left for node in self.nodes):
+            return True
+        left = [node.down_since for node in self.nodes if node.left and node.down_since is not None]
+        return bool(left) and time.monotonic() - min(left) > LEAVE_S
 
     def _start(self, name: str, index: int, *, first: bool) -> VirtualNode:
         env = {**os.environ, "OPT_LAUNCH_JOB": self.job_id, "OPT_LAUNCH_SCRATCH": str(self.scratch)}
