@@ -1,0 +1,32 @@
+"""Real runs for the tests of this folder."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from live_run import LiveRun
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., LiveRun]]:
+    """Submits runs; when the test is over no process of theirs is."""
+    runs: list[LiveRun] = []
+    names = (f"chaos{number}" for number in itertools.count())
+
+    def submit(**options: Any) -> LiveRun:
+        root = options.pop("root", tmp_path / "runs")
+        run = LiveRun(root, options.pop("name", next(names)), **options)
+        runs.append(run)
+        return run
+
+    yield submit
+    for run in runs:
+        run.clean_up()
