@@ -1,7 +1,7 @@
 """The command line: parse, call one function, print, leave with the right code.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 bad config or policy, 4 no such run, 5 somebody did not answer,
-6 the run is held, 124 waited too long, 130 Ctrl-C. Everything heavy is imported inside the commands.
+6 the run is held, 124 waited too long, 130 Ctrl-C. What is heavy is imported inside the commands.
 """
 
 from __future__ import annotations
@@ -26,19 +26,13 @@ class Outermost(TyperGroup):
             _tell("\nleft by Ctrl-C: runs go on without you (opt-launch status; opt-launch stop RUN ends one)")
             raise typer.Exit(LEFT_BY_CTRL_C) from None
         except Exception as error:
-            if ctx.params.get("debug") or isinstance(error, BrokenPipeError) or not _is_for_people(error):
+            from launcher.errors import LaunchError
+
+            is_for_people = isinstance(error, (LaunchError, OSError)) and not isinstance(error, BrokenPipeError)
+            if ctx.params.get("debug") or not is_for_people:
                 raise
             _tell(f"error: {error}")
             raise typer.Exit(getattr(error, "exit_code", 1)) from None
-
-
-def _is_for_people(error: Exception) -> bool:
-    """Whether its text says what a person can do; the rest are mistakes of the program and keep their traceback."""
-    if isinstance(error, OSError):
-        return True
-    from launcher.errors import LaunchError
-
-    return isinstance(error, LaunchError)
 
 
 app = typer.Typer(
@@ -125,9 +119,8 @@ def status(
     if watch is not None:
         return viewer.show_changes(paths, _seconds(watch, "--watch"), as_json=as_json)
     console = viewer.stdout()
-    if once or not console.is_terminal:
-        return viewer.show_once(paths, console)
-    return viewer.show_live(paths, console)
+    show = viewer.show_once if once or not console.is_terminal else viewer.show_live
+    return show(paths, console)
 
 
 @app.command()
@@ -196,8 +189,8 @@ def wait_(run: RunName, timeout: Timeout = None, through_hold: ThroughHold = Fal
     """Wait for the end: 0 SUCCEEDED, 1 FAILED or STOPPED, 6 HELD, 124 timeout."""
     from launcher.view.locate import find_run
 
-    limit = None if timeout is None else _seconds(timeout, "--timeout")
-    _wait_for(find_run(root, run), limit, through_hold=through_hold)
+    limit_s = _seconds(timeout, "--timeout") if timeout else None
+    _wait_for(find_run(root, run), limit_s, through_hold=through_hold)
 
 
 @app.command()
@@ -207,7 +200,7 @@ def incidents(run: RunName, as_json: AsJson = False, root: Root = RUNS) -> None:
     from launcher.view.locate import find_run
 
     found = incidents_of(find_run(root, run))
-    _print_json(found) if as_json else print(incidents_text(found))
+    return _print_json(found) if as_json else print(incidents_text(found))
 
 
 @app.command()

@@ -254,6 +254,30 @@ def test_status_on_a_terminal_is_the_screen(tmp_path: Path, root: Path) -> None:
     assert "\x1b[3" not in text  # no colour was asked for
 
 
+def read_until(master: int, text: str, shown: str = "") -> str:
+    while text not in shown:
+        shown += os.read(master, 65536).decode(errors="replace")
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("args", "seen"), [(("status", "a"), "RUNNING"), (("wait", "a", "--through-hold"), "a  HELD  step 1 / 3")]
+)
+def test_ctrl_c_on_a_terminal_leaves_it_as_it_was(tmp_path: Path, root: Path, args: tuple[str, ...], seen: str) -> None:
+    make_run(root, "a", *([RunHeld(at=AT + 4, reason="x")] if args[0] == "wait" else []))
+    master, slave = pty.openpty()
+    variables = environment() | {"COLUMNS": "80", "LINES": "24"}
+    process = subprocess.Popen([*PROGRAM, *args], cwd=tmp_path, env=variables, stdout=slave, stdin=slave, stderr=slave)
+    os.close(slave)
+    shown = read_until(master, seen)
+    process.send_signal(signal.SIGINT)
+    shown = read_until(master, "runs go on", shown)
+    assert process.wait(20) == 130
+    assert shown.count("\x1b[?1049h") == shown.count("\x1b[?1049l")
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h")
+    os.close(master)
+
+
 def test_the_root_comes_from_the_environment(tmp_path: Path, root: Path) -> None:
     make_run(root, "a", ended("SUCCEEDED"))
     elsewhere = tmp_path / "elsewhere"

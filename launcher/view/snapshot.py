@@ -42,7 +42,10 @@ def snapshot_of(name: str, events: Sequence[Event], live: Live, now: float) -> d
     """The snapshot of these events; pure."""
     run, books = fold(events), account(events, now)
     live = {} if run.state.is_terminal else live
-    updated = max(run.updated_at, _float(live.get("at")) or 0.0)
+    told_at = _float(live.get("at")) or 0.0
+    if run.attempt and told_at < run.attempt.started_at:
+        live = {}  # it tells of the ranks of an earlier attempt
+    updated = max(run.updated_at, told_at)
     return finite(
         {
             "schema": SCHEMA,

@@ -14,6 +14,7 @@ from launcher.run import Run, RunState, fold
 from launcher.view.words import number
 
 POLL_S = 0.5
+_REST = 10
 GONE_S = 5.0  # no living process for so long: a new allocation has had time to show up
 
 HELD, TIMED_OUT = 6, 124
@@ -34,7 +35,9 @@ def wait(paths: RunPaths, patience: Patience, is_alive: Callable[[RunPaths], boo
     line = _ProgressLine()
     try:
         while True:
+            begun = time.monotonic()
             run, now = fold(read_journal(paths).events), time.monotonic()
+            pause_s = pause_after(now - begun, POLL_S)
             code = verdict(run, patience)
             if code is not None:
                 return code, run
@@ -46,12 +49,17 @@ def wait(paths: RunPaths, patience: Patience, is_alive: Callable[[RunPaths], boo
                     f"waiting, at step {run.step}",
                     f"opt-launch resume {paths.name}",
                 )
-            left = POLL_S if patience.timeout_s is None else started + patience.timeout_s - now
+            left = pause_s if patience.timeout_s is None else started + patience.timeout_s - now
             if left <= 0:
                 return TIMED_OUT, run
-            time.sleep(min(POLL_S, left))
+            time.sleep(min(pause_s, left))
     finally:
         line.clear()
+
+
+def pause_after(reading_s: float, least_s: float) -> float:
+    """How long to rest after a look at the journal: watching a long run must not keep a machine or its disk busy."""
+    return max(least_s, _REST * reading_s)
 
 
 def verdict(run: Run, patience: Patience) -> int | None:

@@ -15,6 +15,7 @@ from launcher.run import RunState
 from launcher.view.plain import plain
 from launcher.view.screens import SMALLEST, screen
 from launcher.view.snapshot import snapshot
+from launcher.view.waiting import pause_after
 
 REFRESH_S = 1.0
 
@@ -28,9 +29,12 @@ def show_live(paths: RunPaths, console: Console) -> None:
     """The screen, redrawn every second until the run has ended; its last state stays on the terminal."""
     picture, ended = _picture(paths, console)
     with Live(picture, console=console, auto_refresh=False, screen=True) as live:
+        reading_s = 0.0
         while not ended:
-            time.sleep(REFRESH_S)
+            time.sleep(pause_after(reading_s, REFRESH_S))
+            begun = time.monotonic()
             picture, ended = _picture(paths, console)
+            reading_s = time.monotonic() - begun
             live.update(picture, refresh=True)
     console.print(picture)
 

@@ -160,6 +160,12 @@ def test_what_a_superseded_supervisor_left_in_live_json_is_ignored(tmp_path: Pat
     assert snap["next_action"] == "checkpoint at step 12; done at step 50"
 
 
+def test_ranks_of_an_earlier_attempt_are_not_shown(tmp_path: Path) -> None:
+    paths = write_run(tmp_path)
+    paths.live.write_text(json.dumps(live(at=BORN + 20)))
+    assert snapshot(paths, now=BORN + 31)["nodes"][0]["ranks"][0]["pid"] is None
+
+
 @pytest.mark.parametrize("broken", ["", "{", "[]", '{"epoch": "x"}', '{"epoch": 2, "nodes": [1], "at": "y"}'])
 def test_a_broken_live_file_hides_nothing(tmp_path: Path, broken: str) -> None:
     paths = write_run(tmp_path)
