@@ -189,7 +189,7 @@ class _Ledger:
         elif isinstance(event, Decision):
             self._decided(event)
         elif isinstance(event, RunHeld):
-            self._turn("held", was="hang")
+            self._turn("held", was="hang" if self._stands_still() else "rolled_back")
         elif isinstance(event, RunReleased) and self.phase == "held":
             self._turn("restarting")
         elif isinstance(event, (RunEnded, RunResumed)):
@@ -244,10 +244,12 @@ class _Ledger:
         if self.ended or self.submitted is None:
             return
         self.seen_us = max(self.seen_us, _us(now) if now is not None else 0)
-        open_us = self.seen_us - self.mark_us
+        self._turn(self.phase, was="hang" if self._stands_still() else "useful")
+
+    def _stands_still(self) -> bool:
+        """Whether the last step is so long ago that no step can be under way."""
         usual = _median_us([step.us for step in self.kept if not step.is_first]) or 0.0
-        still = open_us > max(_STILL_LEAST_US, _STILL_MEDIANS * usual * 1e6)
-        self._turn(self.phase, was="hang" if still else "useful")
+        return self.seen_us - self.mark_us > max(_STILL_LEAST_US, _STILL_MEDIANS * usual * 1e6)
 
     def account(self) -> Account:
         provisional = self.parts["useful"]

@@ -134,6 +134,12 @@ def test_a_running_step_is_useful_until_nothing_has_moved_for_too_long() -> None
     assert account(events, now=60.0).seconds["hang"] == 55.0
 
 
+@pytest.mark.parametrize(("held_at", "part"), [(2.5, "rolled_back"), (30.0, "hang")])
+def test_a_step_cut_short_by_a_person_is_thrown_away_unless_it_stood_still(held_at: float, part: str) -> None:
+    events = [submitted(), started(1.0, 1), step(2.0, 1, 0), RunHeld(at=held_at, reason="x")]
+    assert account(events, now=held_at).seconds[part] == held_at - 2.0
+
+
 def test_held_and_resumed_time_is_told_apart() -> None:
     events = [
         submitted(),
