@@ -46,7 +46,9 @@ class Keeper:
         self._paths, self._retention = paths, retention or _DEFAULT
         self._emit, self._ack, self._send = emit, ack, send
         self._pending: dict[CheckpointId, Pending] = {}
-        self._committing: set[CheckpointId] = set()
+        self._committing: CheckpointId | None = None
+        self._failed: set[CheckpointId] = set()
+        self._run = Run()
         self._busy: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="keeper")
@@ -58,7 +60,7 @@ class Keeper:
         """A rank's word about a save. It is acknowledged when the save is over, so that a successor hears it too."""
         id_ = (message["step"], message["attempt"])
         live = run.live_attempt
-        if live is None or live.number != id_[1] or id_ in run.checkpoints:
+        if live is None or live.number != id_[1] or id_ in run.checkpoints or id_ in self._failed:
             self._ack(node, message["said"])
             return
         if message["type"] == "save_failed":
@@ -71,31 +73,37 @@ class Keeper:
             save.files = message["files"]
         else:
             save.parts[message["rank"]] = message
-        if save.is_whole(live.ranks) and id_ not in self._committing:
-            self._finish_or_commit(run, save)
+        if save.is_whole(live.ranks):
+            self._ask_to_finish(run, save)
+            self._commit_next(run)
 
-    def _finish_or_commit(self, run: Run, save: Pending) -> None:
-        assert run.live_attempt is not None
-        if save.needs_finish:
-            if not save.finish_asked:
-                save.finish_asked = True
-                first = next(node for node, ranks in run.live_attempt.slots.items() if 0 in ranks)
-                results = {str(rank): part["results"] for rank, part in save.parts.items()}
-                request = {
-                    "type": "finish", "step": save.step, "directory": str(save.directory), "results": results,
-                }  # fmt: skip
-                self._send(first, {"type": "to_rank", "attempt": save.attempt, "rank": 0, "message": request})
+    def _ask_to_finish(self, run: Run, save: Pending) -> None:
+        """Have the rank that writes `.metadata` do so, if this trainer's saves have such a last act."""
+        if not save.needs_finish or save.finish_asked or run.live_attempt is None:
             return
-        self._committing.add((save.step, save.attempt))
-        self._spawn(self._commit(run, save))
+        save.finish_asked = True
+        first = next(node for node, ranks in run.live_attempt.slots.items() if 0 in ranks)
+        results = {str(rank): part["results"] for rank, part in save.parts.items()}
+        request = {"type": "finish", "step": save.step, "directory": str(save.directory), "results": results}
+        self._send(first, {"type": "to_rank", "attempt": save.attempt, "rank": 0, "message": request})
+
+    def _commit_next(self, run: Run) -> None:
+        """Commit the oldest whole save; one after the other, since each names its predecessor as parent."""
+        if self._committing is not None or run.live_attempt is None:
+            return
+        ranks = run.live_attempt.ranks
+        ready = [save for save in self._pending.values() if save.is_whole(ranks) and not save.needs_finish]
+        if ready:
+            save = min(ready, key=lambda save: save.step)
+            self._committing = (save.step, save.attempt)
+            self._spawn(self._commit(run, save))
 
     async def _commit(self, run: Run, save: Pending) -> None:
-        id_ = (save.step, save.attempt)
-        parent = run.head
+        id_, parent = (save.step, save.attempt), run.head
         try:
             digest, size = await self._in_thread(self._write, run, save, parent)
         except OSError as error:
-            self._committing.discard(id_)
+            self._committing = None
             self._fail(id_, f"manifest: {error}")
             return
         self._emit(
@@ -112,9 +120,9 @@ class Keeper:
         save = self._pending.pop(id_, None)
         for node, said in save.said if save else ():
             self._ack(node, said)
-        if id_ in self._committing:
+        if id_ in self._failed:
             return
-        self._committing.add(id_)  # nothing more will come of it
+        self._failed.add(id_)
         self._emit(CheckpointFailed(at=time.time(), step=id_[0], attempt=id_[1], reason=reason))
         self._spawn(self._remove(*id_))
 
@@ -122,11 +130,14 @@ class Keeper:
 
     def durable(self, run: Run, event: Event) -> None:
         """Go on from an event that counts."""
+        self._run = run
         match event:
             case CheckpointCommitted():
                 save = self._pending.pop((event.step, event.attempt), None)
                 for node, said in save.said if save else ():
                     self._ack(node, said)
+                self._committing = None
+                self._commit_next(run)
             case AttemptStarted():
                 self.inspected = frozenset()
                 self._once("clean", self._clean(run))
@@ -135,6 +146,7 @@ class Keeper:
                     for node, said in save.said:
                         self._ack(node, said)
                 self._pending.clear()
+                self._committing = None
             case CheckpointRemoved():
                 self._spawn(self._remove(event.step, event.attempt))
         self._look_after(run)
@@ -154,6 +166,9 @@ class Keeper:
 
     async def _scrub(self, checkpoint: Checkpoint) -> None:
         wrong = await self._in_thread(saves.scrub, self._paths, checkpoint)
+        known = self._run.checkpoints.get(checkpoint.id)
+        if known is None or not known.usable:
+            return  # let go of meanwhile
         if wrong:
             self._emit(self.rejection(checkpoint.id, wrong))
         else:
