@@ -36,6 +36,7 @@ LATE_S = 2.0
 TAKEOVER_S = 3.0  # times (index + 1)
 ALONE_S = 60.0  # wait so long when no other agent can be reached and none refused
 ABANDONED_S = 600.0
+STARTING_S = 30.0  # how long a supervisor may take from its start to its first word
 EXIT_ABANDONED = 75
 
 
@@ -66,6 +67,7 @@ class Agent:
         self._outbox: dict[int, Message] = {}
         self._said = 0
         self._beat_now = False
+        self._starting: tuple[subprocess.Popen[bytes], float, int] | None = None  # since when, and the epoch then
         self._leaving = asyncio.Event()
         self._exit_code = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -123,12 +125,12 @@ class Agent:
                 self.ranks.shift(now - expected)
                 self.heard_at += now - expected
             self.ranks.sample()
-            progress = self.ranks.progress() if self.link else {}
-            moved_s = min((rank["moved_s"] for rank in progress.values() if rank["alive"]), default=0.0)
-            stopped = moved_s > stop_threshold(self.ranks.gap_p99())
+            still_s = self.ranks.still_s()
+            stopped = still_s > 1.0 and still_s > stop_threshold(self.ranks.gap_p99())
             if self.link and (now - beat_at >= BEAT_S or stopped != was_stopped or self._beat_now):
                 beat_at, was_stopped, self._beat_now = now, stopped, False
-                self.link.send({"type": "beat", "ranks": progress, "gap_p99": self.ranks.gap_p99()})
+                beat = {"type": "beat", "ranks": self.ranks.progress(), "gap_p99": self.ranks.gap_p99()}
+                self.link.send(beat)
             expected = now + SAMPLE_S
             await asyncio.sleep(SAMPLE_S)
 
@@ -246,7 +248,7 @@ class Agent:
                 self._exit_code = EXIT_ABANDONED
                 self._leaving.set()
                 return
-            if silent_s < TAKEOVER_S * (self.index + 1):
+            if silent_s < TAKEOVER_S * (self.index + 1) or self._supervisor_starts():
                 continue
             answers = await self._ask_peers()
             if any(answer == "hears" for answer in answers):
@@ -291,7 +293,15 @@ class Agent:
         """Start a supervisor as our child: it dies with us. An older one of ours is fenced off by its epoch."""
         command = [sys.executable, "-P", "-m", "launcher.supervisor", str(self.paths.root), self.node]
         with self.paths.supervisor_log(self.node).open("ab") as log:
-            subprocess.Popen([*command, str(os.getpid())], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            started = subprocess.Popen([*command, str(os.getpid())], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._starting = started, time.monotonic(), self.epoch
+
+    def _supervisor_starts(self) -> bool:
+        """Whether the one we started has not spoken yet, and may: another would only take over from it."""
+        if self._starting is None:
+            return False
+        process, since, epoch = self._starting
+        return process.poll() is None and self.epoch == epoch and time.monotonic() - since < STARTING_S
 
 
 def stop_threshold(gap_p99: float) -> float:

@@ -15,12 +15,13 @@ from launcher.agent import stop_threshold
 from launcher.events import AgentJoined, Event, NodeBack, NodeSilent, RankProgress, StepsMoving, StepsStopped
 from launcher.paths import RunPaths
 from launcher.recovery import Inventory
-from launcher.run import Node, NodeState, Run
+from launcher.run import Node, NodeState, Run, RunState
 
 BEAT_S = 0.5
 RESET_GRACE_S = 1.0
 _REDIAL_S = 0.2
 _SCAN_S = 0.5
+_SCAN_WHEN_RUNNING_S = 2.0
 
 Message = dict[str, Any]
 
@@ -141,6 +142,7 @@ class Fleet:
             if message["type"] == "killed":
                 contact.cleared = max(contact.cleared, message["attempt"])
                 contact.attempt = max(contact.attempt, message["attempt"])
+                contact.ranks = {}  # the beats of before the kill are out of date
             if message["type"] == "collected":
                 contact.collected |= {message["decision"]}
             self._on_message(contact, message)
@@ -187,7 +189,7 @@ class Fleet:
     def tick(self, run: Run) -> None:
         """Called ten times a second: beats out, silences and stops in."""
         now = time.monotonic()
-        if now - self._scanned_at > _SCAN_S:
+        if now - self._scanned_at > (_SCAN_WHEN_RUNNING_S if run.state is RunState.RUNNING else _SCAN_S):
             self._scanned_at = now
             self.scan()
         if now - self._beaten_at > BEAT_S:

@@ -357,6 +357,11 @@ class Ranks:
         for rank in self.by_rank.values():
             rank.moved_at += late_s
 
+    def still_s(self) -> float:
+        """Seconds since any living rank moved; 0 without one."""
+        moved = [rank.moved_at for rank in self.by_rank.values() if rank.alive]
+        return time.monotonic() - max(moved) if moved else 0.0
+
     def progress(self) -> dict[str, Message]:
         """Per rank: pid, step, section, phase, seconds in it, seconds since it moved, the kernel's state letter."""
         now = time.monotonic()

@@ -223,13 +223,13 @@ class Supervisor:
             self.emit(Tick(at=time.time()))
         if now - self._polled_at > _SLOW_POLL_S:
             self._polled_at = now
+            self._replan()  # some moves are due by time alone
             self._poll_backend()
             for command in control.take_files(self.paths, time.time()):
                 self._take(command, None)
         if now - self._live_at > LIVE_S:
             self._live_at = now
             self._write_live()
-        self._replan()
         if self.run_.state.is_terminal:
             self._ended_at = self._ended_at or now
             if now - self._ended_at > LEAVE_S or (now - self._ended_at > 1.0 and not self.fleet.answering()):
