@@ -23,7 +23,7 @@ from launcher.events import EpochStarted, Event, Sealed, StepDone, UnknownEvent,
 from launcher.paths import RunPaths, sync_folder
 
 BALLAST_BYTES = 4 << 20
-_METRICS_COALESCE_S = 0.02  # one fsync for the steps of a moment; journal events never wait
+_METRICS_COALESCE_S = 0.1  # one fsync for the steps of a moment; journal events never wait
 
 
 class Superseded(Exception):

@@ -173,10 +173,19 @@ class Supervisor:
                 log.info("decision %s: %s %s %s", decision.id, decision.rule, decision.actions, decision.why)
                 self._plan_after(self.emit(decision))
             self._in_flight.discard(event.seq)
-            if event.seq in self._acks:
-                self._ack(*self._acks.pop(event.seq))
             self._react(event)
+        self._acknowledge(events)
         self._replan()
+
+    def _acknowledge(self, events: list[Event]) -> None:
+        """Tell the agents which of their messages are durable now, in one message each."""
+        said: dict[str, list[int]] = {}
+        for event in events:
+            if event.seq in self._acks:
+                node, number = self._acks.pop(event.seq)
+                said.setdefault(node, []).append(number)
+        for node, numbers in said.items():
+            self.fleet.send(node, {"type": "ack", "said": numbers})
 
     def _react(self, event: Event) -> None:
         """The shell's own book-keeping for a durable event."""
