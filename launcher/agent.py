@@ -24,6 +24,7 @@ from pathlib import Path
 import psutil
 
 from launcher import wire
+from launcher.environment import environment
 from launcher.evidence import collect
 from launcher.paths import RunPaths, write_atomically
 from launcher.ranks import Message, Program, Ranks
@@ -59,7 +60,9 @@ class Agent:
         self.secret = paths.secret.read_bytes()
         parent = os.environ.get("OPT_LAUNCH_SCRATCH") or None
         self.scratch = Path(tempfile.mkdtemp(prefix=f"opt-launch-{node}-", dir=parent))
-        self.ranks = Ranks(node, self.scratch, program_of(read_resolved(paths.spec)), self.say)
+        program = program_of(read_resolved(paths.spec))
+        self.environment = environment(program.threads)
+        self.ranks = Ranks(node, self.scratch, program, self.say)
         self.epoch = 0
         self.link: wire.Link | None = None
         self.heard_at = time.monotonic()
@@ -154,8 +157,8 @@ class Agent:
         if self.link is not None:
             self.link.close()
         self.link, self.epoch, self.heard_at = link, epoch, time.monotonic()
-        started = {"attempt": self.ranks.attempt, "job_id": self.job_id}
-        link.send({"type": "inventory", **self._address(), **started, "ranks": self.ranks.progress()})
+        inventory = {"attempt": self.ranks.attempt, "ranks": self.ranks.progress(), "environment": self.environment}
+        link.send({"type": "inventory", **self._address(), **inventory})
         for message in self._outbox.values():
             link.send(message)
         try:

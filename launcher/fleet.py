@@ -46,6 +46,7 @@ class Contact:
     collected: frozenset[str] = frozenset()
     silent: bool = False
     joined: bool = False
+    environment: Message = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
 
     def moved_s(self, now: float) -> float | None:
@@ -148,7 +149,7 @@ class Fleet:
             self._on_message(contact, message)
 
     def _joined(self, contact: Contact, message: Message) -> None:
-        contact.attempt = message["attempt"]
+        contact.attempt, contact.environment = message["attempt"], message["environment"]
         if not contact.joined:
             contact.joined = True
             about = {key: message[key] for key in ("node", "index", "incarnation", "host", "port", "pid")}

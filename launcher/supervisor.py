@@ -23,6 +23,7 @@ from typing import Any
 
 from launcher import control, wire
 from launcher.backends import local
+from launcher.environment import of_attempt
 from launcher.events import (
     AttemptStarted,
     CommandAnswered,
@@ -195,6 +196,7 @@ class Supervisor:
             case AttemptStarted():
                 self.fleet.attempt_changed()
                 self._sent.clear()
+                self._record_environment(event)
                 log.info("attempt %d from %s on %s", event.attempt, event.restore, list(event.slots))
             case CommandReceived():
                 self._execute(event)
@@ -203,6 +205,12 @@ class Supervisor:
         if hasattr(self, "keeper"):
             self.keeper.durable(self.run_, event)
         self._answer_saves(event)
+
+    def _record_environment(self, event: AttemptStarted) -> None:
+        contacts = self.fleet.contacts
+        by_node = {node: contacts[node].environment for node in event.slots if node in contacts}
+        with contextlib.suppress(OSError):  # worth having, not worth a run
+            write_atomically(self.paths.environment(event.attempt), json.dumps(of_attempt(by_node)))
 
     def _lost(self, error: Exception) -> None:
         log.warning("epoch %d ends: %s", self.epoch, error)
@@ -324,6 +332,8 @@ class Supervisor:
             return Warned(at=at, text=message["text"])
         if message["type"] == "unkillable":
             return NodeDown(at=at, node=node, reason=f"processes {message['pids']} survive SIGKILL")
+        if message["type"] == "checkpoint_rejected":
+            return self._rejection(attempt, message)
         live = self.run_.live_attempt
         if live is None or attempt != live.number:
             return None
@@ -342,9 +352,14 @@ class Supervisor:
                 result = {key: float(value) for key, value in message["result"].items()}
                 digest = message["final_digest"]
                 return TrainerDone(at=at, attempt=attempt, step=message["step"], final_digest=digest, result=result)
-            case "checkpoint_rejected" if live.restore is not None:
-                return self.keeper.rejection(live.restore, f"rank {message['rank']}: {message['reason']}")
         return None
+
+    def _rejection(self, attempt: int, message: Message) -> Event | None:
+        """A rank's word counts even if its attempt has ended meanwhile; once per checkpoint is enough."""
+        of = next((one for one in self.run_.attempts if one.number == attempt), None)
+        if of is None or of.restore is None or not self.run_.checkpoints[of.restore].usable:
+            return None
+        return self.keeper.rejection(of.restore, f"rank {message['rank']}: {message['reason']}")
 
     def _ack(self, node: str, said: int) -> None:
         self.fleet.send(node, {"type": "ack", "said": [said]})

@@ -64,6 +64,9 @@ def _newest(root: Path) -> Start | str:
     return Start(attempt, None, None)
 
 
+ELSEWHERE = "another rank found the checkpoint damaged"
+
+
 def restore(
     folder: Path, digest: str | None, tensors: Mapping[str, DTensor], identity: Mapping[str, Any], device: torch.device
 ) -> dict[str, Any]:
@@ -85,7 +88,7 @@ def restore(
     if problem:
         raise problem
     if not whole.item():
-        raise CheckpointRejected(f"{folder}: another rank found it damaged")
+        raise CheckpointRejected(ELSEWHERE)
     if state["identity"] != identity:
         differing = [
             f"{name} is {state['identity'].get(name)!r} there and {value!r} here"

@@ -185,7 +185,8 @@ def main(env: Mapping[str, str]) -> int:
         return _run(env, reporter)
     except CheckpointRejected as error:
         print(f"rank {env['RANK']}: {error}", file=sys.stderr, flush=True)
-        reporter.checkpoint_rejected(error)
+        if str(error) != resume.ELSEWHERE:  # the rank that found it says what it found
+            reporter.checkpoint_rejected(error)
         return EXIT_CHECKPOINT_REJECTED
     except Exception as error:
         reporter.error(type(error).__name__, error)

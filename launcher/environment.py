@@ -1,0 +1,48 @@
+"""What a node's ranks run on and with: recorded per attempt, since the bits of a result depend on it."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "numpy", "nvidia-nccl-cu12", "opt-launch")
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """Processor and its abilities, Python, packages, threads per rank of this node."""
+    about = _cpuinfo()
+    return {
+        "cpu": about.get("model name", platform.processor() or "unknown"),
+        "cpu_flags": hashlib.sha256(about.get("flags", "").encode()).hexdigest()[:12],
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "threads": threads,
+    }
+
+
+def of_attempt(by_node: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """One attempt's environment: for each key the values found on its nodes, and the nodes themselves."""
+    keys = sorted({key for one in by_node.values() for key in one})
+    found = {key: [one.get(key) for one in by_node.values()] for key in keys}
+    distinct = {key: [v for i, v in enumerate(values) if v not in values[:i]] for key, values in found.items()}
+    return {**distinct, "nodes": sorted(by_node)}
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor of /proc/cpuinfo."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
