@@ -1,0 +1,204 @@
+"""What the benchmarks share: the same trainer under opt-launch and under torchrun, seen through its own output."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+REPOSITORY = Path(__file__).parent.parent
+LIMIT_S = 300.0
+_STEP = re.compile(r"\bstep (\d+) loss ")
+
+
+def settings(ranks: int, steps: int, save_every: int) -> dict[str, Any]:
+    """A trainer's settings: the smallest model, its data sharded over all ranks."""
+    return {
+        "size": "tiny",
+        "data": ["python"],
+        "steps": steps,
+        "batch_tokens": 128 * 4 * ranks,
+        "seq_len": 128,
+        "lr": 6.0e-4,
+        "seed": 1,
+        "parallel": {"fsdp": ranks, "tensor": 1},
+        "checkpoint": {"every": save_every},
+    }
+
+
+@dataclass
+class Seen:
+    """Steps as they were printed: (Unix time, completed step)."""
+
+    steps: list[tuple[float, int]] = field(default_factory=list)
+
+    def last(self) -> int:
+        return self.steps[-1][1] if self.steps else -1
+
+    def since(self, at: float) -> list[tuple[float, int]]:
+        return [(when, step) for when, step in self.steps if when > at]
+
+
+class Torchrun:
+    """`torchrun --max-restarts` on this machine, the launcher PyTorch ships."""
+
+    name = "torchrun"
+
+    def __init__(self, folder: Path, trainer: dict[str, Any], ranks: int) -> None:
+        folder.mkdir(parents=True)
+        config = folder / "trainer.json"
+        config.write_text(json.dumps(trainer))
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(ranks)]
+        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--max-restarts", "3"]
+        command += ["-m", "model.train", "--config", str(config), "--out", str(folder / "checkpoints")]
+        # Restarted ranks that share the store of those before them can wait for each other for ever.
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "PYTHONUNBUFFERED": "1"}
+        self.seen, self.detected_at = Seen(), 0.0
+        self.started_at = time.time()
+        self._process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        self._output: list[str] = []
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._output.append(line)
+            if match := _STEP.search(line):
+                self.seen.steps.append((time.time(), int(match[1])))
+            elif "failed (exitcode" in line and not self.detected_at:
+                self.detected_at = time.time()
+
+    def rank_pids(self) -> list[int]:
+        return [child.pid for child in psutil.Process(self._process.pid).children()]
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def ended(self) -> bool:
+        return self._process.poll() == 0
+
+    def end(self) -> None:
+        _kill_tree(self._process.pid)
+        self._process.wait()
+
+    def complaint(self) -> str:
+        return "".join(self._output[-30:])
+
+
+class OptLaunch:
+    """opt-launch on its local backend: one virtual node, as torchrun has one."""
+
+    name = "opt-launch"
+
+    def __init__(self, folder: Path, trainer: dict[str, Any], ranks: int, nodes: int = 1) -> None:
+        folder.mkdir(parents=True)
+        spec = {
+            "name": "bench",
+            "trainer": trainer,
+            "cluster": {"backend": "local", "nodes": nodes, "ranks_per_node": ranks // nodes},
+        }
+        file = folder / "run.yaml"
+        file.write_text(json.dumps(spec))
+        self.root, self.run = folder / "runs", folder / "runs" / "bench"
+        self.seen = Seen()
+        self._read_bytes: dict[Path, int] = {}
+        self.started_at = time.time()
+        self._launcher("submit", str(file), answers=False)
+        self._over = threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _launcher(self, *arguments: str, answers: bool = True) -> str:
+        command = [sys.executable, "-P", "-m", "cli", *arguments, "--root", str(self.root)]
+        env = {key: value for key, value in os.environ.items() if not key.startswith("OPT_LAUNCH_")}
+        output = subprocess.PIPE if answers else subprocess.DEVNULL
+        return subprocess.run(command, check=True, stdout=output, text=True, env=env).stdout or ""
+
+    def _read(self) -> None:
+        """What the trainer prints is the same under both launchers; here it arrives in the log of rank 0's node."""
+        while not self._over.wait(0.01):
+            for file in sorted(self.run.glob("logs/[0-9]*/*.log")):
+                with file.open("rb") as stream:
+                    stream.seek(self._read_bytes.get(file, 0))
+                    text = stream.read()
+                whole = text[: text.rfind(b"\n") + 1]
+                self._read_bytes[file] = self._read_bytes.get(file, 0) + len(whole)
+                for match in _STEP.finditer(whole.decode(errors="replace")):
+                    self.seen.steps.append((time.time(), int(match[1])))
+
+    def status(self) -> dict[str, Any]:
+        return json.loads(self._launcher("status", "bench", "--json"))
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        lines = [line for file in sorted(self.run.glob("journal/*.jsonl")) for line in file.read_text().splitlines()]
+        return [event for event in map(json.loads, lines) if event["type"] == kind]
+
+    def rank_pids(self) -> list[int]:
+        return [rank["pid"] for node in self.status()["nodes"] for rank in node["ranks"]]
+
+    @property
+    def detected_at(self) -> float:
+        return next((event["at"] for event in self.events("decision")), 0.0)
+
+    def is_alive(self) -> bool:
+        return not self.events("run_ended")
+
+    def ended(self) -> bool:
+        return any(event["state"] == "SUCCEEDED" for event in self.events("run_ended"))
+
+    def end(self) -> None:
+        self._over.set()
+        for process in psutil.process_iter(["cmdline"]):
+            if any(argument.startswith(str(self.run)) for argument in process.info["cmdline"] or ()):
+                _kill_tree(process.pid)
+
+    def complaint(self) -> str:
+        return "\n".join(file.read_text()[-2000:] for file in self.run.glob("logs/**/*.log"))
+
+
+def wait_for(launcher: Torchrun | OptLaunch, what: str, is_so: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
+    """Return once it is so; give up loudly after a while."""
+    deadline = time.monotonic() + limit_s
+    while not is_so():
+        if time.monotonic() > deadline or not launcher.is_alive():
+            complaint = launcher.complaint()
+            launcher.end()
+            sys.exit(f"{launcher.name}: ended, or not {what} within {limit_s:.0f}s\n{complaint}")
+        time.sleep(0.02)
+
+
+def _kill_tree(pid: int) -> None:
+    with suppress(psutil.NoSuchProcess):
+        processes = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
+        for process in reversed(processes):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+
+
+def spread(values: Sequence[float], form: str = ".2f") -> str:
+    """The median, with the least and the most."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
+    )
