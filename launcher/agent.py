@@ -134,8 +134,9 @@ class Agent:
                 beat_at, was_stopped, self._beat_now = now, stopped, False
                 beat = {"type": "beat", "ranks": self.ranks.progress(), "gap_p99": self.ranks.gap_p99()}
                 self.link.send(beat)
-            expected = now + SAMPLE_S
-            await asyncio.sleep(SAMPLE_S)
+            pause_s = SAMPLE_S if self.ranks.by_rank else BEAT_S
+            expected = now + pause_s
+            await asyncio.sleep(pause_s)
 
     # ------------------------------------------------------------ from the supervisor and other agents
 
@@ -245,7 +246,7 @@ class Agent:
 
     async def _watch_supervisor(self) -> None:
         while True:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(BEAT_S)
             silent_s = time.monotonic() - self.heard_at
             if silent_s > ABANDONED_S:
                 self._exit_code = EXIT_ABANDONED

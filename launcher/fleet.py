@@ -46,6 +46,7 @@ class Contact:
     collected: frozenset[str] = frozenset()
     silent: bool = False
     joined: bool = False
+    peers_told: list[Message] | None = None
     environment: Message = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
 
@@ -118,6 +119,7 @@ class Fleet:
             with contextlib.suppress(OSError, TimeoutError):
                 contact.link = await wire.dial(contact.host, contact.port, self._secret)
                 contact.link.send({"type": "supervisor", "epoch": self._epoch})
+                contact.peers_told = None
                 await self._listen(contact, contact.link)
             if contact.link is not None:
                 contact.link.close()
@@ -195,13 +197,20 @@ class Fleet:
             self.scan()
         if now - self._beaten_at > BEAT_S:
             self._beaten_at = now
-            peers = [contact.address for contact in self.contacts.values()]
-            for contact in self.contacts.values():
-                if contact.link is not None:
-                    contact.link.send({"type": "peers", "peers": peers})
+            self._beat()
         for contact in self.contacts.values():
             self._watch_silence(contact, now)
         self._watch_steps(run, now)
+
+    def _beat(self) -> None:
+        """Be heard; and let every agent know the others, whom it may have to ask about us one day."""
+        addresses = [contact.address for contact in self.contacts.values()]
+        for contact in self.contacts.values():
+            if contact.link is None:
+                continue
+            known = contact.peers_told == addresses
+            contact.link.send({"type": "beat"} if known else {"type": "peers", "peers": addresses})
+            contact.peers_told = addresses
 
     def _watch_silence(self, contact: Contact, now: float) -> None:
         if contact.silent or not contact.joined:

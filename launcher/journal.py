@@ -287,7 +287,9 @@ class JournalWriter:
 def make_ballast(paths: RunPaths) -> None:
     """Set aside the space the journal may need once the disk is full. Raises OSError."""
     with paths.ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
+        file.write(bytes(BALLAST_BYTES))  # not every shared file system can fallocate
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_first_epoch(paths: RunPaths, events: Sequence[Event]) -> None:

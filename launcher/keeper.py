@@ -22,6 +22,7 @@ from launcher.events import (
     CheckpointRemoved,
     CheckpointVerified,
     Event,
+    StepDone,
 )
 from launcher.paths import RunPaths
 from launcher.run import Checkpoint, Run
@@ -131,6 +132,8 @@ class Keeper:
     def durable(self, run: Run, event: Event) -> None:
         """Go on from an event that counts."""
         self._run = run
+        if isinstance(event, StepDone):
+            return
         match event:
             case CheckpointCommitted():
                 save = self._pending.pop((event.step, event.attempt), None)

@@ -8,6 +8,7 @@ import os
 import queue
 import re
 import threading
+import time
 from collections import deque
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 TAIL_LINES = 60
 _ERROR_LINE = re.compile(r"^(?:[A-Za-z_][\w]*\.)*([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Failure))\b:? ?(.*)$")
 _FINISH_S = 1.0
+_GATHER_S = 0.2  # lines of a moment are written together
 
 
 def first_error(lines: list[str]) -> tuple[str, str]:
@@ -95,6 +97,7 @@ class RankLog:
     def _write(self) -> None:
         while True:
             path, text = self._queue.get()
+            time.sleep(_GATHER_S)
             while not self._queue.empty():
                 more_path, more = self._queue.get()
                 if more_path != path:

@@ -38,7 +38,11 @@ def submit(resolved: ResolvedSpec, root: Path) -> RunPaths:
     except OSError as error:
         shutil.rmtree(building.root, ignore_errors=True)
         raise _config(f"cannot make the run folder: {error.strerror or error}", paths.root, "check --root") from error
-    local.submit(paths, spec)
+    try:
+        local.submit(paths, spec)
+    except OSError as error:  # a TimeoutError too
+        shutil.rmtree(paths.root, ignore_errors=True)
+        raise LaunchError(f"no allocation could be started: {error}", where=str(paths.root)) from error
     return paths
 
 
@@ -88,7 +92,10 @@ def resume(paths: RunPaths, author: str) -> None:
     write_first_epoch(paths, [_epoch(), RunResumed(at=time.time(), author=author)])
     for stale in paths.agents.glob("*.json"):
         stale.unlink(missing_ok=True)
-    local.submit(paths, read_resolved(paths.spec))
+    try:
+        local.submit(paths, read_resolved(paths.spec))
+    except OSError as error:
+        raise LaunchError(f"no allocation could be started: {error}", where=str(paths.root)) from error
 
 
 def is_alive(paths: RunPaths) -> bool:
