@@ -29,8 +29,8 @@ EXIT_CHECKPOINT_REJECTED = 79  # the exit status of a rank that refused its chec
 PAGE_BYTES = 4096
 # sequence lock, step, section counter, monotonic time of the last step, of the phase's begin, phase name
 _PAGE = struct.Struct("<QqQdd16s")
-_SECTION = struct.Struct("<Q")
-_SECTION_OFFSET = 16
+_FIELDS = struct.Struct("<qQdd16s")  # all but the lock: packing clears its target first, and 0 would read as unlocked
+_LOCK_WORD, _SECTION_WORD = 0, 2  # of 8 bytes each, stored at once
 
 
 def read_page(page):
@@ -39,7 +39,7 @@ def read_page(page):
     after = _PAGE.unpack_from(page, 0)
     if before[0] % 2 or before[0] != after[0]:
         return None
-    _, step, section, step_at, phase_at, phase = after
+    _, step, section, step_at, phase_at, phase = before  # read between two looks at the lock
     return step, section, step_at, phase_at, phase.rstrip(b"\0").decode("ascii", "replace")
 
 
@@ -75,6 +75,7 @@ class Reporter:
             return
         with open(page_path, "r+b") as file:
             self._page = mmap.mmap(file.fileno(), PAGE_BYTES)
+        self._words = memoryview(self._page).cast("Q")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.connect(socket_path)
         self._send({"type": "hello", "rank": rank, "pid": os.getpid()})
@@ -112,7 +113,7 @@ class Reporter:
         """Something moved within a step (called from module hooks): progress, though no step yet."""
         self._section += 1
         if self._page is not None:
-            _SECTION.pack_into(self._page, _SECTION_OFFSET, self._section)
+            self._words[_SECTION_WORD] = self._section
 
     @contextmanager
     def phase(self, name):
@@ -133,11 +134,11 @@ class Reporter:
         if self._page is None:
             return
         self._sequence += 1  # odd: being written
-        _SECTION.pack_into(self._page, 0, self._sequence)
+        self._words[_LOCK_WORD] = self._sequence
         fields = (self._step, self._section, self._step_at, self._phase_at, self._phase)
-        _PAGE.pack_into(self._page, 0, self._sequence, *fields)
+        _FIELDS.pack_into(self._page, 8, *fields)
         self._sequence += 1
-        _SECTION.pack_into(self._page, 0, self._sequence)
+        self._words[_LOCK_WORD] = self._sequence
 
     # ------------------------------------------------------------ what is asked
 
