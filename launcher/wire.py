@@ -60,6 +60,8 @@ class Link:
             if length > MAX_FRAME_BYTES:
                 raise WireError(f"a frame of {length} bytes")
             body = await self._reader.readexactly(length)
+        except WireError:
+            raise
         except (asyncio.IncompleteReadError, ConnectionError, OSError):
             return None
         if not hmac.compare_digest(mac, self._mac(self._theirs, self._received, body)):
