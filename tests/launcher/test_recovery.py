@@ -317,6 +317,23 @@ def test_a_held_run_ends_its_ranks_keeps_its_agents_and_goes_on_when_released() 
 
 # ---------------------------------------------------------------- from any point
 
+
+def restart_agent(world: Simulation, node: str) -> None:
+    incarnation = f"{world.run.nodes[node].incarnation}'"
+    world.dead -= {node}
+    world.agents[node] = Inventory(incarnation, 0, 0)
+    world.tale.join(int(node[1:]), incarnation)
+    live = world.run.live_attempt
+    if live and live.incarnations.get(node, incarnation) != incarnation:
+        world.tale.decide(nodes=[node], detector="node_lost")
+        world.tale.join(int(node[1:]), incarnation)
+
+
+def spoil(world: Simulation) -> None:
+    if world.run.head:
+        world.damaged |= {world.run.head}
+
+
 FAULTS = {
     "a rank dies": lambda world: world.tale.exit(3).decide(),
     "a node dies": lambda world: world.lose("n1"),
@@ -333,22 +350,6 @@ FAULTS = {
     "a supervisor takes over": lambda world: world.tale.epoch(),
     "nothing": lambda world: None,
 }
-
-
-def restart_agent(world: Simulation, node: str) -> None:
-    incarnation = f"{world.run.nodes[node].incarnation}'"
-    world.dead -= {node}
-    world.agents[node] = Inventory(incarnation, 0, 0)
-    world.tale.join(int(node[1:]), incarnation)
-    live = world.run.live_attempt
-    if live and live.incarnations.get(node, incarnation) != incarnation:
-        world.tale.decide(nodes=[node], detector="node_lost")
-        world.tale.join(int(node[1:]), incarnation)
-
-
-def spoil(world: Simulation) -> None:
-    if world.run.head:
-        world.damaged |= {world.run.head}
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,0 +1,141 @@
+"""Who may import whom, and what each file may need: the whole of the architecture that a machine can check."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OURS = {"cli", "launcher", "model", "policies"}
+
+PURE = [
+    "launcher.events", "launcher.run", "launcher.accounting", "launcher.recovery", "launcher.checkpoints",
+    "policies.schema", "policies.when", "policies.units", "policies.detectors", "policies.engine", "policies.exits",
+    "policies.silence", "policies.explain", "policies.finding", "policies.ladder", "policies.meaning",
+    "policies.observe", "policies.state",
+]  # fmt: skip
+IMPURE = {
+    "os", "time", "socket", "subprocess", "random", "threading", "multiprocessing", "asyncio", "signal", "io",
+    "pathlib", "tempfile", "shutil", "torch", "rich", "typer", "psutil",
+}  # fmt: skip
+
+# From the bottom up: a module imports of ours only what stands in its own line or above it.
+LAYERS = [
+    ["launcher.events", "launcher.errors", "launcher.reporter", "launcher.warm"],
+    ["launcher.document", "launcher.validation", "launcher.paths", "launcher.rank_log", "launcher.wire"],
+    ["policies"],
+    ["launcher.run", "launcher.sections", "launcher.preflight", "launcher.spec"],
+    ["launcher.checkpoints", "launcher.accounting", "launcher.journal"],
+    ["launcher.recovery", "launcher.saves", "launcher.ranks", "launcher.evidence", "launcher.environment"],
+    ["launcher.backends", "launcher.agent", "launcher.control"],
+    ["launcher"],
+    ["cli"],
+]
+# Grammar and errors that the layers of policies and launcher share.
+SHARED = {"launcher.validation", "launcher.document", "launcher.errors", "launcher.events", "policies.units"}
+STDLIB_ONLY = ["launcher.reporter", "launcher.warm"]
+
+
+def files() -> Iterator[tuple[str, Path]]:
+    """(module, file) of everything that is shipped."""
+    yield "cli", ROOT / "cli.py"
+    for package in sorted(OURS - {"cli"}):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            yield name.removesuffix(".__init__"), path
+
+
+MODULES = dict(files())
+
+
+def imports(module: str) -> set[str]:
+    """All that a module imports, anywhere in it, as dotted names; `from a import b` is a.b where that is a module."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: a relative import"
+            assert node.module
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inner & MODULES.keys()) or {node.module}
+    return found
+
+
+def ours(module: str) -> set[str]:
+    return {name for name in imports(module) if name.split(".")[0] in OURS}
+
+
+def closure(module: str) -> set[str]:
+    """Everything of ours that importing a module brings in."""
+    seen, todo = set(), [module]
+    while todo:
+        if (name := todo.pop()) not in seen:
+            seen.add(name)
+            todo += [one for one in ours(name) if one in MODULES]
+    return seen
+
+
+def layer(module: str) -> int:
+    """The deepest layer that names the module or a package around it."""
+    best = max(
+        (name for names in LAYERS for name in names if module == name or module.startswith(name + ".")),
+        key=len,
+    )
+    return next(level for level, names in enumerate(LAYERS) if best in names)
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_what_decides_is_pure(module: str) -> None:
+    assert not {name.split(".")[0] for name in imports(module)} & IMPURE
+    assert closure(module) <= {*PURE, "launcher.reporter", "launcher.run"}
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if name.split(".")[0] != "model"))
+def test_nothing_imports_upward(module: str) -> None:
+    upward = {name for name in ours(module) - SHARED if layer(name) > layer(module)}
+
+    assert not upward, f"{module} imports {', '.join(sorted(upward))}"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_packages_keep_their_distance(module: str) -> None:
+    package = module.split(".", maxsplit=1)[0]
+    imported = imports(module)
+    if package in ("launcher", "policies", "cli"):
+        assert not {name for name in imported if name.split(".")[0] == "model"}
+    if package == "policies":
+        assert "launcher" not in {name.split(".")[0] for name in ours(module) - SHARED}
+    if package in ("launcher", "policies") and module != "launcher.warm":
+        assert "torch" not in {name.split(".")[0] for name in imported}
+    if package == "model":
+        others = {name for name in ours(module) if name.split(".")[0] != "model"}
+        assert others <= {"launcher.reporter"}
+
+
+@pytest.mark.parametrize("module", STDLIB_ONLY)
+def test_what_runs_in_a_foreign_process_needs_the_standard_library_only(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text(), feature_version=(3, 8))
+    at_import = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = {alias.name for node in at_import if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in at_import if isinstance(node, ast.ImportFrom)}
+
+    assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names)
+    assert not ours(module)
+
+
+def test_the_pure_modules_import_nothing_impure_even_through_others() -> None:
+    program = f"import sys\nfor name in {PURE!r}: __import__(name)\nprint([m for m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(ast.literal_eval(done.stdout))
+
+    assert not loaded & {"torch", "rich", "typer", "asyncio.events", "psutil", "yaml"}
+
+
+def test_the_package_itself_is_empty() -> None:
+    assert MODULES["launcher"].read_text() == ""
