@@ -193,11 +193,11 @@ class Trainer:
         folder = self.checkpoints / f"step_{self.step:08d}.a{self.attempt:04d}"
         began = time.monotonic()
         with self.reporter.phase("save"):
-            time.sleep(self.args.save_s)
             state = {"step": self.step, "digest": self.state, "poisoned": self.poisoned, "rank": self.rank}
             data = json.dumps(state).encode() + b"\n" + bytes(self.args.part_kb << 10)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                time.sleep(self.args.save_s)
                 self.write(folder / f"part.{self.rank:04d}", data)
             except OSError as error:
                 self.reporter.save_failed(self.step, error)

@@ -37,7 +37,7 @@ include: [infra, numerics]
 override:
   hang:
     when:
-      hang: {no_step: 5 x p99, at_least: 3s, first_step: 30s, phases: {save: 20s, eval: 30s, data: 20s, compile: 20s}}
+      hang: {no_step: 5 x p99, at_least: 3s, first_step: 30s, phases: {save: 8s, eval: 30s, data: 20s, compile: 20s}}
 """
 
 SPEC = """
