@@ -21,20 +21,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launcher import control, wire
+from launcher import wire
 from launcher.backends import local
+from launcher.commands import Commands
 from launcher.environment import of_attempt
 from launcher.events import (
     AttemptStarted,
-    CommandAnswered,
     CommandReceived,
     Decision,
     EpochStarted,
     Event,
     NodeDown,
     RankExited,
-    RunHeld,
-    RunReleased,
     StepDone,
     Tick,
     TrainerDone,
@@ -47,7 +45,7 @@ from launcher.live import live_view
 from launcher.paths import RunPaths, write_atomically
 from launcher.recovery import Emit, Inspect, Limits, Send, plan
 from launcher.recovery import Fleet as FleetView
-from launcher.run import NodeState, Run, RunState, advance
+from launcher.run import NodeState, Run, advance
 from launcher.spec import read_resolved
 from launcher.warm import die_with
 from policies.engine import decide, initial
@@ -79,7 +77,7 @@ class Supervisor:
         self.deadline: float | None = None
         self.over = asyncio.Event()
         self.started_at = time.monotonic()
-        self._in_flight: set[int] = set()  # events of ours that plan must see before it plans again
+        self._in_flight: set[int] = set()  # what `plan` would not know of yet
         self._ticking = False
         self._acks: dict[int, tuple[str, int]] = {}  # seq -> who to acknowledge to, once durable
         self._sent: dict[tuple[str, str], float] = {}
@@ -87,11 +85,9 @@ class Supervisor:
         self._last_step: dict[int, int] = {}
         self._exits: set[tuple[int, int]] = set()
         self._down: set[str] = set()
-        self._commands: dict[str, wire.Link | None] = {}
-        self._saves_asked: set[str] = set()
+        self.commands = Commands(paths, self.emit)
         self._ended_at: float | None = None
         self._polled_at = self._live_at = 0.0
-        self._tasks: set[asyncio.Task[None]] = set()
 
     # ------------------------------------------------------------ taking over
 
@@ -102,6 +98,12 @@ class Supervisor:
         sealed = seal(self.paths, self.epoch)
         journal = read_journal(self.paths, sealed)
         undecided = self._fold(journal.events)
+        self.fleet = Fleet(
+            self.paths, self.epoch, self.job_id, self.spec.cluster.silence, self.emit, self._from_agent,
+            lambda: self._lost(RuntimeError("an agent obeys a higher epoch")),
+        )  # fmt: skip
+        checkpoint = self.spec.trainer.checkpoint if self.spec.trainer else None
+        self.keeper = Keeper(self.paths, checkpoint, self.emit, self._ack, self.fleet.send)
         self.writer = JournalWriter(
             self.paths,
             self.epoch,
@@ -112,24 +114,18 @@ class Supervisor:
             at=time.time(), host=socket.gethostname(), pid=os.getpid(), node=self.node, job_id=self.job_id,
             sealed=sealed,
         )  # fmt: skip
-        self._plan_after(self.writer.put(started))
+        self.emit(started)
         for damage in journal.damage:
             self.emit(Warned(at=time.time(), text=f"{damage.file} at byte {damage.offset}: {damage.reason}"))
         for decision in undecided:
-            self._plan_after(self.emit(decision))
-        server = await wire.serve(self.host, 0, self.paths.secret.read_bytes(), self._serve_command)
+            self.emit(decision)
+        server = await wire.serve(self.host, 0, self.paths.secret.read_bytes(), self.commands.serve)
         address = {"host": self.host, "port": server.sockets[0].getsockname()[1], "pid": os.getpid(), "node": self.node}
         write_atomically(self.paths.supervisor_address(self.epoch), json.dumps(address))
-        self.fleet = Fleet(
-            self.paths, self.epoch, self.job_id, self.spec.cluster.silence, self.emit, self._from_agent,
-            lambda: self._lost(RuntimeError("an agent obeys a higher epoch")),
-        )  # fmt: skip
-        checkpoint = self.spec.trainer.checkpoint if self.spec.trainer else None
-        self.keeper = Keeper(self.paths, checkpoint, self.emit, self._ack, self.fleet.send)
         for known in self.run_.nodes.values():
             self.fleet.know(known)
         for unanswered in list(self.run_.commands.values()):
-            self._execute(unanswered)
+            self.commands.execute(self.run_, unanswered)
         await self._tick_forever()
         server.close()
         self.fleet.close()
@@ -153,18 +149,17 @@ class Supervisor:
         elif isinstance(event, RankExited):
             self._exits.add((event.attempt, event.rank))
         elif isinstance(event, CommandReceived):
-            self._commands.setdefault(event.id, None)
+            self.commands.remember(event)
 
     # ------------------------------------------------------------ the journal
 
     def emit(self, event: Event) -> Event:
-        """Journal an event; it takes effect once durable."""
+        """Journal an event; it takes effect once durable, and nothing is planned before that."""
         event = self.writer.put(event)
         self._remember(event)
+        if not isinstance(event, StepDone):
+            self._in_flight.add(event.seq)
         return event
-
-    def _plan_after(self, event: Event) -> None:
-        self._in_flight.add(event.seq)
 
     def _durable(self, events: list[Event]) -> None:
         for event in events:
@@ -172,7 +167,7 @@ class Supervisor:
             self.engine, decisions, self.deadline = decide(self.policy, self.engine, event)
             for decision in decisions:
                 log.info("decision %s: %s %s %s", decision.id, decision.rule, decision.actions, decision.why)
-                self._plan_after(self.emit(decision))
+                self.emit(decision)
             self._in_flight.discard(event.seq)
             self._react(event)
         self._acknowledge(events)
@@ -198,13 +193,8 @@ class Supervisor:
                 self._sent.clear()
                 self._record_environment(event)
                 log.info("attempt %d from %s on %s", event.attempt, event.restore, list(event.slots))
-            case CommandReceived():
-                self._execute(event)
-            case CommandAnswered():
-                self._answer(event)
-        if hasattr(self, "keeper"):
-            self.keeper.durable(self.run_, event)
-        self._answer_saves(event)
+        self.keeper.durable(self.run_, event)
+        self.commands.durable(self.run_, event)
 
     def _record_environment(self, event: AttemptStarted) -> None:
         contacts = self.fleet.contacts
@@ -241,8 +231,7 @@ class Supervisor:
             self._polled_at = now
             self._replan()  # some moves are due by time alone
             self._poll_backend()
-            for command in control.take_files(self.paths, time.time()):
-                self._take(command, None)
+            self.commands.look_for_files(self.run_)
         if now - self._live_at > LIVE_S:
             self._live_at = now
             self._write_live()
@@ -270,7 +259,7 @@ class Supervisor:
     # ------------------------------------------------------------ planning and doing
 
     def _replan(self) -> None:
-        if self._in_flight or self.over.is_set() or not hasattr(self, "keeper"):
+        if self._in_flight or self.over.is_set():
             return
         view = FleetView(
             now=time.time(),
@@ -282,7 +271,7 @@ class Supervisor:
         for move in plan(self.run_, view, self.limits):
             match move:
                 case Emit(event):
-                    self._plan_after(self.emit(event))
+                    self.emit(event)
                 case Send(node, message):
                     self._send(node, message)
                 case Inspect(checkpoint):
@@ -362,67 +351,6 @@ class Supervisor:
 
     def _ack(self, node: str, said: int) -> None:
         self.fleet.send(node, {"type": "ack", "said": [said]})
-
-    # ------------------------------------------------------------ commands
-
-    async def _serve_command(self, link: wire.Link) -> None:
-        message = await link.receive()
-        if message is None or message.get("type") != "command":
-            return
-        event = control.received(message, str(message.get("author", "?")), time.time())
-        if event is not None:
-            self._take(event, link)
-            while await link.receive() is not None:  # held open until answered or given up
-                pass
-
-    def _take(self, event: CommandReceived, link: wire.Link | None) -> None:
-        if event.id in self._commands:
-            if event.id not in self.run_.commands and link is None:
-                control.drop_file(self.paths, event.id)
-            return
-        self._commands[event.id] = link
-        self.emit(event)
-
-    def _execute(self, command: CommandReceived) -> None:
-        state = self.run_.state
-        if state.is_terminal:
-            self._say(command, False, f"the run is {state}")
-            return
-        match command.verb:
-            case "stop":
-                self._say(command, True, "stopping after a last checkpoint")
-            case "save" if self.run_.live_attempt is None or state is RunState.RECOVERING:
-                self._say(command, False, f"nothing to save: the run is {state}")
-            case "save":
-                self._saves_asked.add(command.id)
-            case "hold":
-                reason = str(command.args.get("reason", "")) or "no reason given"
-                self._plan_after(self.emit(RunHeld(at=time.time(), reason=f"{command.author}: {reason}")))
-                self._say(command, True, "held")
-            case "release" if state is RunState.HELD:
-                self._plan_after(self.emit(RunReleased(at=time.time(), author=command.author)))
-                self._say(command, True, "released")
-            case "release":
-                self._say(command, False, f"not held: the run is {state}")
-
-    def _answer_saves(self, event: Event) -> None:
-        if not self._saves_asked or event.type not in ("checkpoint_committed", "checkpoint_failed", "attempt_ended"):
-            return
-        done = event.type == "checkpoint_committed"
-        what = f"step {getattr(event, 'step', '')} saved" if done else getattr(event, "reason", "not saved")
-        for id_ in sorted(self._saves_asked):
-            self.emit(CommandAnswered(at=time.time(), id=id_, ok=done, message=what))
-        self._saves_asked.clear()
-
-    def _say(self, command: CommandReceived, ok: bool, message: str) -> None:
-        self.emit(CommandAnswered(at=time.time(), id=command.id, ok=ok, message=message))
-
-    def _answer(self, event: CommandAnswered) -> None:
-        link = self._commands.get(event.id)
-        if link is not None:
-            link.send({"type": "answer", "ok": event.ok, "message": event.message})
-            self._commands[event.id] = None
-        control.drop_file(self.paths, event.id)
 
 
 def _from_thread(loop: asyncio.AbstractEventLoop, function: Callable[[Any], None], argument: object) -> None:

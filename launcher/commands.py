@@ -1,0 +1,108 @@
+"""The supervisor's side of the control path: takes commands, executes them by events, answers them once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from launcher import control, wire
+from launcher.events import (
+    AttemptEnded,
+    CheckpointCommitted,
+    CheckpointFailed,
+    CommandAnswered,
+    CommandReceived,
+    Event,
+    RunHeld,
+    RunReleased,
+)
+from launcher.paths import RunPaths
+from launcher.run import Run, RunState
+
+
+class Commands:
+    """Commands by wire and by file. A command is journaled before it is executed, and so survives us."""
+
+    def __init__(self, paths: RunPaths, emit: Callable[[Event], Event]) -> None:
+        self._paths, self._emit = paths, emit
+        self._known: dict[str, wire.Link | None] = {}  # who waits for the answer, if anybody does by wire
+        self._saves: set[str] = set()
+
+    def remember(self, event: CommandReceived) -> None:
+        """A command of the journal, already executed or about to be."""
+        self._known.setdefault(event.id, None)
+
+    # ------------------------------------------------------------ in
+
+    async def serve(self, link: wire.Link) -> None:
+        """One connection of a person: one command, held open until it is answered or given up."""
+        message = await link.receive()
+        if message is None or message.get("type") != "command":
+            return
+        event = control.received(message, str(message.get("author", "?")), time.time())
+        if event is not None and event.id not in self._known:
+            self._known[event.id] = link
+            self._emit(event)
+            while await link.receive() is not None:
+                pass
+
+    def look_for_files(self, run: Run) -> None:
+        """Commands left in the run folder; those answered before are cleared away."""
+        for event in control.take_files(self._paths, time.time()):
+            if event.id not in self._known:
+                self._known[event.id] = None
+                self._emit(event)
+            elif event.id not in run.commands:
+                control.drop_file(self._paths, event.id)
+
+    # ------------------------------------------------------------ done
+
+    def execute(self, run: Run, command: CommandReceived) -> None:
+        """What `advance` has not already done by the command's event alone."""
+        state = run.state
+        if state.is_terminal:
+            self._say(command.id, False, f"the run is {state}")
+            return
+        match command.verb:
+            case "stop":
+                self._say(command.id, True, "stopping after a last checkpoint")
+            case "save" if run.live_attempt is None or state is RunState.RECOVERING:
+                self._say(command.id, False, f"nothing to save: the run is {state}")
+            case "save":
+                self._saves.add(command.id)
+            case "hold":
+                reason = str(command.args.get("reason", "")) or "no reason given"
+                self._emit(RunHeld(at=time.time(), reason=f"{command.author}: {reason}"))
+                self._say(command.id, True, "held")
+            case "release" if state is RunState.HELD:
+                self._emit(RunReleased(at=time.time(), author=command.author))
+                self._say(command.id, True, "released")
+            case "release":
+                self._say(command.id, False, f"not held: the run is {state}")
+
+    def durable(self, run: Run, event: Event) -> None:
+        """Go on from an event that counts."""
+        match event:
+            case CommandReceived():
+                self.execute(run, event)
+            case CommandAnswered():
+                self._answer(event)
+            case CheckpointCommitted():
+                self._answer_saves(True, f"step {event.step} saved")
+            case CheckpointFailed() | AttemptEnded():
+                self._answer_saves(False, event.reason)
+
+    def _answer_saves(self, ok: bool, message: str) -> None:
+        for id_ in sorted(self._saves):
+            self._say(id_, ok, message)
+        self._saves.clear()
+
+    def _say(self, id_: str, ok: bool, message: str) -> None:
+        self._emit(CommandAnswered(at=time.time(), id=id_, ok=ok, message=message))
+
+    def _answer(self, event: CommandAnswered) -> None:
+        link = self._known.get(event.id)
+        if link is not None:
+            link.send({"type": "answer", "ok": event.ok, "message": event.message})
+            self._known[event.id] = None
+        control.drop_file(self._paths, event.id)
