@@ -183,25 +183,40 @@ def test_a_supervisor_that_stood_still_is_replaced_and_leaves_when_it_wakes(laun
     assert all(event.at <= takeover for event in run.events() if event.epoch == epoch)
 
 
-def test_a_supervisor_killed_in_the_middle_of_a_recovery_has_a_successor_that_finishes_it(launch: Launch) -> None:
+def lose_supervisor(run: LiveRun, supervisor: psutil.Process, number: int) -> None:
+    """Killed, or stopped until it has a successor."""
+    epoch = run.epoch()
+    run.kill(supervisor, number=number)
+    run.new_epoch(epoch)
+    run.kill(supervisor, number=signal.SIGCONT)
+
+
+KILLED_OR_STOPPED = pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+
+
+@KILLED_OR_STOPPED
+def test_a_supervisor_lost_in_the_middle_of_a_recovery_has_a_successor_that_finishes_it(
+    launch: Launch, number: int
+) -> None:
     run = launch().reaches(15)
     supervisor = run.supervisor()
 
     run.kill(run.rank(2))
     run.wait("a decision", lambda run: run.incidents)
-    run.kill(supervisor)
+    lose_supervisor(run, supervisor, number)
     end = run.ends()
 
     assert len(run.decisions()) == 1
     assert (len(end.attempts), end.restarts) == (2, 1)
 
 
-def test_a_supervisor_killed_during_a_save_has_a_successor_that_commits_it(launch: Launch) -> None:
+@KILLED_OR_STOPPED
+def test_a_supervisor_lost_during_a_save_has_a_successor_that_commits_it(launch: Launch, number: int) -> None:
     run = launch(steps=150, save_every=30, save_s=1.5).reaches(25)
     supervisor = run.supervisor()
 
     run.phase("save")
-    run.kill(supervisor)
+    lose_supervisor(run, supervisor, number)
     end = run.ends()
 
     assert run.decisions() == []
@@ -209,13 +224,14 @@ def test_a_supervisor_killed_during_a_save_has_a_successor_that_commits_it(launc
     assert len(end.attempts) == 1
 
 
-def test_a_supervisor_killed_while_it_commits_has_a_successor_that_commits(launch: Launch) -> None:
+@KILLED_OR_STOPPED
+def test_a_supervisor_lost_while_it_commits_has_a_successor_that_commits(launch: Launch, number: int) -> None:
     run = launch(steps=150, save_every=30).reaches(20)
     supervisor, folder = run.supervisor(), run.paths.checkpoint(30, 1)
 
     while len([*folder.glob("part.*")]) < 4:
         time.sleep(0.001)
-    run.kill(supervisor)
+    lose_supervisor(run, supervisor, number)
     end = run.ends()
 
     assert run.decisions() == []

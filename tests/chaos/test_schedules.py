@@ -53,7 +53,12 @@ class Schedule:
         """Wait for the phase; take what comes where it does not."""
         if phase in ("deciding", "loading"):  # only ever seen after another fault
             self.reach("running")
+            if phase == "loading":
+                self.run.wait("a checkpoint", lambda run: run.checkpoints or run.state.is_terminal)
             self.kill_rank()
+        if phase == "deciding":  # over within a tenth of a second: too short to be waited for
+            time.sleep(self.random.uniform(0.0, 0.12))
+            return
         deadline = time.monotonic() + PHASE_LIMIT_S
         while time.monotonic() < deadline:
             state = self.run.run.state
