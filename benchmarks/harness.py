@@ -48,8 +48,10 @@ class Seen:
     def last(self) -> int:
         return self.steps[-1][1] if self.steps else -1
 
-    def since(self, at: float) -> list[tuple[float, int]]:
-        return [(when, step) for when, step in self.steps if when > at]
+    def first_after_going_back(self) -> int | None:
+        """Where in `steps` the ranks that were started again begin; they repeat steps since the last checkpoint."""
+        numbers = [step for _, step in self.steps]
+        return next((at for at in range(1, len(numbers)) if numbers[at] <= numbers[at - 1]), None)
 
 
 class Torchrun:
@@ -149,7 +151,12 @@ class OptLaunch:
         return [event for event in map(json.loads, lines) if event["type"] == kind]
 
     def rank_pids(self) -> list[int]:
-        return [rank["pid"] for node in self.status()["nodes"] for rank in node["ranks"]]
+        """Known a moment after the ranks have started: what status shows is renewed once a second."""
+        while True:
+            pids = [rank["pid"] for node in self.status()["nodes"] for rank in node["ranks"]]
+            if pids and all(pids):
+                return pids
+            time.sleep(0.1)
 
     @property
     def detected_at(self) -> float:

@@ -48,12 +48,13 @@ def recover(launcher: Torchrun | OptLaunch) -> Outcome:
     wait_for(launcher, f"{KILL_AT} steps after a checkpoint", is_due)
     killed_at = time.time()
     os.kill(victim, signal.SIGKILL)
-    time.sleep(0.1)  # what was printed before the kill has been read
-    reached = launcher.seen.last()
-    wait_for(launcher, f"beyond step {reached} again", lambda: launcher.seen.last() > reached)
-    after = launcher.seen.since(killed_at + 0.1)
-    first_at, first = after[0]
-    caught_up_at = next(at for at, step in after if step > reached)
+    wait_for(launcher, "back", lambda: launcher.seen.first_after_going_back() is not None)
+    again = launcher.seen.first_after_going_back()
+    assert again is not None
+    reached = launcher.seen.steps[again - 1][1]  # the last step before the ranks died
+    wait_for(launcher, f"beyond step {reached}", lambda: launcher.seen.last() > reached)
+    first_at, first = launcher.seen.steps[again]
+    caught_up_at = next(at for at, step in launcher.seen.steps[again:] if step > reached)
     return Outcome(
         launcher.detected_at - killed_at, first_at - killed_at, caught_up_at - killed_at, reached + 1 - first
     )
