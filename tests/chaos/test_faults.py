@@ -26,6 +26,7 @@ from launcher.events import (
     Decision,
     EpochStarted,
     NodeBack,
+    NodeDown,
     NodeSilent,
     RankExited,
 )
@@ -145,6 +146,38 @@ def test_a_frozen_node_is_suspect_then_lost_because_steps_stopped_and_its_ranks_
     assert silent.at <= decision.at
     assert (decision.detector, decision.nodes) == ("node_lost", ("node1",))
     assert "steps have stopped" in str(decision.evidence) or "lost their connections" in str(decision.evidence)
+
+
+def test_an_agent_killed_alone_takes_its_ranks_along_and_its_node_is_lost(launch: Launch) -> None:
+    run = launch().reaches(15)
+
+    run.kill(run.agent("node1"))
+    end = run.ends()
+
+    assert [decision.nodes for decision in run.decisions()] == [("node1",)]
+    assert end.attempts[1].slots == {"node0": (0, 1), "node2": (2, 3)}
+
+
+def test_the_parent_of_a_nodes_ranks_is_replaced_and_the_node_goes_on(launch: Launch) -> None:
+    run = launch().reaches(15)
+
+    run.kill(run.rank(2).parent())
+    end = run.ends()
+
+    (decision,) = run.decisions()
+    assert decision.detector == "exit"
+    assert end.attempts[1].slots == end.attempts[0].slots
+
+
+def test_a_spare_that_dies_is_nothing_to_decide_about(launch: Launch) -> None:
+    run = launch(steps=100).reaches(10)
+
+    run.lose("node2")
+    run.wait_for(NodeDown, node="node2")
+    end = run.ends()
+
+    assert run.decisions() == []
+    assert len(end.attempts) == 1
 
 
 # ---------------------------------------------------------------- supervisors
@@ -276,6 +309,21 @@ def test_after_everything_was_killed_a_person_resumes_the_run(launch: Launch) ->
 
     assert end.attempts[1].restore is not None
     assert end.attempts[1].restore[0] >= saved.step
+
+
+def test_a_killed_allocation_takes_everything_along_and_can_be_resumed(launch: Launch) -> None:
+    run = launch().reaches(15)
+
+    run.kill(psutil.Process(json.loads(run.paths.allocation.read_text())["pid"]))
+    deadline = time.monotonic() + 15
+    while left := [p for p in run.processes() if "submitit" not in " ".join(p.cmdline())]:
+        assert time.monotonic() < deadline, f"outlived their allocation: {left}"
+        time.sleep(0.05)
+    run.resume()
+    run.wait_for(AttemptStarted, attempt=2)
+    end = run.ends()
+
+    assert end.attempts[1].restore is not None
 
 
 # ---------------------------------------------------------------- numbers
@@ -516,6 +564,20 @@ def test_an_agent_that_says_nothing_for_five_seconds_is_no_fault(launch: Launch,
         time.sleep(0.05)
     run.kill(agent, number=signal.SIGCONT)
     run.wait_for(NodeBack, node=node)
+    end = run.ends()
+
+    assert run.decisions() == []
+    assert (len(end.attempts), end.lost_steps) == (1, 0)
+
+
+@pytest.mark.parametrize("stopped_s", [3.0, 8.0])
+def test_a_machine_that_sleeps_and_wakes_is_no_fault(launch: Launch, stopped_s: float) -> None:
+    run = launch(steps=100).reaches(20)
+    everything = run.processes()
+
+    run.kill(*everything, number=signal.SIGSTOP)
+    time.sleep(stopped_s)
+    run.kill(*everything, number=signal.SIGCONT)
     end = run.ends()
 
     assert run.decisions() == []
