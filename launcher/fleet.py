@@ -73,6 +73,7 @@ class Fleet:
         self._emit, self._on_message, self._on_superseded = emit, on_message, on_superseded
         self._secret = paths.secret.read_bytes()
         self.contacts: dict[str, Contact] = {}
+        self.changed = False  # other ranks than before: viewers should see them
         self._stopped = False
         self._scanned_at = self._beaten_at = 0.0
 
@@ -137,6 +138,7 @@ class Fleet:
             if message["type"] == "inventory":
                 self._joined(contact, message)
             if message["type"] in ("inventory", "beat"):
+                self.changed |= message["ranks"].keys() != contact.ranks.keys()
                 contact.ranks, contact.beat_at = message["ranks"], now
                 contact.gap_p99 = message.get("gap_p99", contact.gap_p99)
             if contact.silent:

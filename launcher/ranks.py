@@ -100,7 +100,8 @@ class Ranks:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, warm.MAX_PACKET_BYTES)
         command = [sys.executable, str(Path(warm.__file__)), str(theirs.fileno()), str(os.getpid())]
         command += self.program.modules
-        env = {**os.environ, **self.program.env, "OMP_NUM_THREADS": str(self.program.threads)}
+        threads = {"OMP_NUM_THREADS": str(self.program.threads), "OPENBLAS_NUM_THREADS": "1"}  # OpenBLAS starts its own
+        env = {**os.environ, **self.program.env, **threads}
         self._warm = subprocess.Popen(
             command, pass_fds=(theirs.fileno(),), env=env, cwd=self.program.cwd, stdin=subprocess.DEVNULL
         )

@@ -216,7 +216,8 @@ class Run:
         at = self.head
         while at is not None and at in self.checkpoints:
             yield self.checkpoints[at]
-            at = self.checkpoints[at].parent
+            parent = self.checkpoints[at].parent
+            at = parent if parent is not None and parent[0] < at[0] else None
 
     def is_good(self, checkpoint: Checkpoint) -> bool:
         """Complete, read back in full, and followed by `probation` healthy steps."""
@@ -390,7 +391,8 @@ def _attempt_started(run: Run, event: AttemptStarted) -> Run:
     nodes = {name: replace(node, excluded="") for name, node in run.nodes.items()}  # it held for this choice
     return replace(
         run,
-        state=RunState.STARTING,
+        # A hold or an end that came in between stands: these ranks will not be started.
+        state=run.state if run.state is RunState.HELD or run.state.is_terminal else RunState.STARTING,
         attempts=(*run.attempts, attempt),
         head=event.restore,
         step=base,
@@ -534,7 +536,7 @@ def _decision(run: Run, event: Decision) -> Run:
         return run
     nodes = dict(run.nodes)
     for name in event.nodes:
-        if name not in nodes:
+        if name not in nodes or (event.detector == "node_lost" and _came_back(run, nodes[name])):
             continue
         if event.detector == "node_lost":
             nodes[name] = replace(nodes[name], state=NodeState.LOST)
@@ -544,6 +546,11 @@ def _decision(run: Run, event: Decision) -> Run:
     if not event.actions.keys() & {"restart", "hold", "stop"} or run.state is RunState.HELD:
         return run
     return replace(run, state=RunState.RECOVERING, pending=event, pending_done=frozenset(), recovering_since=event.at)
+
+
+def _came_back(run: Run, node: Node) -> bool:
+    """Whether an agent was started anew since the attempt began: what is lost is the old one, not this."""
+    return run.attempt is not None and run.attempt.incarnations.get(node.name, node.incarnation) != node.incarnation
 
 
 def _tell_incident(run: Run, event: Decision) -> Run:

@@ -232,8 +232,8 @@ class Supervisor:
             self._replan()  # some moves are due by time alone
             self._poll_backend()
             self.commands.look_for_files(self.run_)
-        if now - self._live_at > LIVE_S:
-            self._live_at = now
+        if now - self._live_at > LIVE_S or self.fleet.changed:
+            self._live_at, self.fleet.changed = now, False
             self._write_live()
         if self.run_.state.is_terminal:
             self._ended_at = self._ended_at or now

@@ -44,12 +44,12 @@ class TrainerConfig:
     """The settings of one training run. Constants without a comment are those of the OPT paper, section 2."""
 
     size: str
-    data: tuple[str, ...]  # text files or globs; the word "python" is Python's own standard library
     steps: int
     batch_tokens: int  # of all ranks together, per step
     seq_len: int
     lr: float  # peak
 
+    data: tuple[str, ...] = ("python",)  # text files or globs; the word "python" is Python's own standard library
     tokenizer: str = "bytes"
     held_out: float = 0.05  # fraction of the files kept for validation
     micro_batch: int = 0  # sequences per data-parallel rank and micro-batch; 0: derived

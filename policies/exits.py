@@ -36,7 +36,7 @@ def failed_rank(state: EngineState) -> Answer:
     if not own:
         return _exit_finding(attempt, first, blame="undecidable"), None
     cause = own[0]
-    everywhere = _is_everywhere(attempt, cause)
+    everywhere = _is_everywhere(attempt, cause) or _has_moved(state, cause)
     elsewhere = any(one.node != cause.node for one in own)
     likely = len(attempt.slots) > 1 and not elsewhere and not everywhere
     blame = "likely" if likely else "undecidable"
@@ -55,6 +55,15 @@ def _is_everywhere(attempt: Attempt, cause: RankExited) -> bool:
     if len(attempt.slots) > 1:
         return same >= set(attempt.slots)
     return _all_told(attempt) and len(attempt.exit_kinds) == 1
+
+
+def _has_moved(state: EngineState, cause: RankExited) -> bool:
+    """Whether the same error ended an earlier attempt before its first step on another node: it is the script's."""
+    attempt = state.attempt
+    if attempt is None or attempt.has_stepped or cause.code < 0:
+        return False
+    told = (cause.error_type, cause.error)
+    return any(one.node != cause.node and (one.error_type, one.error) == told for one in state.failed_early)
 
 
 def _exit_finding(

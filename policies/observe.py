@@ -30,7 +30,7 @@ from launcher.events import (
     TrainerDone,
 )
 from policies.meaning import REJECTED_CHECKPOINT
-from policies.silence import kind_of_exit
+from policies.silence import is_broken_link, kind_of_exit
 from policies.state import Agent, Attempt, EngineState, Pending
 
 STEP_TIMES = 256  # durations of steps that are remembered
@@ -167,6 +167,10 @@ def _(event: AttemptStarted, state: EngineState) -> EngineState:
         committed_before=max(state.best_committed, restored),
     )
     commands = {key: verb for key, verb in state.commands.items() if verb != "pause"}
+    before = state.attempt
+    if before is not None and not before.has_stepped:
+        own = (one for one in before.exits if not is_broken_link(one))
+        state = replace(state, failed_early=(*state.failed_early, *own)[-FIRST_EXITS:])
     return replace(state, attempt=attempt, pending=None, is_held=False, stopped=None, streaks={}, commands=commands)
 
 
@@ -207,6 +211,7 @@ def _(event: StepDone, state: EngineState) -> EngineState:
         steps_done=state.steps_done + 1,
         best_step=max(state.best_step, event.step),
         first_step_failures=0,
+        failed_early=(),
     )
 
 

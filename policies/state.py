@@ -105,6 +105,7 @@ class EngineState:
     restarts: tuple[Moment, ...] = ()
     fruitless: int = 0
     first_step_failures: int = 0
+    failed_early: tuple[RankExited, ...] = ()  # why attempts since the last step never made their first
     incidents: int = 0
     decisions: int = 0
     pending: Pending | None = None

@@ -4,8 +4,6 @@ submitit's local executor starts one task, the *allocation*, which stands for Sl
 starts one agent per virtual node in a session of its own, starts a dead one again after a while, and ends them
 all when it ends. That executor allows one node, ends its task after a time limit, empties CUDA_VISIBLE_DEVICES and
 leaves its task behind when it is killed; each of these is handled here.
-
-    python -P -m launcher.backends.local RUN_FOLDER
 """
 
 from __future__ import annotations
@@ -35,34 +33,44 @@ LEAVE_S = 5.0
 _POLL_S = 0.05
 _START_LIMIT_S = 30.0
 _SCRATCH = "opt-launch-"
+_STARTER = "import sys; from launcher.backends import local; local.start_through_submitit(*sys.argv[1:])"
 
 
 # ---------------------------------------------------------------- from outside
 
 
 def submit(paths: RunPaths, spec: RunSpec) -> None:
-    """Start the allocation through submitit and wait until it stands. Raises LaunchError's OSError kin."""
-    import submitit
+    """Start the allocation and wait until it stands. Raises OSError, or TimeoutError if it does not.
 
+    It gets a session of its own: neither the caller's terminal nor whoever reads the caller's output is tied to it.
+    """
     paths.submitit.mkdir(exist_ok=True)
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
     token = uuid.uuid4().hex[:8]
-    executor = submitit.LocalExecutor(folder=paths.submitit)
-    executor.update_parameters(timeout_min=NEVER_MIN, tasks_per_node=1, nodes=1, stderr_to_stdout=True)
-    os.environ["PYTHONSAFEPATH"] = "1"  # a `launcher/` in the working folder must not be taken for ours
-    try:
-        executor.submit(allocate, str(paths.root), token, devices)
-    finally:
-        del os.environ["PYTHONSAFEPATH"]
+    log_path = paths.submitit / "start.log"
+    command = [sys.executable, "-P", "-c", _STARTER, str(paths.root), token]
     deadline = time.monotonic() + _START_LIMIT_S
+    with log_path.open("ab") as log:
+        starter = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    if starter.wait(_START_LIMIT_S):
+        raise OSError(f"submitit failed: {log_path.read_text().strip()[-500:]}")
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError, ValueError):
             if json.loads(paths.allocation.read_text())["token"] == token:
                 return
         time.sleep(_POLL_S)
-    raise TimeoutError(
-        f"the allocation of {spec.name} did not start within {_START_LIMIT_S:.0f}s: see {paths.submitit}"
-    )
+    raise TimeoutError(f"the allocation of {spec.name} did not start in {_START_LIMIT_S:.0f}s: see {paths.submitit}")
+
+
+def start_through_submitit(root: str, token: str) -> None:
+    """Hand the allocation of a run folder to submitit's local executor."""
+    import submitit
+
+    paths = RunPaths(Path(root))
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    executor = submitit.LocalExecutor(folder=paths.submitit)
+    executor.update_parameters(timeout_min=NEVER_MIN, tasks_per_node=1, nodes=1, stderr_to_stdout=True)
+    os.environ["PYTHONSAFEPATH"] = "1"  # a `launcher/` in the working folder must not be taken for ours
+    executor.submit(allocate, str(paths.root), token, devices)
 
 
 def node_states(paths: RunPaths, job_id: str) -> dict[str, tuple[int, bool]]:

@@ -1,5 +1,6 @@
 """The settings: what RUN.yaml says becomes one frozen object, or one error that names every mistake."""
 
+import os
 import subprocess
 import sys
 
@@ -97,4 +98,5 @@ import torch
 assert not torch.cuda.is_initialized() and not torch.distributed.is_initialized()
 assert not torch.are_deterministic_algorithms_enabled()
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # as the launcher sets it: numpy's would start threads
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=env)

@@ -422,3 +422,24 @@ def test_failed_ranks_come_before_numbers(story: Story) -> None:
     assert story.steps(1, loss=NAN) == []
     (decision,) = story.wait(5)
     assert decision.detector == "exit"
+
+
+def test_an_error_that_comes_back_on_another_node_before_the_first_step_is_a_user_bug(default: Policy) -> None:
+    story = Story(default)
+    story.start()
+    story.exits(0, 1, "Numpy is not available", "RuntimeError")
+    (first,) = story.wait(5)
+    story.active = ["n2", "n1"]
+    story.start()
+    story.exits(0, 1, "Numpy is not available", "RuntimeError")
+    (second,) = story.wait(5)
+    assert [(one.rule, ending(one)) for one in (first, second)] == [("rank-exit", "restart"), ("user-error", "stop")]
+
+
+def test_an_error_that_comes_back_on_the_same_node_stays_a_fault_of_that_node(default: Policy) -> None:
+    story = Story(default)
+    for _ in range(2):
+        story.start()
+        story.exits(0, 1, "cannot open shared object", "ImportError")
+        story.wait(5)
+    assert [ending(one) for one in story.decisions] == ["restart", "restart"]
