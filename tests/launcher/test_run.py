@@ -215,6 +215,14 @@ def test_a_lost_node_comes_back_as_another_incarnation() -> None:
     assert tale.join(1, incarnation="b").run.nodes["n1"].state is NodeState.ALIVE
 
 
+def test_a_node_that_came_back_before_its_loss_was_told_is_not_lost() -> None:
+    actions = {"exclude": "blamed", "restart": {"from": "latest"}}
+    tale = Tale().train(1).join(1, incarnation="b").decide(detector="node_lost", nodes=["n1"], actions=actions)
+
+    assert tale.run.nodes["n1"].state is NodeState.ALIVE
+    assert not tale.run.nodes["n1"].excluded
+
+
 def test_an_exclusion_holds_for_one_choice_and_survives_a_reconnect() -> None:
     tale = Tale().train(1).decide(nodes=["n1"], actions={"exclude": "blamed", "restart": {"from": "latest"}})
     assert tale.run.nodes["n1"].excluded
