@@ -278,8 +278,8 @@ def _origin(decision: Decision | None) -> tuple[str, int]:
 
 
 def _available(run: Run, fleet: Fleet) -> list[Node]:
-    """Nodes that may take part, those of the last attempt first, then by index."""
-    before = run.attempt.slots if run.attempt else {}
+    """Nodes that may take part: those of the last attempt, then spares, then those lost that came back; by index."""
+    before = run.attempt.incarnations if run.attempt else {}
     nodes = [
         node
         for node in run.nodes.values()
@@ -289,7 +289,13 @@ def _available(run: Run, fleet: Fleet) -> list[Node]:
         and fleet.answering[node.name].incarnation == node.incarnation
         and not fleet.answering[node.name].ranks_alive
     ]
-    return sorted(nodes, key=lambda node: (node.name not in before, node.index))
+
+    def rank(node: Node) -> int:
+        if node.name not in before:
+            return 1
+        return 0 if before[node.name] == node.incarnation else 2
+
+    return sorted(nodes, key=lambda node: (rank(node), node.index))
 
 
 def _wait_for_nodes(run: Run, fleet: Fleet, limits: Limits, nodes: list[Node]) -> list[Move]:
