@@ -131,6 +131,19 @@ def test_without_spares_a_run_waits_for_its_node_to_come_back(launch: Launch) ->
     assert end.attempts[1].incarnations["node1"] != end.attempts[0].incarnations["node1"]
 
 
+def test_a_node_that_is_back_before_a_supervisor_is_can_be_used_again(launch: Launch) -> None:
+    """Its agent was started anew before anybody noticed that the old one was gone."""
+    run = launch(spares=0).reaches(15)
+    supervisor = run.supervisor()
+
+    run.kill(supervisor, number=signal.SIGSTOP)
+    run.lose("node1")
+    end = run.ends()
+
+    assert [decision.nodes for decision in run.decisions()] == [("node1",)]
+    assert end.attempts[1].slots == end.attempts[0].slots
+
+
 def test_a_frozen_node_is_suspect_then_lost_because_steps_stopped_and_its_ranks_end_when_it_thaws(
     launch: Launch,
 ) -> None:
