@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -69,7 +70,8 @@ class Agent:
         self.peers: list[Message] = []
         self._outbox: dict[int, Message] = {}
         self._said = 0
-        self._beat_now = False
+        self._beat_at = 0.0
+        self._stopped = False  # whether the ranks stood still at the last beat
         self._starting: tuple[subprocess.Popen[bytes], float, int] | None = None  # since when, and the epoch then
         self._leaving = asyncio.Event()
         self._exit_code = 0
@@ -85,10 +87,10 @@ class Agent:
             self._start_supervisor()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._leaving.set)
-        tasks = [loop.create_task(self._beat_forever()), loop.create_task(self._watch_supervisor())]
+        loop.call_soon(self._turn, time.monotonic())
+        watch = loop.create_task(self._watch_supervisor())
         await self._leaving.wait()
-        for task in tasks:
-            task.cancel()
+        watch.cancel()
         server.close()
         await self.ranks.close()
         self.paths.agent(self.node).unlink(missing_ok=True)
@@ -118,25 +120,21 @@ class Agent:
         if self.link is not None:
             self.link.send(self._outbox[self._said])
 
-    async def _beat_forever(self) -> None:
-        expected = time.monotonic()
-        beat_at = 0.0
-        was_stopped = False
-        while True:
-            now = time.monotonic()
-            if now - expected > LATE_S:
-                self.ranks.shift(now - expected)
-                self.heard_at += now - expected
-            self.ranks.sample()
-            still_s = self.ranks.still_s()
-            stopped = still_s > 1.0 and still_s > stop_threshold(self.ranks.gap_p99())
-            if self.link and (now - beat_at >= BEAT_S or stopped != was_stopped or self._beat_now):
-                beat_at, was_stopped, self._beat_now = now, stopped, False
-                beat = {"type": "beat", "ranks": self.ranks.progress(), "gap_p99": self.ranks.gap_p99()}
-                self.link.send(beat)
+    def _turn(self, expected: float) -> None:
+        """Look at the ranks; beat when it is time, or when they stop or move again. Calls itself again."""
+        now = time.monotonic()
+        if now - expected > LATE_S:
+            self.ranks.shift(now - expected)
+            self.heard_at += now - expected
+        self.ranks.sample()
+        still_s = self.ranks.still_s()
+        stopped = still_s > 1.0 and still_s > stop_threshold(self.ranks.gap_p99())
+        if self.link and (now - self._beat_at >= BEAT_S or stopped != self._stopped):
+            self._beat_at, self._stopped = now, stopped
+            self.link.send({"type": "beat", "ranks": self.ranks.progress(), "gap_p99": self.ranks.gap_p99()})
+        if not self._leaving.is_set():
             pause_s = SAMPLE_S if self.ranks.by_rank else BEAT_S
-            expected = now + pause_s
-            await asyncio.sleep(pause_s)
+            asyncio.get_running_loop().call_later(pause_s, self._turn, now + pause_s)
 
     # ------------------------------------------------------------ from the supervisor and other agents
 
@@ -223,7 +221,7 @@ class Agent:
             rank: {**shared, "RANK": str(rank), "LOCAL_RANK": str(local)} for local, rank in enumerate(message["ranks"])
         }
         await self.ranks.start(message["attempt"], envs, self.paths.log(message["attempt"], self.node))
-        self._beat_now = True
+        self._beat_at = 0.0  # the next turn tells of the new ranks
 
     async def _kill(self, attempt: int) -> None:
         await self.ranks.clear(attempt)
@@ -325,6 +323,7 @@ def main(argv: list[str]) -> int:
     root, node, index = argv
     die_with(os.getppid())
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    gc.freeze()  # what the imports made stays: no collection need look at it again
     agent = Agent(RunPaths(Path(root)), node, int(index))
     return asyncio.run(agent.run(starts_supervisor="OPT_LAUNCH_FIRST" in os.environ))
 

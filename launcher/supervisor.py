@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -362,6 +363,7 @@ def main(argv: list[str]) -> int:
     die_with(int(agent_pid))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()  # what the imports made stays: no collection need look at it again
     asyncio.run(Supervisor(RunPaths(Path(root)), node).serve())
     return 0
 
