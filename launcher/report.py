@@ -198,7 +198,9 @@ def _incidents(body: Mapping[str, Any]) -> list[str]:
 def _did_it_hold(incident: Mapping[str, Any], incidents: Sequence[Mapping[str, Any]]) -> str:
     """Whether the deed was enough: steps went on, and the same rule was not needed at the same step again."""
     if incident["state"] != "RECOVERED":
-        return {"ADVISED": "nothing was done"}.get(incident["state"], f"no, {incident['state'].lower()}")
+        return {"ADVISED": "nothing was done", "NOTED": "training went on"}.get(
+            incident["state"], f"no, {incident['state'].lower()}"
+        )
     again = [
         one["id"]
         for one in incidents

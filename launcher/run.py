@@ -53,6 +53,8 @@ from launcher.events import (
     TrainerDone,
 )
 
+ENDING = frozenset({"restart", "hold", "stop"})  # actions that end the attempt
+
 
 class RunState(StrEnum):
     PENDING = "PENDING"
@@ -159,7 +161,7 @@ class Incident:
     evidence: Mapping[str, object]
     recovered_at: float | None = None
     lost_steps: int | None = None
-    state: str = "OPEN"  # OPEN, RECOVERED, HELD, ADVISED, ENDED
+    state: str = "OPEN"  # OPEN, RECOVERED, HELD, ENDED; NOTED or ADVISED where training went on
 
 
 @dataclass(frozen=True)
@@ -543,7 +545,9 @@ def _decision(run: Run, event: Decision) -> Run:
         if "exclude" in event.actions:
             nodes[name] = replace(nodes[name], excluded=event.why or event.rule)
     run = replace(run, nodes=nodes)
-    if not event.actions.keys() & {"restart", "hold", "stop"} or run.state is RunState.HELD:
+    if "save" in event.actions and not event.actions.keys() & ENDING:
+        run = replace(run, save_requested=True)
+    if not event.actions.keys() & ENDING or run.state is RunState.HELD:
         return run
     return replace(run, state=RunState.RECOVERING, pending=event, pending_done=frozenset(), recovering_since=event.at)
 
@@ -566,9 +570,15 @@ def _tell_incident(run: Run, event: Decision) -> Run:
     incident = Incident(
         event.incident, event.rule, event.detector, event.attempt, event.onset_at or event.at, event.at, run.step,
         event.why, event.nodes, event.blame, event.mode, event.actions, (event.id,), event.evidence,
-        state="OPEN" if event.mode == "act" else "ADVISED",
+        state=_state_of(event),
     )  # fmt: skip
     return replace(run, incidents=(*run.incidents, incident))
+
+
+def _state_of(decision: Decision) -> str:
+    if decision.mode != "act":
+        return "ADVISED"
+    return "OPEN" if decision.actions.keys() & ENDING else "NOTED"
 
 
 def _action_done(run: Run, event: ActionDone) -> Run:

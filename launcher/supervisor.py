@@ -33,6 +33,7 @@ from launcher.events import (
     EpochStarted,
     Event,
     NodeDown,
+    Notified,
     RankExited,
     StepDone,
     Tick,
@@ -46,7 +47,7 @@ from launcher.live import live_view
 from launcher.paths import RunPaths, write_atomically
 from launcher.recovery import Emit, Inspect, Limits, Send, plan
 from launcher.recovery import Fleet as FleetView
-from launcher.run import NodeState, Run, advance
+from launcher.run import ENDING, NodeState, Run, advance
 from launcher.spec import read_resolved
 from launcher.warm import die_with
 from policies.engine import decide, initial
@@ -194,8 +195,21 @@ class Supervisor:
                 self._sent.clear()
                 self._record_environment(event)
                 log.info("attempt %d from %s on %s", event.attempt, event.restore, list(event.slots))
+            case Decision() if event.mode == "act":
+                self._act_beside(event)
         self.keeper.durable(self.run_, event)
         self.commands.durable(self.run_, event)
+
+    def _act_beside(self, decision: Decision) -> None:
+        """What a decision wants done beside the course of the run; the rest is for `plan`."""
+        if "notify" in decision.actions:
+            text = f"{decision.rule}: {decision.why}"
+            self.emit(Notified(at=time.time(), channel=str(decision.actions["notify"]), text=text))
+        attempt = self.run_.live_attempt
+        if "collect" in decision.actions and attempt and not ENDING & decision.actions.keys():
+            for node in attempt.slots:
+                message = {"type": "collect", "decision": decision.id, "incident": decision.incident}
+                self.fleet.send(node, message)
 
     def _record_environment(self, event: AttemptStarted) -> None:
         contacts = self.fleet.contacts

@@ -28,7 +28,7 @@ SMALLEST = (60, 15)  # below this the plain lines read better
 _TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 _COLOURS = {
     "SUCCEEDED": "green", "RUNNING": "green", "ALIVE": "green", "RECOVERED": "green",
-    "PENDING": "yellow", "STARTING": "yellow", "SUSPECT": "yellow", "OPEN": "yellow", "ADVISED": "dim",
+    "PENDING": "yellow", "STARTING": "yellow", "SUSPECT": "yellow", "OPEN": "yellow", "ADVISED": "dim", "NOTED": "dim",
     "RECOVERING": "cyan", "HELD": "red", "FAILED": "red", "STOPPED": "red", "LOST": "red", "ENDED": "dim",
     "GONE": "dim",
 }  # fmt: skip

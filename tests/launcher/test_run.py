@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -311,3 +312,20 @@ def test_no_order_of_events_raises_or_breaks_what_always_holds(deeds: list[Deed]
         assert [attempt.number for attempt in run.attempts] == list(range(1, len(run.attempts) + 1))
         assert len({one.id for one in run.lineage()}) == len(list(run.lineage()))
         assert (run.hold_reason != "") <= (run.state is RunState.HELD)
+
+
+@pytest.mark.parametrize(
+    ("actions", "mode", "state"),
+    [
+        ({"restart": {"from": "latest"}}, "act", "OPEN"),
+        ({"notify": "owner", "save": {"when": "now"}}, "act", "NOTED"),
+        ({"restart": {"from": "latest"}}, "advise", "ADVISED"),
+    ],
+)
+def test_an_incident_is_open_only_if_its_decision_ends_the_attempt(
+    actions: dict[str, Any], mode: str, state: str
+) -> None:
+    run = Tale().train(1).decide(actions=actions, mode=mode).run
+
+    assert run.incidents[-1].state == state
+    assert run.save_requested == ("save" in actions)
