@@ -21,6 +21,9 @@ from launcher.spec import ResolvedSpec, dump_resolved, read_resolved
 from policies.load import dump_policy
 
 
+DYING_S = 3.0  # processes that were just killed may take a moment to be gone
+
+
 def submit(resolved: ResolvedSpec, root: Path) -> RunPaths:
     """Make the run folder and start the run; nothing is left behind if that fails. Raises LaunchError."""
     spec = resolved.spec
@@ -84,6 +87,9 @@ def _submitted(spec: RunSpec) -> RunSubmitted:
 
 def resume(paths: RunPaths, author: str) -> None:
     """Start a new allocation for a run whose processes are gone. Raises LaunchError if it is alive or has succeeded."""
+    deadline = time.monotonic() + DYING_S
+    while is_alive(paths) and time.monotonic() < deadline:
+        time.sleep(0.1)
     if is_alive(paths):
         raise LaunchError(f"run '{paths.name}' is alive", where=str(paths.root), hint=f"opt-launch status {paths.name}")
     run = fold(read_journal(paths).events)

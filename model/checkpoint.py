@@ -102,7 +102,17 @@ def write_part(folder: Path, rank: int, shards: Iterable[tuple[MetadataIndex, to
 
 
 def write_metadata(folder: Path, metadata: Metadata, parts: Iterable[Sequence[Chunk]]) -> dict[str, Any]:
-    """The last act: write `.metadata` with DCP's own `finish`; returns its {"bytes", "digest"}. Can be repeated."""
+    """The last act: write `.metadata` with DCP's own `finish`; returns its {"bytes", "digest"}.
+
+    Asked again, it leaves the file alone: DCP would delete it first, and it may be part of a committed checkpoint.
+    """
+    if not (folder / METADATA).exists():
+        _finish(folder, metadata, parts)
+    data = (folder / METADATA).read_bytes()
+    return {"bytes": len(data), "digest": digest_of(data)}
+
+
+def _finish(folder: Path, metadata: Metadata, parts: Iterable[Sequence[Chunk]]) -> None:
     results = [
         [
             WriteResult(
@@ -116,8 +126,6 @@ def write_metadata(folder: Path, metadata: Metadata, parts: Iterable[Sequence[Ch
     ]
     FileSystemWriter(folder).finish(copy.copy(metadata), results)
     sync_folder(folder)
-    data = (folder / METADATA).read_bytes()
-    return {"bytes": len(data), "digest": digest_of(data)}
 
 
 def sync_folder(folder: Path) -> None:

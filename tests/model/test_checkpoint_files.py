@@ -124,7 +124,9 @@ def test_ranks_refuse_a_damaged_checkpoint_with_their_own_exit_status(training: 
     damage(Path(agent.commits[1][0]))
     refusing, statuses = training.run(restore=agent.commits[1], steps=2)
     assert statuses == REJECTED, training.log()
-    assert len(refusing.of("checkpoint_rejected")) == 4
+    reasons = [one["reason"] for one in refusing.of("checkpoint_rejected")]
+    assert reasons  # at least by the rank that found it
+    assert not [reason for reason in reasons if "another rank" in reason]
     assert not refusing.of("step_done")
 
 
