@@ -20,7 +20,6 @@ from launcher.sections import RunSpec
 from launcher.spec import ResolvedSpec, dump_resolved, read_resolved
 from policies.load import dump_policy
 
-
 DYING_S = 3.0  # processes that were just killed may take a moment to be gone
 
 
