@@ -159,8 +159,6 @@ class Keeper:
         unread = next((c for c in run.lineage() if c.usable and not c.verified), None)
         if unread is not None:
             self._once("scrub", self._scrub(unread))
-        if "remove" in self._busy:
-            return
         for checkpoint in removable(run, self._retention.keep, self._retention.keep_every):
             key = f"remove {checkpoint.id}"
             if key not in self._busy:

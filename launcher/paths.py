@@ -38,10 +38,6 @@ class RunPaths:
         return self.root / "secret"
 
     @property
-    def code(self) -> Path:
-        return self.root / "code"
-
-    @property
     def journal_folder(self) -> Path:
         return self.root / "journal"
 
@@ -121,10 +117,6 @@ class RunPaths:
 
     def incident(self, number: int) -> Path:
         return self.root / "incidents" / f"{number:04d}"
-
-    @property
-    def reports(self) -> Path:
-        return self.root / "reports"
 
     def environment(self, attempt: int) -> Path:
         return self.root / "environment" / f"{attempt:04d}.json"

@@ -60,7 +60,6 @@ class Rank:
     hello: bool = False
     writer: asyncio.StreamWriter | None = None
     drained: asyncio.Event = field(default_factory=asyncio.Event)
-    told: bool = False  # its exit has been reported
 
     @property
     def alive(self) -> bool:
@@ -320,7 +319,6 @@ class Ranks:
         if rank.code and not rank.error_type:
             rank.error_type, rank.error = first_error(tail)
         self._look_at(rank, time.monotonic())
-        rank.told = True
         self._say(
             {
                 "type": "rank_exited",

@@ -131,11 +131,6 @@ def _chunk_digest(file: Path, offset: int, length: int) -> str:
     return hasher.hexdigest()
 
 
-def remove(paths: RunPaths, step: int, attempt: int) -> None:
-    """Delete a checkpoint's files."""
-    shutil.rmtree(paths.checkpoint(step, attempt), ignore_errors=True)
-
-
 def remove_unreferenced(paths: RunPaths, run: Run) -> None:
     """Delete what saves that never came to anything have left: folders of ended attempts that no event names."""
     live = run.live_attempt.number if run.live_attempt else len(run.attempts) + 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import hmac
 import json
 import secrets
@@ -39,11 +38,6 @@ class Link:
         self._ours, self._theirs = ours, theirs
         self._sent = self._received = 0
         self.closed = False
-
-    @property
-    def local_host(self) -> str:
-        """Our address on the interface by which the peer is reached."""
-        return self._writer.get_extra_info("sockname")[0]
 
     def send(self, message: Message) -> None:
         if self.closed:
@@ -130,8 +124,3 @@ async def serve(host: str, port: int, secret: bytes, handle: Callable[[Link], Aw
             writer.close()  # this process is ending; asyncio would print the cancellation as an error
 
     return await asyncio.start_server(accept, host, port)
-
-
-def digest(data: bytes) -> str:
-    """A short name for a secret or a text, safe to show."""
-    return hashlib.sha256(data).hexdigest()[:12]
