@@ -32,8 +32,9 @@ from launcher.ranks import Message, Program, Ranks
 from launcher.spec import RunSpec, read_resolved
 from launcher.warm import die_with
 
-SAMPLE_S = 0.1
+SAMPLE_S = 0.25
 BEAT_S = 0.5
+STEPS_S = 1.0  # ordinary steps are told together so often
 LATE_S = 2.0
 TAKEOVER_S = 3.0  # times (index + 1)
 ALONE_S = 60.0  # wait so long when no other agent can be reached and none refused
@@ -69,10 +70,13 @@ class Agent:
         self.heard_at = time.monotonic()
         self.peers: list[Message] = []
         self._outbox: dict[int, Message] = {}
-        self._said = 0
+        self._sent_at = 0.0
+        self._said = self._sent = 0  # how many messages there were, and the last one that this link has carried
+        self._first_step_of = 0  # the newest attempt of which a step was told
         self._beat_at = 0.0
         self._stopped = False  # whether the ranks stood still at the last beat
         self._starting: tuple[subprocess.Popen[bytes], float, int] | None = None  # since when, and the epoch then
+        self._asking = False  # whether the other agents are being asked for a supervisor
         self._leaving = asyncio.Event()
         self._exit_code = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -81,16 +85,14 @@ class Agent:
         """Serve until told to leave; the exit status."""
         server = await wire.serve(self.host, 0, self.secret, self._serve)
         self.port = server.sockets[0].getsockname()[1]
-        await self.ranks.open()
+        self.ranks.open()
         self._announce()
         if starts_supervisor:
             self._start_supervisor()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._leaving.set)
         loop.call_soon(self._turn, time.monotonic())
-        watch = loop.create_task(self._watch_supervisor())
         await self._leaving.wait()
-        watch.cancel()
         server.close()
         await self.ranks.close()
         self.paths.agent(self.node).unlink(missing_ok=True)
@@ -114,14 +116,30 @@ class Agent:
     # ------------------------------------------------------------ to the supervisor
 
     def say(self, message: Message) -> None:
-        """Tell the supervisor, and keep telling until it has acknowledged."""
+        """Tell the supervisor, and keep telling until it has acknowledged. Ordinary steps wait a little."""
         self._said += 1
         self._outbox[self._said] = {**message, "said": self._said, "at": message.get("at", time.time())}
-        if self.link is not None:
-            self.link.send(self._outbox[self._said])
+        if not self._is_ordinary_step(message):
+            self._send_outbox()
+
+    def _is_ordinary_step(self, message: Message) -> bool:
+        """Nothing is to be decided on its news: neither an attempt's first step nor one with an infinity in it."""
+        if message["type"] != "step_done":
+            return False
+        first = message["attempt"] > self._first_step_of
+        self._first_step_of = message["attempt"]
+        return not first and not any(isinstance(value, str) for value in message["metrics"].values())
+
+    def _send_outbox(self) -> None:
+        if self.link is None:
+            return
+        for said in range(self._sent + 1, self._said + 1):
+            if said in self._outbox:
+                self.link.send(self._outbox[said])
+        self._sent, self._sent_at = self._said, time.monotonic()
 
     def _turn(self, expected: float) -> None:
-        """Look at the ranks; beat when it is time, or when they stop or move again. Calls itself again."""
+        """Look at the ranks and for a supervisor; beat when it is time, or when ranks stop or move. Comes back."""
         now = time.monotonic()
         if now - expected > LATE_S:
             self.ranks.shift(now - expected)
@@ -129,9 +147,12 @@ class Agent:
         self.ranks.sample()
         still_s = self.ranks.still_s()
         stopped = still_s > 1.0 and still_s > stop_threshold(self.ranks.gap_p99())
-        if self.link and (now - self._beat_at >= BEAT_S or stopped != self._stopped):
+        if self.link and (now - self._beat_at > BEAT_S - SAMPLE_S / 2 or stopped != self._stopped):
             self._beat_at, self._stopped = now, stopped
+            if now - self._sent_at > STEPS_S - SAMPLE_S / 2:
+                self._send_outbox()
             self.link.send({"type": "beat", "ranks": self.ranks.progress(), "gap_p99": self.ranks.gap_p99()})
+        self._watch_supervisor(now)
         if not self._leaving.is_set():
             pause_s = SAMPLE_S if self.ranks.by_rank else BEAT_S
             asyncio.get_running_loop().call_later(pause_s, self._turn, now + pause_s)
@@ -158,8 +179,8 @@ class Agent:
         self.link, self.epoch, self.heard_at = link, epoch, time.monotonic()
         inventory = {"attempt": self.ranks.attempt, "ranks": self.ranks.progress(), "environment": self.environment}
         link.send({"type": "inventory", **self._address(), **inventory})
-        for message in self._outbox.values():
-            link.send(message)
+        self._sent = 0
+        self._send_outbox()
         try:
             while (message := await link.receive()) is not None and self.link is link:
                 self.heard_at = time.monotonic()
@@ -170,8 +191,8 @@ class Agent:
 
     def _handle(self, message: Message) -> None:
         match message["type"]:
-            case "ack":
-                for said in message["said"]:
+            case "beat":
+                for said in message["acks"]:
                     self._outbox.pop(said, None)
             case "peers":
                 self.peers = message["peers"]
@@ -242,24 +263,26 @@ class Agent:
 
     # ------------------------------------------------------------ succession
 
-    async def _watch_supervisor(self) -> None:
-        while True:
-            await asyncio.sleep(BEAT_S)
-            silent_s = time.monotonic() - self.heard_at
-            if silent_s > ABANDONED_S:
-                self._exit_code = EXIT_ABANDONED
-                self._leaving.set()
-                return
-            if silent_s < TAKEOVER_S * (self.index + 1) or self._supervisor_starts():
-                continue
+    def _watch_supervisor(self, now: float) -> None:
+        """See to it that there is a supervisor: ask the others, start one, or leave in the end."""
+        silent_s = now - self.heard_at
+        if silent_s > ABANDONED_S:
+            self._exit_code = EXIT_ABANDONED
+            self._leaving.set()
+        elif silent_s > TAKEOVER_S * (self.index + 1) and not self._asking and not self._supervisor_starts():
+            self._asking = True
+            self._spawn(self._succeed(silent_s))
+
+    async def _succeed(self, silent_s: float) -> None:
+        try:
             answers = await self._ask_peers()
-            if any(answer == "hears" for answer in answers):
-                self.heard_at = time.monotonic() - TAKEOVER_S * self.index  # only our own link is broken: ask again
-            elif all(answer == "timeout" for answer in answers) and answers and silent_s < ALONE_S:
-                continue
-            else:
-                self._start_supervisor()
-                self.heard_at = time.monotonic()
+        finally:
+            self._asking = False
+        if any(answer == "hears" for answer in answers):
+            self.heard_at = time.monotonic() - TAKEOVER_S * self.index  # only our own link is broken: ask again
+        elif not answers or any(answer != "timeout" for answer in answers) or silent_s >= ALONE_S:
+            self._start_supervisor()
+            self.heard_at = time.monotonic()
 
     async def _ask_peers(self) -> list[str]:
         """ "hears", "deaf", "refused" or "timeout" for each other agent of this job."""

@@ -17,7 +17,7 @@ from launcher.paths import RunPaths
 from launcher.recovery import Inventory
 from launcher.run import Node, NodeState, Run, RunState
 
-BEAT_S = 0.5
+BEAT_S = 1.0  # to agents, which miss us after 3 s
 RESET_GRACE_S = 1.0
 _REDIAL_S = 0.2
 _SCAN_S = 0.5
@@ -47,6 +47,7 @@ class Contact:
     silent: bool = False
     joined: bool = False
     peers_told: list[Message] | None = None
+    acks: list[int] = field(default_factory=list)  # what to acknowledge with the next beat
     environment: Message = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
 
@@ -183,6 +184,11 @@ class Fleet:
         if message["type"] == "start":
             contact.attempt = max(contact.attempt, int(str(message["attempt"])))
 
+    def acknowledge(self, node: str, said: int) -> None:
+        """With the next beat: this message of the agent is durable, or out of date."""
+        if node in self.contacts:
+            self.contacts[node].acks.append(said)
+
     def shift(self, late_s: float) -> None:
         """We stood still ourselves: what was not heard meanwhile proves nothing."""
         for contact in self.contacts.values():
@@ -192,7 +198,7 @@ class Fleet:
                 contact.broken_at += late_s
 
     def tick(self, run: Run) -> None:
-        """Called ten times a second: beats out, silences and stops in."""
+        """Called several times a second: beats out, silences and stops in."""
         now = time.monotonic()
         if now - self._scanned_at > (_SCAN_WHEN_RUNNING_S if run.state is RunState.RUNNING else _SCAN_S):
             self._scanned_at = now
@@ -210,9 +216,11 @@ class Fleet:
         for contact in self.contacts.values():
             if contact.link is None:
                 continue
-            known = contact.peers_told == addresses
-            contact.link.send({"type": "beat"} if known else {"type": "peers", "peers": addresses})
-            contact.peers_told = addresses
+            contact.link.send({"type": "beat", "acks": contact.acks})
+            contact.acks = []
+            if contact.peers_told != addresses:
+                contact.link.send({"type": "peers", "peers": addresses})
+                contact.peers_told = addresses
 
     def _watch_silence(self, contact: Contact, now: float) -> None:
         if contact.silent or not contact.joined:

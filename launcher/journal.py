@@ -14,16 +14,16 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
 
 from launcher.events import EpochStarted, Event, Sealed, StepDone, UnknownEvent, from_json, to_json
+from launcher.evolve import evolve
 from launcher.paths import RunPaths, sync_folder
 
 BALLAST_BYTES = 4 << 20
-_METRICS_COALESCE_S = 0.1  # one fsync for the steps of a moment; journal events never wait
 
 
 class Superseded(Exception):
@@ -181,6 +181,8 @@ class JournalWriter:
     `put` returns at once with the event as it will be read back (epoch and seq set). After the fsync, and only
     if no higher epoch exists, `on_durable(events)` is called from the writer's thread, in order.
     `on_lost(error)` is called once if that can never happen again: superseded, or a disk that takes nothing.
+    `soon(function)` calls a function a little later in the putting thread (`loop.call_soon`), so that the events of
+    a moment wake the writer once.
     """
 
     def __init__(
@@ -189,23 +191,32 @@ class JournalWriter:
         epoch: int,
         on_durable: Callable[[list[Event]], None],
         on_lost: Callable[[Exception], None],
+        soon: Callable[[Callable[[], None]], object] = lambda function: function(),
     ) -> None:
         self._paths, self.epoch = paths, epoch
-        self._on_durable, self._on_lost = on_durable, on_lost
+        self._on_durable, self._on_lost, self._soon = on_durable, on_lost, soon
         self._seq = 0
-        self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._gathered: list[Event] = []
+        self._queue: queue.SimpleQueue[list[Event] | None] = queue.SimpleQueue()
         self._files: dict[Path, int] = {}
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
 
     def put(self, event: Event) -> Event:
         self._seq += 1
-        event = replace(event, epoch=self.epoch, seq=self._seq)
-        self._queue.put(event)
+        event = evolve(event, epoch=self.epoch, seq=self._seq)
+        self._gathered.append(event)
+        if len(self._gathered) == 1:
+            self._soon(self._hand_over)
         return event
 
+    def _hand_over(self) -> None:
+        self._queue.put(self._gathered)
+        self._gathered = []
+
     def close(self, timeout_s: float = 10.0) -> None:
-        """Write what is queued, then end the thread."""
+        """Write what was put, then end the thread."""
+        self._hand_over()
         self._queue.put(None)
         self._thread.join(timeout_s)
 
@@ -223,20 +234,14 @@ class JournalWriter:
                 os.close(descriptor)
 
     def _batches(self) -> Iterator[list[Event]]:
-        while (event := self._queue.get()) is not None:
-            batch = [event]
-            if isinstance(event, StepDone) and self._queue.empty():
-                time.sleep(_METRICS_COALESCE_S)
-            last = False
+        while (batch := self._queue.get()) is not None:
             while not self._queue.empty():
-                more = self._queue.get()
-                if more is None:
-                    last = True
+                if (more := self._queue.get()) is None:
+                    self._queue.put(None)
                     break
-                batch.append(more)
-            yield batch
-            if last:
-                return
+                batch = batch + more
+            if batch:
+                yield batch
 
     def _append(self, batch: list[Event]) -> None:
         """Write and fsync. A full disk costs the ballast first; without it the journal comes before the metrics."""
@@ -298,7 +303,7 @@ def write_first_epoch(paths: RunPaths, events: Sequence[Event]) -> None:
     lost: list[Exception] = []
     writer = JournalWriter(paths, epoch, lambda _: None, lost.append)
     for event in events:
-        writer.put(replace(event, sealed=seal(paths, epoch)) if isinstance(event, EpochStarted) else event)
+        writer.put(evolve(event, sealed=seal(paths, epoch)) if isinstance(event, EpochStarted) else event)
     writer.close()
     if lost:
         raise lost[0]

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import fcntl
 import os
 import queue
 import re
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+
+from launcher.arrivals import Arrivals
 
 TAIL_LINES = 60
 _ERROR_LINE = re.compile(r"^(?:[A-Za-z_][\w]*\.)*([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Failure))\b:? ?(.*)$")
-_FINISH_S = 1.0
-_GATHER_S = 0.2  # lines of a moment are written together
+PIPE_BYTES = 1 << 20
+_READ_BYTES = 1 << 16
+_GATHER_S = 1.0  # lines of a moment are written together
+_GATHER_CHARS = 1 << 16
 
 
 def first_error(lines: list[str]) -> tuple[str, str]:
@@ -32,80 +38,112 @@ def first_error(lines: list[str]) -> tuple[str, str]:
 
 
 class RankLog:
-    """Reads the ranks' pipes on the event loop and writes on a thread of its own: a slow disk must not stop us."""
+    """Gathers what arrives on the ranks' pipes; writes on a thread of its own, for a slow disk must not stop us.
 
-    def __init__(self, path: Path) -> None:
+    A pipe holds 1 MiB where the kernel allows, so that a rank that prints between two looks need not wait.
+    """
+
+    def __init__(self, path: Path, arrivals: Arrivals) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
+        self._path, self._arrivals = path, arrivals
         self._tails: dict[int, deque[str]] = {}
-        self._open: dict[int, set[int]] = {}
-        self._finished: dict[int, asyncio.Event] = {}
-        self._queue: queue.SimpleQueue[tuple[Path, str]] = queue.SimpleQueue()
-        threading.Thread(target=self._write, name="rank-log", daemon=True).start()
+        self._streams: set[_Stream] = set()
+        self._text, self._handed_at = "", 0.0
+        self._queue: queue.SimpleQueue[tuple[Path, str] | None] = queue.SimpleQueue()  # None: no more will come
+        self._writer = threading.Thread(target=self._write, name="rank-log", daemon=True)
+        self._writer.start()
 
     def pipes(self, rank: int) -> tuple[int, int]:
         """The write ends for a rank's stdout and stderr; the caller closes them after handing them over."""
         self._tails[rank] = deque(maxlen=TAIL_LINES)
-        self._open[rank] = set()
-        self._finished[rank] = asyncio.Event()
         return self._pipe(rank, "out"), self._pipe(rank, "err")
 
-    def _pipe(self, rank: int, stream: str) -> int:
+    def _pipe(self, rank: int, name: str) -> int:
         read_end, write_end = os.pipe()
         os.set_blocking(read_end, False)
-        self._open[rank].add(read_end)
-        rest = bytearray()
-        loop = asyncio.get_running_loop()
-        loop.add_reader(read_end, self._read, read_end, rank, stream, rest)
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(read_end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        stream = _Stream(read_end, rank, name)
+        self._streams.add(stream)
+        self._arrivals.follow(read_end, partial(self._take, stream))
         return write_end
 
-    def _read(self, descriptor: int, rank: int, stream: str, rest: bytearray) -> None:
-        try:
-            data = os.read(descriptor, 1 << 16)
-        except BlockingIOError:
+    def _take(self, stream: _Stream) -> None:
+        lines, ended = stream.read()
+        if ended:
+            self._close(stream)
+        if not lines:
             return
-        except OSError:
-            data = b""
-        rest += data
-        *lines, last = rest.split(b"\n")
-        rest[:] = last
-        if not data and rest:
-            lines, rest[:] = [bytes(rest)], b""
-        for line in lines:
-            text = line.decode("utf-8", "replace").rstrip("\r")
-            if stream == "err":
-                self._tails[rank].append(text)
-            stamp = datetime.now().astimezone().isoformat(timespec="milliseconds")
-            self._queue.put((self._path, f"{stamp} rank {rank} {stream} {text}\n"))
-        if not data:
-            asyncio.get_running_loop().remove_reader(descriptor)
-            os.close(descriptor)
-            self._open[rank].discard(descriptor)
-            if not self._open[rank]:
-                self._finished[rank].set()
+        if stream.name == "err":
+            self._tails[stream.rank] += lines
+        head = f"{datetime.now().astimezone().isoformat(timespec='milliseconds')} rank {stream.rank} {stream.name} "
+        self._text += "".join(f"{head}{line}\n" for line in lines)
+        if len(self._text) > _GATHER_CHARS:
+            self._hand_over()
 
-    async def finish(self, rank: int, *, failed: bool) -> list[str]:
+    def _close(self, stream: _Stream) -> None:
+        self._streams.remove(stream)
+        self._arrivals.forget(stream.descriptor)
+        os.close(stream.descriptor)
+
+    def flush(self) -> None:
+        """Have written what was gathered, if that is due; to be called now and then."""
+        if time.monotonic() - self._handed_at > _GATHER_S:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        if self._text:
+            self._queue.put((self._path, self._text))
+            self._text, self._handed_at = "", time.monotonic()
+
+    def finish(self, rank: int, *, failed: bool) -> list[str]:
         """The last lines of a dead rank's stderr, also written to a file of their own if it failed."""
-        with contextlib.suppress(TimeoutError):  # a grandchild may keep the pipe open
-            await asyncio.wait_for(self._finished[rank].wait(), _FINISH_S)
+        self._hand_over()
         tail = list(self._tails[rank])
         if failed and tail:
             path = self._path.with_name(f"{self._path.stem}.rank{rank}.failed.log")
             self._queue.put((path, "".join(line + "\n" for line in tail)))
         return tail
 
+    def close(self, wait_s: float = 0.0) -> None:
+        """Read no more: what is still open then belongs to a process that a dead rank left behind."""
+        for stream in list(self._streams):
+            self._close(stream)
+        self._hand_over()
+        self._queue.put(None)
+        self._writer.join(wait_s)
+
     def _write(self) -> None:
-        while True:
-            path, text = self._queue.get()
-            time.sleep(_GATHER_S)
-            while not self._queue.empty():
-                more_path, more = self._queue.get()
-                if more_path != path:
-                    self._append(path, text)
-                    path, text = more_path, ""
-                text += more
-            self._append(path, text)
+        while (written := self._queue.get()) is not None:
+            self._append(*written)
 
     def _append(self, path: Path, text: str) -> None:
         with contextlib.suppress(OSError), path.open("a") as file:  # logs come last when the disk is full
             file.write(text)
+
+
+@dataclass(eq=False)
+class _Stream:
+    """The read end of one pipe."""
+
+    descriptor: int
+    rank: int
+    name: str
+    rest: bytes = b""
+
+    def read(self) -> tuple[list[str], bool]:
+        """The whole lines that have arrived, and whether the stream has ended; then also the last half line."""
+        data, ended = self.rest, False
+        while not ended:
+            try:
+                more = os.read(self.descriptor, _READ_BYTES)
+            except BlockingIOError:
+                break
+            except OSError:
+                more = b""
+            ended = not more
+            data += more
+        *lines, self.rest = data.split(b"\n")
+        if ended and self.rest:
+            lines.append(self.rest)
+        return [line.decode("utf-8", "replace").rstrip("\r") for line in lines], ended

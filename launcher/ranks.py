@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import mmap
 import os
 import signal
@@ -17,15 +16,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from launcher import reporter as reporter_file
 from launcher import warm
+from launcher.arrivals import Arrivals
 from launcher.rank_log import RankLog, first_error
+from launcher.rank_socket import RankListener, RankSocket
 
 Message = dict[str, Any]
 
 KILL_LIMIT_S = 20.0  # a process alive this long after SIGKILL hangs in its kernel: a fault of the node
-_DRAIN_S = 1.0  # how long a dead rank's last words may take to arrive
+_LAST_LINES_S = 2.0  # how long the log may take to be written when the agent leaves
+_STILL_S = 0.4  # a rank that has not moved for so long may be stopped: look at it, and before anyone is told of it
 _GAPS_KEPT = 256
 
 
@@ -57,9 +60,7 @@ class Rank:
     moved_at: float = field(default_factory=time.monotonic)
     error_type: str = ""
     error: str = ""
-    hello: bool = False
-    writer: asyncio.StreamWriter | None = None
-    drained: asyncio.Event = field(default_factory=asyncio.Event)
+    socket: RankSocket | None = None
 
     @property
     def alive(self) -> bool:
@@ -81,19 +82,15 @@ class Ranks:
         self._sock: socket.socket | None = None
         self._ready = asyncio.Event()
         self._stores: dict[int, asyncio.Future[int]] = {}
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._arrivals = Arrivals()
+        self._listener = RankListener(str(scratch / "ranks"), self._arrivals, self._from_rank)
+        self._speakers: WeakKeyDictionary[RankSocket, Rank] = WeakKeyDictionary()
         self._closing = False
 
     # ------------------------------------------------------------ the warm process
 
-    async def open(self) -> None:
-        """Listen for ranks and start the warm process. Raises OSError."""
-        path = str(self._scratch / "ranks")
-        self._server = await asyncio.start_unix_server(self._serve_rank, path)
-        self._start_warm()
-
-    def _start_warm(self) -> None:
+    def open(self) -> None:
+        """Start the warm process. Raises OSError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for sock in (ours, theirs):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, warm.MAX_PACKET_BYTES)
@@ -132,7 +129,7 @@ class Ranks:
             rank = self._find(message)
             if rank:
                 rank.code = message["code"]
-                self._spawn(self._tell_exit(rank))
+                self._tell_exit(rank)
         elif message["type"] == "store":
             future = self._stores.get(message["attempt"])
             if future and not future.done():
@@ -152,13 +149,13 @@ class Ranks:
         for rank in self.by_rank.values():
             if rank.alive:
                 rank.code = -signal.SIGKILL
-                self._spawn(self._tell_exit(rank))
+                self._tell_exit(rank)
         for future in self._stores.values():
             if not future.done():
                 future.cancel()
         self._stores.clear()
         if not self._closing:
-            self._start_warm()
+            self.open()
 
     def _request(self, message: Message, fds: tuple[int, ...] = ()) -> None:
         assert self._sock is not None
@@ -188,7 +185,9 @@ class Ranks:
             return
         self.attempt = attempt
         await self.end()
-        self._log = RankLog(log)
+        if self._log is not None:
+            self._log.close()
+        self._log = RankLog(log, self._arrivals)
         await self._ready.wait()
         if attempt <= self._cleared or attempt != self.attempt:
             return
@@ -270,33 +269,21 @@ class Ranks:
         if self._warm is not None:
             self._warm.kill()
             self._warm.wait()
-        if self._server is not None:
-            self._server.close()
+        self._listener.close()
+        if self._log is not None:
+            self._log.close(_LAST_LINES_S)
+        self._arrivals.close()
 
     # ------------------------------------------------------------ what ranks say
 
-    async def _serve_rank(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        rank: Rank | None = None
-        try:
-            while True:
-                size = int.from_bytes(await reader.readexactly(4), "little")
-                message = json.loads(await reader.readexactly(size))
-                if message["type"] == "hello":
-                    rank = self.by_rank.get(message["rank"])
-                    if rank:
-                        rank.hello, rank.writer = True, writer
-                elif rank is not None:
-                    self._from_rank(rank, message)
-        except (asyncio.IncompleteReadError, ConnectionError, ValueError):
-            pass
-        finally:
-            if rank:
-                rank.writer = None
-                rank.drained.set()
-            writer.close()
-
-    def _from_rank(self, rank: Rank, message: Message) -> None:
-        if message["type"] == "error":
+    def _from_rank(self, connection: RankSocket, message: Message) -> None:
+        rank = self._speakers.get(connection)
+        if message["type"] == "hello":
+            if (newcomer := self.by_rank.get(message["rank"])) is not None:
+                self._speakers[connection], newcomer.socket = newcomer, connection
+        elif rank is None:
+            return
+        elif message["type"] == "error":
             rank.error_type, rank.error = message["kind"], message["message"]
         else:
             self._say({**message, "attempt": rank.attempt, "rank": rank.rank})
@@ -304,18 +291,15 @@ class Ranks:
     def to_rank(self, attempt: int, rank: int, message: Message) -> None:
         """Pass a wish of the supervisor on."""
         known = self.by_rank.get(rank)
-        if known and known.attempt == attempt and known.writer is not None:
-            body = json.dumps(message).encode()
-            known.writer.write(len(body).to_bytes(4, "little") + body)
+        if known and known.attempt == attempt and known.socket is not None:
+            known.socket.send(message)
 
-    async def _tell_exit(self, rank: Rank) -> None:
+    def _tell_exit(self, rank: Rank) -> None:
         """Report a dead rank once its last words have been read."""
-        if rank.hello and rank.writer is not None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(rank.drained.wait(), _DRAIN_S)
+        self._arrivals.take()
         tail: list[str] = []
         if self._log is not None:
-            tail = await self._log.finish(rank.rank, failed=rank.code != 0)
+            tail = self._log.finish(rank.rank, failed=rank.code != 0)
         if rank.code and not rank.error_type:
             rank.error_type, rank.error = first_error(tail)
         self._look_at(rank, time.monotonic())
@@ -334,7 +318,10 @@ class Ranks:
     # ------------------------------------------------------------ progress
 
     def sample(self) -> None:
-        """Look at every rank's page; called ten times a second."""
+        """Look at every rank's page and at what it said and printed; called several times a second."""
+        self._arrivals.take()
+        if self._log is not None:
+            self._log.flush()
         now = time.monotonic()
         for rank in self.by_rank.values():
             if rank.alive:
@@ -362,7 +349,7 @@ class Ranks:
         return time.monotonic() - max(moved) if moved else 0.0
 
     def progress(self) -> dict[str, Message]:
-        """Per rank: pid, step, section, phase, seconds in it, seconds since it moved, the kernel's state letter."""
+        """Per rank: where it is, since when (seconds), and of one that stands still the kernel's state letter."""
         now = time.monotonic()
         return {
             str(rank.rank): {
@@ -373,7 +360,7 @@ class Ranks:
                 "phase": rank.phase,
                 "phase_s": now - rank.phase_at if rank.phase_at else 0.0,
                 "moved_s": now - rank.moved_at,
-                "os_state": _os_state(rank.pid) if rank.alive else "Z",
+                "os_state": "Z" if not rank.alive else _os_state(rank.pid) if now - rank.moved_at > _STILL_S else "",
             }
             for rank in self.by_rank.values()
         }
@@ -384,11 +371,6 @@ class Ranks:
             return 0.0
         ordered = sorted(self.gaps)
         return ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
-
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _os_state(pid: int) -> str:

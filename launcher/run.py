@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from launcher.events import (
@@ -52,6 +52,7 @@ from launcher.events import (
     StepsStopped,
     TrainerDone,
 )
+from launcher.evolve import evolve
 
 ENDING = frozenset({"restart", "hold", "stop"})  # actions that end the attempt
 
@@ -239,14 +240,14 @@ def advance(run: Run, event: Event) -> Run:
     """The run after one event. Never raises: an event that does not fit the state changes nothing but the clock."""
     handler = _HANDLERS.get(type(event))
     run = handler(run, event) if handler else run
-    return replace(run, updated_at=max(run.updated_at, event.at))
+    return evolve(run, updated_at=max(run.updated_at, event.at))
 
 
 # ---------------------------------------------------------------- the run
 
 
 def _submitted(run: Run, event: RunSubmitted) -> Run:
-    return replace(
+    return evolve(
         run,
         name=event.run,
         submitted_at=event.at,
@@ -261,8 +262,8 @@ def _submitted(run: Run, event: RunSubmitted) -> Run:
 
 def _epoch_started(run: Run, event: EpochStarted) -> Run:
     if not event.node:  # written by a command, not by a supervisor
-        return replace(run, epoch=event.epoch)
-    return replace(
+        return evolve(run, epoch=event.epoch)
+    return evolve(
         run,
         epoch=event.epoch,
         supervisor_host=event.host,
@@ -275,19 +276,19 @@ def _epoch_started(run: Run, event: EpochStarted) -> Run:
 def _held(run: Run, event: RunHeld) -> Run:
     if run.state.is_terminal:
         return run
-    run = replace(run, state=RunState.HELD, hold_reason=event.reason, pending=None, recovering_since=None)
+    run = evolve(run, state=RunState.HELD, hold_reason=event.reason, pending=None, recovering_since=None)
     return _close_incidents(run, "HELD")
 
 
 def _released(run: Run, event: RunReleased) -> Run:
     if run.state is not RunState.HELD:
         return run
-    return replace(run, state=RunState.RECOVERING, hold_reason="", pending=None, recovering_since=event.at)
+    return evolve(run, state=RunState.RECOVERING, hold_reason="", pending=None, recovering_since=event.at)
 
 
 def _ended(run: Run, event: RunEnded) -> Run:
     run = _close_incidents(run, "ENDED")
-    return replace(
+    return evolve(
         run,
         state=RunState(event.state),
         ended_reason=event.reason,
@@ -302,7 +303,7 @@ def _ended(run: Run, event: RunEnded) -> Run:
 def _resumed(run: Run, event: RunResumed) -> Run:
     """All processes of the former allocation are gone; so is everything known about its nodes."""
     run = _end_attempt(run, event.at, "resumed in a new allocation")
-    return replace(
+    return evolve(
         run,
         state=RunState.PENDING,
         nodes={},
@@ -317,8 +318,8 @@ def _resumed(run: Run, event: RunResumed) -> Run:
 
 
 def _close_incidents(run: Run, state: str) -> Run:
-    incidents = tuple(replace(i, state=state) if i.state == "OPEN" else i for i in run.incidents)
-    return replace(run, incidents=incidents)
+    incidents = tuple(evolve(i, state=state) if i.state == "OPEN" else i for i in run.incidents)
+    return evolve(run, incidents=incidents)
 
 
 # ---------------------------------------------------------------- nodes
@@ -328,7 +329,7 @@ def _agent_joined(run: Run, event: AgentJoined) -> Run:
     node = Node(event.node, event.index, event.incarnation, event.host, event.port, event.pid)
     known = run.nodes.get(event.node)
     if known and known.incarnation == event.incarnation:
-        node = replace(node, excluded=known.excluded)
+        node = evolve(node, excluded=known.excluded)
     return _with_node(run, node)
 
 
@@ -336,35 +337,35 @@ def _node_silent(run: Run, event: NodeSilent) -> Run:
     node = run.nodes.get(event.node)
     if node is None or node.state is NodeState.LOST:
         return run
-    return _look(_with_node(run, replace(node, state=NodeState.SUSPECT, silent_since=event.since)))
+    return _look(_with_node(run, evolve(node, state=NodeState.SUSPECT, silent_since=event.since)))
 
 
 def _node_back(run: Run, event: NodeBack) -> Run:
     node = run.nodes.get(event.node)
     if node is None:
         return run
-    return _look(_with_node(run, replace(node, state=NodeState.ALIVE, silent_since=None)))
+    return _look(_with_node(run, evolve(node, state=NodeState.ALIVE, silent_since=None)))
 
 
 def _node_down(run: Run, event: NodeDown) -> Run:
     node = run.nodes.get(event.node)
     if node is None:
         return run
-    return _look(_with_node(run, replace(node, state=NodeState.LOST)))
+    return _look(_with_node(run, evolve(node, state=NodeState.LOST)))
 
 
 def _steps_stopped(run: Run, event: StepsStopped) -> Run:
     if not _is_current(run, event.attempt):
         return run
-    return _look(replace(run, steps_stopped=event.proof))
+    return _look(evolve(run, steps_stopped=event.proof))
 
 
 def _steps_moving(run: Run, event: StepsMoving) -> Run:
-    return _look(replace(run, steps_stopped=False)) if _is_current(run, event.attempt) else run
+    return _look(evolve(run, steps_stopped=False)) if _is_current(run, event.attempt) else run
 
 
 def _with_node(run: Run, node: Node) -> Run:
-    return replace(run, nodes={**run.nodes, node.name: node})
+    return evolve(run, nodes={**run.nodes, node.name: node})
 
 
 def _look(run: Run) -> Run:
@@ -372,7 +373,7 @@ def _look(run: Run) -> Run:
     if run.state not in (RunState.RUNNING, RunState.SUSPECT) or run.attempt is None:
         return run
     silent = any(run.nodes[name].state is not NodeState.ALIVE for name in run.attempt.slots if name in run.nodes)
-    return replace(run, state=RunState.SUSPECT if silent or run.steps_stopped else RunState.RUNNING)
+    return evolve(run, state=RunState.SUSPECT if silent or run.steps_stopped else RunState.RUNNING)
 
 
 # ---------------------------------------------------------------- attempts
@@ -388,10 +389,10 @@ def _attempt_started(run: Run, event: AttemptStarted) -> Run:
     lost = max(0, run.step - base)
     attempt = Attempt(event.attempt, event.at, event.slots, event.incarnations, event.restore, last_step=base)
     incidents = tuple(
-        replace(i, lost_steps=lost) if i.state == "OPEN" and i.lost_steps is None else i for i in run.incidents
+        evolve(i, lost_steps=lost) if i.state == "OPEN" and i.lost_steps is None else i for i in run.incidents
     )
-    nodes = {name: replace(node, excluded="") for name, node in run.nodes.items()}  # it held for this choice
-    return replace(
+    nodes = {name: evolve(node, excluded="") for name, node in run.nodes.items()}  # it held for this choice
+    return evolve(
         run,
         # A hold or an end that came in between stands: these ranks will not be started.
         state=run.state if run.state is RunState.HELD or run.state.is_terminal else RunState.STARTING,
@@ -414,7 +415,7 @@ def _rank_exited(run: Run, event: RankExited) -> Run:
     if not _is_current(run, event.attempt):
         return run
     attempt = run.attempts[-1]
-    return _with_attempt(run, replace(attempt, exits={**attempt.exits, event.rank: event.code}))
+    return _with_attempt(run, evolve(attempt, exits={**attempt.exits, event.rank: event.code}))
 
 
 def _attempt_ended(run: Run, event: AttemptEnded) -> Run:
@@ -426,11 +427,11 @@ def _attempt_ended(run: Run, event: AttemptEnded) -> Run:
 def _end_attempt(run: Run, at: float, reason: str) -> Run:
     if run.live_attempt is None:
         return run
-    return _with_attempt(run, replace(run.live_attempt, ended_at=at, reason=reason))
+    return _with_attempt(run, evolve(run.live_attempt, ended_at=at, reason=reason))
 
 
 def _with_attempt(run: Run, attempt: Attempt) -> Run:
-    return replace(run, attempts=(*run.attempts[:-1], attempt))
+    return evolve(run, attempts=(*run.attempts[:-1], attempt))
 
 
 def _step_done(run: Run, event: StepDone) -> Run:
@@ -438,26 +439,26 @@ def _step_done(run: Run, event: StepDone) -> Run:
         return run
     attempt, completed = run.attempts[-1], event.step + 1
     first = attempt.first_step_at is None
-    attempt = replace(
+    attempt = evolve(
         attempt,
         first_step_at=event.at if first else attempt.first_step_at,
         last_step=completed,
         last_step_at=event.at,
     )
-    run = replace(_with_attempt(run, attempt), step=completed, metrics=event.metrics)
+    run = evolve(_with_attempt(run, attempt), step=completed, metrics=event.metrics)
     if first:
         run = _recovered(run, event.at)
     run = _healthy_step(run, event)
     if run.state is RunState.STARTING:
-        run = replace(run, state=RunState.RUNNING)
+        run = evolve(run, state=RunState.RUNNING)
     return run
 
 
 def _recovered(run: Run, at: float) -> Run:
     incidents = tuple(
-        replace(i, state="RECOVERED", recovered_at=at) if i.state in ("OPEN", "HELD") else i for i in run.incidents
+        evolve(i, state="RECOVERED", recovered_at=at) if i.state in ("OPEN", "HELD") else i for i in run.incidents
     )
-    return replace(run, incidents=incidents)
+    return evolve(run, incidents=incidents)
 
 
 def _healthy_step(run: Run, event: StepDone) -> Run:
@@ -470,17 +471,17 @@ def _healthy_step(run: Run, event: StepDone) -> Run:
         if event.step < checkpoint.step:
             continue
         changed[checkpoint.id] = (
-            replace(checkpoint, healthy_steps=checkpoint.healthy_steps + 1)
+            evolve(checkpoint, healthy_steps=checkpoint.healthy_steps + 1)
             if healthy
-            else replace(checkpoint, doubted=True)
+            else evolve(checkpoint, doubted=True)
         )
-    return replace(run, checkpoints={**run.checkpoints, **changed}) if changed else run
+    return evolve(run, checkpoints={**run.checkpoints, **changed}) if changed else run
 
 
 def _trainer_done(run: Run, event: TrainerDone) -> Run:
     if not _is_current(run, event.attempt):
         return run
-    return _with_attempt(run, replace(run.attempts[-1], done=event))
+    return _with_attempt(run, evolve(run.attempts[-1], done=event))
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -500,14 +501,14 @@ def _committed(run: Run, event: CheckpointCommitted) -> Run:
         event.step, event.attempt, event.parent, event.manifest_digest, event.bytes, event.at,
         healthy_steps=already if finite else 0, doubted=not finite,
     )  # fmt: skip
-    run = replace(run, checkpoints={**run.checkpoints, checkpoint.id: checkpoint})
+    run = evolve(run, checkpoints={**run.checkpoints, checkpoint.id: checkpoint})
     if current:
-        run = replace(run, head=checkpoint.id, save_requested=False)
+        run = evolve(run, head=checkpoint.id, save_requested=False)
     return run
 
 
 def _save_failed(run: Run, _event: CheckpointFailed) -> Run:
-    return replace(run, save_requested=False)
+    return evolve(run, save_requested=False)
 
 
 def _verified(run: Run, event: CheckpointVerified) -> Run:
@@ -526,7 +527,7 @@ def _with_checkpoint(run: Run, id_: CheckpointId, **changes: object) -> Run:
     known = run.checkpoints.get(id_)
     if known is None:
         return run
-    return replace(run, checkpoints={**run.checkpoints, id_: replace(known, **changes)})  # type: ignore[arg-type]
+    return evolve(run, checkpoints={**run.checkpoints, id_: evolve(known, **changes)})  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- decisions and commands
@@ -541,15 +542,15 @@ def _decision(run: Run, event: Decision) -> Run:
         if name not in nodes or (event.detector == "node_lost" and _came_back(run, nodes[name])):
             continue
         if event.detector == "node_lost":
-            nodes[name] = replace(nodes[name], state=NodeState.LOST)
+            nodes[name] = evolve(nodes[name], state=NodeState.LOST)
         if "exclude" in event.actions:
-            nodes[name] = replace(nodes[name], excluded=event.why or event.rule)
-    run = replace(run, nodes=nodes)
+            nodes[name] = evolve(nodes[name], excluded=event.why or event.rule)
+    run = evolve(run, nodes=nodes)
     if "save" in event.actions and not event.actions.keys() & ENDING:
-        run = replace(run, save_requested=True)
+        run = evolve(run, save_requested=True)
     if not event.actions.keys() & ENDING or run.state is RunState.HELD:
         return run
-    return replace(run, state=RunState.RECOVERING, pending=event, pending_done=frozenset(), recovering_since=event.at)
+    return evolve(run, state=RunState.RECOVERING, pending=event, pending_done=frozenset(), recovering_since=event.at)
 
 
 def _came_back(run: Run, node: Node) -> bool:
@@ -560,19 +561,19 @@ def _came_back(run: Run, node: Node) -> bool:
 def _tell_incident(run: Run, event: Decision) -> Run:
     for position, incident in enumerate(run.incidents):
         if incident.number == event.incident:
-            longer = replace(
+            longer = evolve(
                 incident,
                 decisions=(*incident.decisions, event.id),
                 nodes=tuple(dict.fromkeys((*incident.nodes, *event.nodes))),
                 actions={**incident.actions, **event.actions},
             )
-            return replace(run, incidents=(*run.incidents[:position], longer, *run.incidents[position + 1 :]))
+            return evolve(run, incidents=(*run.incidents[:position], longer, *run.incidents[position + 1 :]))
     incident = Incident(
         event.incident, event.rule, event.detector, event.attempt, event.onset_at or event.at, event.at, run.step,
         event.why, event.nodes, event.blame, event.mode, event.actions, (event.id,), event.evidence,
         state=_state_of(event),
     )  # fmt: skip
-    return replace(run, incidents=(*run.incidents, incident))
+    return evolve(run, incidents=(*run.incidents, incident))
 
 
 def _state_of(decision: Decision) -> str:
@@ -584,20 +585,20 @@ def _state_of(decision: Decision) -> str:
 def _action_done(run: Run, event: ActionDone) -> Run:
     if run.pending is None or event.decision != run.pending.id:
         return run
-    return replace(run, pending_done=run.pending_done | {event.action})
+    return evolve(run, pending_done=run.pending_done | {event.action})
 
 
 def _command(run: Run, event: CommandReceived) -> Run:
-    run = replace(run, commands={**run.commands, event.id: event})
+    run = evolve(run, commands={**run.commands, event.id: event})
     if event.verb == "stop" and not run.state.is_terminal:
-        run = replace(run, stop_requested=event.author, stop_requested_at=event.at)
+        run = evolve(run, stop_requested=event.author, stop_requested_at=event.at)
     if event.verb == "save":
-        run = replace(run, save_requested=True)
+        run = evolve(run, save_requested=True)
     return run
 
 
 def _answered(run: Run, event: CommandAnswered) -> Run:
-    return replace(run, commands={id_: command for id_, command in run.commands.items() if id_ != event.id})
+    return evolve(run, commands={id_: command for id_, command in run.commands.items() if id_ != event.id})
 
 
 _HANDLERS = {

@@ -53,12 +53,12 @@ from launcher.warm import die_with
 from policies.engine import decide, initial
 from policies.load import read_policy
 
-TICK_S = 0.2
+TICK_S = 0.4  # at most; half of it when agents are heard meanwhile
 LATE_S = 2.0
 SETTLE_S = 2.0
 LEAVE_S = 5.0
 LIVE_S = 1.0
-_SLOW_POLL_S = 0.4
+_POLL_S = 0.7
 _RESEND_S = {"to_rank": 5.0, "collect": 15.0, "store": 2.0, "start": 2.0}
 
 log = logging.getLogger("supervisor")
@@ -88,8 +88,11 @@ class Supervisor:
         self._exits: set[tuple[int, int]] = set()
         self._down: set[str] = set()
         self.commands = Commands(paths, self.emit)
+        self._node_states = local.NodeStates(paths, self.job_id)
+        self._live_draft = paths.live.with_suffix(f".{os.getpid()}")
         self._ended_at: float | None = None
-        self._polled_at = self._live_at = 0.0
+        self._polled_at = self._live_at = self._ticked_at = 0.0
+        self._tick_due = asyncio.Event()
 
     # ------------------------------------------------------------ taking over
 
@@ -105,12 +108,13 @@ class Supervisor:
             lambda: self._lost(RuntimeError("an agent obeys a higher epoch")),
         )  # fmt: skip
         checkpoint = self.spec.trainer.checkpoint if self.spec.trainer else None
-        self.keeper = Keeper(self.paths, checkpoint, self.emit, self._ack, self.fleet.send)
+        self.keeper = Keeper(self.paths, checkpoint, self.emit, self.fleet.acknowledge, self.fleet.send)
         self.writer = JournalWriter(
             self.paths,
             self.epoch,
             on_durable=lambda events: _from_thread(loop, self._durable, events),
             on_lost=lambda error: _from_thread(loop, self._lost, error),
+            soon=loop.call_soon,
         )
         started = EpochStarted(
             at=time.time(), host=socket.gethostname(), pid=os.getpid(), node=self.node, job_id=self.job_id,
@@ -172,18 +176,9 @@ class Supervisor:
                 self.emit(decision)
             self._in_flight.discard(event.seq)
             self._react(event)
-        self._acknowledge(events)
-        self._replan()
-
-    def _acknowledge(self, events: list[Event]) -> None:
-        """Tell the agents which of their messages are durable now, in one message each."""
-        said: dict[str, list[int]] = {}
-        for event in events:
             if event.seq in self._acks:
-                node, number = self._acks.pop(event.seq)
-                said.setdefault(node, []).append(number)
-        for node, numbers in said.items():
-            self.fleet.send(node, {"type": "ack", "said": numbers})
+                self.fleet.acknowledge(*self._acks.pop(event.seq))
+        self._replan()
 
     def _react(self, event: Event) -> None:
         """The shell's own book-keeping for a durable event."""
@@ -224,6 +219,7 @@ class Supervisor:
     # ------------------------------------------------------------ the loop
 
     async def _tick_forever(self) -> None:
+        loop = asyncio.get_running_loop()
         expected = time.monotonic()
         while not self.over.is_set():
             late_s = time.monotonic() - expected
@@ -233,8 +229,12 @@ class Supervisor:
                     return
                 self.fleet.shift(late_s)
             self._tick()
-            expected = time.monotonic() + TICK_S
-            await asyncio.sleep(TICK_S)
+            self._ticked_at = time.monotonic()
+            expected = self._ticked_at + TICK_S
+            self._tick_due = asyncio.Event()
+            by_clock = loop.call_later(TICK_S, self._tick_due.set)
+            await self._tick_due.wait()
+            by_clock.cancel()
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -242,7 +242,7 @@ class Supervisor:
         if self.deadline is not None and time.time() >= self.deadline and not self._ticking:
             self._ticking = True
             self.emit(Tick(at=time.time()))
-        if now - self._polled_at > _SLOW_POLL_S:
+        if now - self._polled_at > _POLL_S:
             self._polled_at = now
             self._replan()  # some moves are due by time alone
             self._poll_backend()
@@ -256,7 +256,7 @@ class Supervisor:
                 self.over.set()
 
     def _poll_backend(self) -> None:
-        for name, (pid, is_up) in local.node_states(self.paths, self.job_id).items():
+        for name, (pid, is_up) in self._node_states.read().items():
             node = self.run_.nodes.get(name)
             if node is None or is_up or node.pid != pid or node.incarnation in self._down:
                 continue
@@ -267,9 +267,8 @@ class Supervisor:
     def _write_live(self) -> None:
         with contextlib.suppress(OSError):
             text = json.dumps(live_view(self.run_, self.epoch, self.fleet.contacts.values(), time.time()))
-            temporary = self.paths.live.with_suffix(f".{os.getpid()}")
-            temporary.write_text(text)
-            temporary.replace(self.paths.live)
+            self._live_draft.write_bytes(text.encode())
+            self._live_draft.replace(self.paths.live)
 
     # ------------------------------------------------------------ planning and doing
 
@@ -318,13 +317,15 @@ class Supervisor:
                 self._store = (message["attempt"], message["host"], message["port"])
             if message["type"] in ("inventory", "killed", "collected", "store"):
                 self._replan()
+            elif time.monotonic() - self._ticked_at > TICK_S / 2:
+                self._tick_due.set()  # a beat has woken us anyway
             return
         if message["type"] in ("save_part", "save_finished", "save_failed"):
             self.keeper.take(self.run_, contact.node, message)
             return
         event = self._event_of(contact.node, message)
         if event is None:
-            self._ack(contact.node, said)
+            self.fleet.acknowledge(contact.node, said)
             return
         self._acks[self.emit(event).seq] = (contact.node, said)
 
@@ -363,9 +364,6 @@ class Supervisor:
         if of is None or of.restore is None or not self.run_.checkpoints[of.restore].usable:
             return None
         return self.keeper.rejection(of.restore, f"rank {message['rank']}: {message['reason']}")
-
-    def _ack(self, node: str, said: int) -> None:
-        self.fleet.send(node, {"type": "ack", "said": [said]})
 
 
 def _from_thread(loop: asyncio.AbstractEventLoop, function: Callable[[Any], None], argument: object) -> None:

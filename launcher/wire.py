@@ -1,7 +1,8 @@
 """Authenticated frames over TCP between supervisor, agents and commands.
 
 Both sides prove that they know the run's secret (mutual challenge), then every frame is length, HMAC-SHA256 over
-(direction, counter, body), JSON body. The HMAC is checked before the body is parsed. Nothing is encrypted.
+(direction, counter, body), body: a JSON list of the messages of one moment. The HMAC is checked before the body is
+parsed. Nothing is encrypted.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hmac
 import json
 import secrets
 import struct
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -37,38 +39,54 @@ class Link:
         self._reader, self._writer, self._key = reader, writer, key
         self._ours, self._theirs = ours, theirs
         self._sent = self._received = 0
+        self._unwritten: list[Message] = []
+        self._unread: deque[Message] = deque()
         self.closed = False
 
     def send(self, message: Message) -> None:
+        """Send it with whatever else is sent in this turn of the loop. It must not be changed afterwards."""
         if self.closed:
             return
-        body = json.dumps(message, separators=(",", ":")).encode()
+        if not self._unwritten:
+            asyncio.get_running_loop().call_soon(self._write)
+        self._unwritten.append(message)
+
+    def _write(self) -> None:
+        if not self._unwritten:
+            return
+        body = json.dumps(self._unwritten, separators=(",", ":")).encode()
+        self._unwritten.clear()
         mac = self._mac(self._ours, self._sent, body)
         self._sent += 1
         self._writer.write(_HEAD.pack(len(body), mac) + body)
 
     async def receive(self) -> Message | None:
         """The next message; None at the end of the connection. Raises WireError for a forged frame."""
-        try:
-            length, mac = _HEAD.unpack(await self._reader.readexactly(_HEAD.size))
-            if length > MAX_FRAME_BYTES:
-                raise WireError(f"a frame of {length} bytes")
-            body = await self._reader.readexactly(length)
-        except WireError:
-            raise
-        except (asyncio.IncompleteReadError, ConnectionError, OSError):
-            return None
-        if not hmac.compare_digest(mac, self._mac(self._theirs, self._received, body)):
-            raise WireError("a frame failed its authentication")
-        self._received += 1
-        return json.loads(body)
+        while not self._unread:
+            try:
+                length, mac = _HEAD.unpack(await self._reader.readexactly(_HEAD.size))
+                if length > MAX_FRAME_BYTES:
+                    raise WireError(f"a frame of {length} bytes")
+                body = await self._reader.readexactly(length)
+            except WireError:
+                raise
+            except (asyncio.IncompleteReadError, ConnectionError, OSError):
+                return None
+            if not hmac.compare_digest(mac, self._mac(self._theirs, self._received, body)):
+                raise WireError("a frame failed its authentication")
+            self._received += 1
+            self._unread.extend(json.loads(body))
+        return self._unread.popleft()
 
     async def flush(self) -> None:
         """Wait until what was sent has been handed to the kernel."""
+        self._write()
         with contextlib.suppress(ConnectionError, OSError):
             await self._writer.drain()
 
     def close(self) -> None:
+        if not self.closed:
+            self._write()
         self.closed = True
         self._writer.close()
 

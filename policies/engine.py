@@ -7,10 +7,10 @@ come. Infrastructure is judged before numerics, rules in order; of those that ac
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from launcher.events import Decision, Event, Json, StepDone
+from launcher.evolve import evolve
 from policies.detectors import bad_metrics, look
 from policies.exits import failed_rank
 from policies.finding import Finding
@@ -103,10 +103,10 @@ def _joined(policy: Policy, state: EngineState, event: Event) -> Outcome:
     if finding is None or state.pending is None:
         return state, ()
     incident = state.pending.incident
-    pending = replace(state.pending, lost=state.pending.lost | set(finding.nodes))
+    pending = evolve(state.pending, lost=state.pending.lost | set(finding.nodes))
     name = rules[0].name if rules else BUILT_IN
     decision = _decision(state, event, finding, name, {"exclude": "blamed"}, incident=incident, counts=False)
-    return replace(state, pending=pending, decisions=state.decisions + 1), (decision,)
+    return evolve(state, pending=pending, decisions=state.decisions + 1), (decision,)
 
 
 def _numerics(policy: Policy, state: EngineState, event: Event) -> Outcome:
@@ -162,8 +162,8 @@ def _with_streaks(policy: Policy, state: EngineState, event: Event) -> EngineSta
         detector = rule.when.non_finite or rule.when.threshold
         if detector and bad_metrics(detector, event):
             before = state.streaks.get(rule.name, Streak(0, state.now, event.step))
-            streaks[rule.name] = replace(before, steps=before.steps + 1)
-    return replace(state, streaks=streaks)
+            streaks[rule.name] = evolve(before, steps=before.steps + 1)
+    return evolve(state, streaks=streaks)
 
 
 # ---------------------------------------------------------------- from a finding to a decision
@@ -178,8 +178,8 @@ def _answer(policy: Policy, rule: Rule, state: EngineState, event: Event, findin
     if index is not None:
         actions = _actions(rule.do[index], rule, index, finding)
     if rule.mode == "advise":
-        did = replace(state.rules.get(rule.name, RuleState()), last=state.moment, key=finding.key)
-        state = replace(state, rules={**state.rules, rule.name: did})
+        did = evolve(state.rules.get(rule.name, RuleState()), last=state.moment, key=finding.key)
+        state = evolve(state, rules={**state.rules, rule.name: did})
         rung = 0 if index is None else index + 1
         return _decided(state, event, finding, rule.name, actions, rung=rung, counts=False, mode="advise")
     if index is None:
@@ -192,7 +192,7 @@ def _answer(policy: Policy, rule: Rule, state: EngineState, event: Event, findin
         if charge.exhausted:
             return _hold(state, event, finding, rule.name, charge.exhausted)
         state, delay_s = charge.state, charge.delay_s
-        finding = replace(finding, evidence={**finding.evidence, "budget": charge.budget})
+        finding = evolve(finding, evidence={**finding.evidence, "budget": charge.budget})
     state = used(policy, rule, state, index, finding)
     return _decided(state, event, finding, rule.name, actions, rung=index + 1, counts=rule.counts, delay_s=delay_s)
 
@@ -220,7 +220,7 @@ def _decided(
     if ENDS & actions.keys() and decision.mode == "act":
         lost = frozenset(finding.nodes) if finding.detector == "node_lost" else frozenset()
         pending = Pending(incident, state.now, "restart" in actions, lost)
-    return replace(state, incidents=incident, decisions=state.decisions + 1, pending=pending), (decision,)
+    return evolve(state, incidents=incident, decisions=state.decisions + 1, pending=pending), (decision,)
 
 
 def _decision(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from launcher.evolve import evolve
 from policies.finding import Finding
 from policies.schema import Policy, Rule, Rung
 from policies.state import EngineState, Moment, RuleState, is_within
@@ -51,7 +52,7 @@ def used(policy: Policy, rule: Rule, state: EngineState, index: int, finding: Fi
     if rule.do[index].times:
         uses[index] = (*_uses(did, index, rule.do[index], state.moment), state.moment)
     rule_state = RuleState(tuple(uses), state.moment, finding.key, finding.error, index)
-    return replace(state, rules={**state.rules, rule.name: rule_state})
+    return evolve(state, rules={**state.rules, rule.name: rule_state})
 
 
 def _uses(did: RuleState, index: int, rung: Rung, now: Moment) -> tuple[Moment, ...]:
@@ -76,7 +77,7 @@ def charged(policy: Policy, rule: Rule, state: EngineState, finding: Finding) ->
     if fruitless > policy.budget.no_progress:
         reason = f"budget 'no_progress' ({policy.budget.no_progress} in a row) is used up (rule '{rule.name}')"
         return Charge(state, exhausted=reason)
-    state = replace(state, restarts=(*spent, state.moment), fruitless=fruitless)
+    state = evolve(state, restarts=(*spent, state.moment), fruitless=fruitless)
     return Charge(state, budget=f"restarts {len(spent) + 1} of {rate}; without progress {fruitless}")
 
 
@@ -86,4 +87,4 @@ def _first_step(policy: Policy, rule: Rule, state: EngineState) -> Charge:
         return Charge(state, exhausted=f"budget 'first_step' ({most} in a row) is used up (rule '{rule.name}')")
     delay_s = BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)]
     budget = f"failures before the first step {failures + 1} of {most}" if rule.counts else "not counted"
-    return Charge(replace(state, first_step_failures=failures + 1), delay_s, budget)
+    return Charge(evolve(state, first_step_failures=failures + 1), delay_s, budget)

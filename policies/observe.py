@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import singledispatch
 from typing import Any
 
@@ -29,6 +28,7 @@ from launcher.events import (
     StepsStopped,
     TrainerDone,
 )
+from launcher.evolve import evolve
 from policies.meaning import REJECTED_CHECKPOINT
 from policies.silence import is_broken_link, kind_of_exit
 from policies.state import Agent, Attempt, EngineState, Pending
@@ -40,7 +40,7 @@ FIRST_EXITS = 64  # failed ranks of an attempt that are remembered one by one
 def observe(state: EngineState, event: Event) -> EngineState:
     """The state with the facts of an event taken in. Events it has no use for change only the time."""
     # Buffered events may carry times older than what is already known; time never goes back.
-    return _observe(event, replace(state, now=max(state.now, event.at)))
+    return _observe(event, evolve(state, now=max(state.now, event.at)))
 
 
 @singledispatch
@@ -55,35 +55,35 @@ def _observe(_event: Event, state: EngineState) -> EngineState:
 def _(event: EpochStarted, state: EngineState) -> EngineState:
     # The new supervisor has watched nothing yet: silence counts anew, and what stands still it will see itself.
     agents = {
-        name: agent if agent.silent_since is None else replace(agent, silent_since=event.at, silent_at=event.at)
+        name: agent if agent.silent_since is None else evolve(agent, silent_since=event.at, silent_at=event.at)
         for name, agent in state.agents.items()
     }
-    return replace(state, agents=agents, stopped=None)
+    return evolve(state, agents=agents, stopped=None)
 
 
 @_observe.register
 def _(_event: RunHeld, state: EngineState) -> EngineState:
-    return replace(state, is_held=True)
+    return evolve(state, is_held=True)
 
 
 @_observe.register(RunReleased)
 @_observe.register(RunResumed)
 def _(_event: Event, state: EngineState) -> EngineState:
-    afresh = replace(state, rules={}, restarts=(), fruitless=0, first_step_failures=0, commands={})
-    return replace(afresh, is_held=False, is_over=False, pending=None, attempt=None, stopped=None, streaks={})
+    afresh = evolve(state, rules={}, restarts=(), fruitless=0, first_step_failures=0, commands={})
+    return evolve(afresh, is_held=False, is_over=False, pending=None, attempt=None, stopped=None, streaks={})
 
 
 @_observe.register
 def _(_event: RunEnded, state: EngineState) -> EngineState:
-    return replace(state, is_over=True)
+    return evolve(state, is_over=True)
 
 
 @_observe.register
 def _(event: CommandReceived, state: EngineState) -> EngineState:
     if event.verb in ("stop", "pause"):
-        return replace(state, commands={**state.commands, event.id: event.verb})
+        return evolve(state, commands={**state.commands, event.id: event.verb})
     if event.verb == "unpause":
-        return replace(state, commands={key: verb for key, verb in state.commands.items() if verb != "pause"})
+        return evolve(state, commands={key: verb for key, verb in state.commands.items() if verb != "pause"})
     return state
 
 
@@ -91,7 +91,7 @@ def _(event: CommandReceived, state: EngineState) -> EngineState:
 def _(event: CommandAnswered, state: EngineState) -> EngineState:
     if event.ok or event.id not in state.commands:
         return state
-    return replace(state, commands={key: verb for key, verb in state.commands.items() if key != event.id})
+    return evolve(state, commands={key: verb for key, verb in state.commands.items() if key != event.id})
 
 
 @_observe.register
@@ -101,17 +101,17 @@ def _(event: Decision, state: EngineState) -> EngineState:
         return state
     ends = {"restart", "hold", "stop"} & event.actions.keys()
     pending = Pending(event.incident, state.now, "restart" in ends, frozenset(event.nodes)) if ends else state.pending
-    return replace(state, incidents=max(state.incidents, event.incident), pending=pending)
+    return evolve(state, incidents=max(state.incidents, event.incident), pending=pending)
 
 
 # ---------------------------------------------------------------- nodes
 
 
 def _with_agent(state: EngineState, node: str, **changes: Any) -> EngineState:
-    agent = replace(state.agents.get(node, Agent()), **changes)
+    agent = evolve(state.agents.get(node, Agent()), **changes)
     is_well = agent.silent_since is None and not agent.down
     troubled = state.troubled - {node} if is_well else state.troubled | {node}
-    return replace(state, agents={**state.agents, node: agent}, troubled=troubled)
+    return evolve(state, agents={**state.agents, node: agent}, troubled=troubled)
 
 
 @_observe.register
@@ -120,9 +120,9 @@ def _(event: AgentJoined, state: EngineState) -> EngineState:
     if attempt and event.node in attempt.slots:
         known = attempt.incarnations.get(event.node) or state.agents.get(event.node, Agent()).incarnation
         if known and known != event.incarnation:
-            attempt = replace(attempt, replaced=attempt.replaced | {event.node})
+            attempt = evolve(attempt, replaced=attempt.replaced | {event.node})
     joined = _with_agent(state, event.node, incarnation=event.incarnation, silent_since=None, down="")
-    return replace(joined, attempt=attempt)
+    return evolve(joined, attempt=attempt)
 
 
 @_observe.register
@@ -143,13 +143,13 @@ def _(event: NodeDown, state: EngineState) -> EngineState:
 @_observe.register
 def _(event: StepsStopped, state: EngineState) -> EngineState:
     current = state.attempt and state.attempt.number == event.attempt
-    return replace(state, stopped=event) if current else state
+    return evolve(state, stopped=event) if current else state
 
 
 @_observe.register
 def _(event: StepsMoving, state: EngineState) -> EngineState:
     current = state.stopped and state.stopped.attempt == event.attempt
-    return replace(state, stopped=None) if current else state
+    return evolve(state, stopped=None) if current else state
 
 
 # ---------------------------------------------------------------- attempts
@@ -170,8 +170,8 @@ def _(event: AttemptStarted, state: EngineState) -> EngineState:
     before = state.attempt
     if before is not None and not before.has_stepped:
         own = (one for one in before.exits if not is_broken_link(one))
-        state = replace(state, failed_early=(*state.failed_early, *own)[-FIRST_EXITS:])
-    return replace(state, attempt=attempt, pending=None, is_held=False, stopped=None, streaks={}, commands=commands)
+        state = evolve(state, failed_early=(*state.failed_early, *own)[-FIRST_EXITS:])
+    return evolve(state, attempt=attempt, pending=None, is_held=False, stopped=None, streaks={}, commands=commands)
 
 
 @_observe.register
@@ -180,15 +180,15 @@ def _(event: RankExited, state: EngineState) -> EngineState:
     if attempt is None or attempt.number != event.attempt or event.code == 0 or not state.judged or state.pending:
         return state
     if event.code == REJECTED_CHECKPOINT:
-        return replace(state, attempt=replace(attempt, rejected_at=attempt.rejected_at or state.now))
+        return evolve(state, attempt=evolve(attempt, rejected_at=attempt.rejected_at or state.now))
     kind = (event.node, kind_of_exit(event))
-    attempt = replace(
+    attempt = evolve(
         attempt,
-        exits=attempt.exits if len(attempt.exits) >= FIRST_EXITS else (*attempt.exits, replace(event, at=state.now)),
+        exits=attempt.exits if len(attempt.exits) >= FIRST_EXITS else (*attempt.exits, evolve(event, at=state.now)),
         exit_kinds=attempt.exit_kinds if kind in attempt.exit_kinds else attempt.exit_kinds | {kind},
         exit_count=attempt.exit_count + 1,
     )
-    return replace(state, attempt=attempt)
+    return evolve(state, attempt=attempt)
 
 
 @_observe.register
@@ -196,7 +196,7 @@ def _(event: AttemptEnded, state: EngineState) -> EngineState:
     attempt = state.attempt
     if attempt is None or attempt.number != event.attempt:
         return state
-    return replace(state, attempt=replace(attempt, ended=True), stopped=None)
+    return evolve(state, attempt=evolve(attempt, ended=True), stopped=None)
 
 
 @_observe.register
@@ -204,9 +204,9 @@ def _(event: StepDone, state: EngineState) -> EngineState:
     attempt = state.attempt
     if attempt is None or attempt.number != event.attempt:
         return state
-    return replace(
+    return evolve(
         state,
-        attempt=replace(attempt, step=event.step, has_stepped=True),
+        attempt=evolve(attempt, step=event.step, has_stepped=True),
         step_times=(*state.step_times[1 - STEP_TIMES :], event.step_s),
         steps_done=state.steps_done + 1,
         best_step=max(state.best_step, event.step),
@@ -220,12 +220,12 @@ def _(event: TrainerDone, state: EngineState) -> EngineState:
     attempt = state.attempt
     if attempt is None or attempt.number != event.attempt:
         return state
-    return replace(state, attempt=replace(attempt, done=True))
+    return evolve(state, attempt=evolve(attempt, done=True))
 
 
 @_observe.register
 def _(event: CheckpointCommitted, state: EngineState) -> EngineState:
     attempt = state.attempt
     if attempt and attempt.number == event.attempt:
-        attempt = replace(attempt, committed=max(attempt.committed, event.step))
-    return replace(state, attempt=attempt, best_committed=max(state.best_committed, event.step))
+        attempt = evolve(attempt, committed=max(attempt.committed, event.step))
+    return evolve(state, attempt=attempt, best_committed=max(state.best_committed, event.step))

@@ -5,6 +5,7 @@ Each is an optional field of When, not a member of a union, so a mistake has one
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
@@ -214,7 +215,7 @@ class When(Grammar):
         # `exit:` with nothing behind it means the detector with its defaults.
         return {k: {} if v is None else v for k, v in values.items()} if isinstance(values, dict) else values
 
-    @property
+    @cached_property
     def detector(self) -> str:
         """The name of the detector."""
         return next(name for name in type(self).model_fields if getattr(self, name) is not None)

@@ -73,15 +73,24 @@ def start_through_submitit(root: str, token: str) -> None:
     executor.submit(allocate, str(paths.root), token, devices)
 
 
-def node_states(paths: RunPaths, job_id: str) -> dict[str, tuple[int, bool]]:
-    """(agent's pid, is up) of each virtual node, as the allocation last said; empty if it says nothing."""
-    try:
-        body = json.loads(paths.allocation.read_text())
-    except (OSError, ValueError):
-        return {}
-    if body["job_id"] != job_id:
-        return {}
-    return {name: (node["pid"], node["up"]) for name, node in body["nodes"].items()}
+class NodeStates:
+    """What the allocation of a job says of its virtual nodes; read again only when it has changed."""
+
+    def __init__(self, paths: RunPaths, job_id: str) -> None:
+        self._file, self._job_id = str(paths.allocation), job_id
+        self._seen: tuple[int, int] | None = None
+        self._states: dict[str, tuple[int, bool]] = {}
+
+    def read(self) -> dict[str, tuple[int, bool]]:
+        """(agent's pid, is up) of each node; empty if nothing is said."""
+        with contextlib.suppress(OSError, ValueError):
+            about = os.stat(self._file)
+            if self._seen != (about.st_ino, about.st_mtime_ns):
+                body = json.loads(Path(self._file).read_text())
+                self._seen = about.st_ino, about.st_mtime_ns
+                of_ours = body["nodes"].items() if body["job_id"] == self._job_id else ()
+                self._states = {name: (node["pid"], node["up"]) for name, node in of_ours}
+        return self._states
 
 
 def is_alive(paths: RunPaths) -> bool:

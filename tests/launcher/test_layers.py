@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[2]
 OURS = {"cli", "launcher", "model", "policies"}
 
 PURE = [
-    "launcher.events", "launcher.run", "launcher.accounting", "launcher.recovery", "launcher.checkpoints",
-    "policies.schema", "policies.when", "policies.units", "policies.detectors", "policies.engine", "policies.exits",
-    "policies.silence", "policies.explain", "policies.finding", "policies.ladder", "policies.meaning",
-    "policies.observe", "policies.state",
+    "launcher.evolve", "launcher.events", "launcher.run", "launcher.accounting", "launcher.recovery",
+    "launcher.checkpoints", "policies.schema", "policies.when", "policies.units", "policies.detectors",
+    "policies.engine", "policies.exits", "policies.silence", "policies.explain", "policies.finding",
+    "policies.ladder", "policies.meaning", "policies.observe", "policies.state",
 ]  # fmt: skip
 IMPURE = {
     "os", "time", "socket", "subprocess", "random", "threading", "multiprocessing", "asyncio", "signal", "io",
@@ -26,18 +26,26 @@ IMPURE = {
 
 # From the bottom up: a module imports of ours only what stands in its own line or above it.
 LAYERS = [
-    ["launcher.events", "launcher.errors", "launcher.reporter", "launcher.warm"],
-    ["launcher.document", "launcher.validation", "launcher.paths", "launcher.rank_log", "launcher.wire"],
+    ["launcher.evolve", "launcher.events", "launcher.errors", "launcher.reporter", "launcher.warm"],
+    ["launcher.document", "launcher.validation", "launcher.paths", "launcher.arrivals", "launcher.wire"],
     ["policies"],
     ["launcher.run", "launcher.sections", "launcher.preflight", "launcher.spec"],
     ["launcher.checkpoints", "launcher.accounting", "launcher.journal"],
+    ["launcher.rank_log", "launcher.rank_socket"],
     ["launcher.recovery", "launcher.saves", "launcher.ranks", "launcher.evidence", "launcher.environment"],
     ["launcher.backends", "launcher.agent", "launcher.control"],
     ["launcher"],
     ["cli"],
 ]
 # Grammar and errors that the layers of policies and launcher share.
-SHARED = {"launcher.validation", "launcher.document", "launcher.errors", "launcher.events", "policies.units"}
+SHARED = {
+    "launcher.validation",
+    "launcher.document",
+    "launcher.errors",
+    "launcher.events",
+    "launcher.evolve",
+    "policies.units",
+}
 STDLIB_ONLY = ["launcher.reporter", "launcher.warm"]
 
 

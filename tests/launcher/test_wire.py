@@ -155,10 +155,9 @@ def test_an_altered_frame_is_refused(position: int) -> None:
 
     async def talk(server: Server, port: int) -> None:
         link = await wire.dial(HERE, await relayed(port, alter), SECRET)
-        link.send({"n": 0})
-        link.send({"n": 1, "text": "x" * 50})
-        link.send({"n": 2})
-        await link.flush()
+        for message in ({"n": 0}, {"n": 1, "text": "x" * 50}, {"n": 2}):
+            link.send(message)
+            await link.flush()  # a frame of its own
         if position != 3:  # that one only makes the frame sixteen million bytes long: it is never whole
             await server.over.wait()
         link.close()
@@ -182,7 +181,7 @@ def test_a_frame_out_of_its_place_is_refused(how: str) -> None:
         link = await wire.dial(HERE, await relayed(port, RELAYS[how]), SECRET)
         for n in range(3):
             link.send({"n": n})
-        await link.flush()
+            await link.flush()
         await server.over.wait()
         link.close()
 
@@ -191,12 +190,30 @@ def test_a_frame_out_of_its_place_is_refused(how: str) -> None:
     assert server.heard in ([], [{"n": 0}])
 
 
+def test_the_messages_of_a_moment_travel_in_one_frame() -> None:
+    frames: list[int] = []
+
+    def count(number: int, frame: bytes) -> list[bytes]:
+        frames.append(number)
+        return [frame]
+
+    async def talk(server: Server, port: int) -> None:
+        link = await wire.dial(HERE, await relayed(port, count), SECRET)
+        for n in range(3):
+            link.send({"n": n})
+        assert [await link.receive() for _ in range(3)] == [{"echo": {"n": n}} for n in range(3)]
+        link.close()
+
+    asyncio.run(with_server(talk))
+    assert frames == [0]
+
+
 def test_a_frame_sent_back_to_its_sender_is_refused() -> None:
     """Both directions have keys of their own."""
 
     async def talk(server: Server, port: int) -> None:
         link = await wire.dial(HERE, port, SECRET)
-        body = b'{"n":0}'
+        body = b'[{"n":0}]'
         frame = wire._HEAD.pack(len(body), link._mac(b"c", 0, body)) + body
         mirrored = asyncio.StreamReader()
         mirrored.feed_data(frame)
