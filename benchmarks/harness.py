@@ -1,4 +1,4 @@
-"""What the benchmarks share: the same trainer under opt-launch and under torchrun, seen through its own output."""
+"""What the benchmarks share: the same trainer under opt-launch and under torchrun, and when its steps were done."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from launcher.reporter import read_page
 
 REPOSITORY = Path(__file__).parent.parent
 LIMIT_S = 300.0
@@ -41,7 +44,7 @@ def settings(ranks: int, steps: int, save_every: int) -> dict[str, Any]:
 
 @dataclass
 class Seen:
-    """Steps as they were printed: (Unix time, completed step)."""
+    """Steps and when they were done: (Unix time, completed step)."""
 
     steps: list[tuple[float, int]] = field(default_factory=list)
 
@@ -86,6 +89,10 @@ class Torchrun:
             elif "failed (exitcode" in line and not self.detected_at:
                 self.detected_at = time.time()
 
+    def step(self) -> int:
+        """The last completed step."""
+        return self.seen.last()
+
     def rank_pids(self) -> list[int]:
         return [child.pid for child in psutil.Process(self._process.pid).children()]
 
@@ -110,11 +117,8 @@ class OptLaunch:
 
     def __init__(self, folder: Path, trainer: dict[str, Any], ranks: int, nodes: int = 1) -> None:
         folder.mkdir(parents=True)
-        spec = {
-            "name": "bench",
-            "trainer": trainer,
-            "cluster": {"backend": "local", "nodes": nodes, "ranks_per_node": ranks // nodes},
-        }
+        cluster = {"backend": "local", "nodes": nodes, "ranks_per_node": ranks // nodes}
+        spec = {"name": "bench", "trainer": trainer, "cluster": cluster}
         file = folder / "run.yaml"
         file.write_text(json.dumps(spec))
         self.root, self.run = folder / "runs", folder / "runs" / "bench"
@@ -132,16 +136,29 @@ class OptLaunch:
         return subprocess.run(command, check=True, stdout=output, text=True, env=env).stdout or ""
 
     def _read(self) -> None:
-        """What the trainer prints is the same under both launchers; here it arrives in the log of rank 0's node."""
+        """Every step with the time at which the trainer told of it; the journal has it a second later."""
         while not self._over.wait(0.01):
-            for file in sorted(self.run.glob("logs/[0-9]*/*.log")):
+            for file in sorted(self.run.glob("metrics/*.jsonl")):
                 with file.open("rb") as stream:
                     stream.seek(self._read_bytes.get(file, 0))
                     text = stream.read()
                 whole = text[: text.rfind(b"\n") + 1]
                 self._read_bytes[file] = self._read_bytes.get(file, 0) + len(whole)
-                for match in _STEP.finditer(whole.decode(errors="replace")):
-                    self.seen.steps.append((time.time(), int(match[1])))
+                for event in map(json.loads, whole.splitlines()):
+                    self.seen.steps.append((event["at"], event["step"]))
+
+    def step(self) -> int:
+        """The last completed step, from the pages that the ranks keep for their agents."""
+        return max((page[0] for page in self._pages()), default=-1)
+
+    def sections(self) -> int:
+        """How often the foremost rank has moved within its steps."""
+        return max((page[1] for page in self._pages()), default=0)
+
+    def _pages(self) -> list[tuple[int, int]]:
+        pid = json.loads((self.run / "allocation.json").read_text())["pid"]
+        files = Path(tempfile.gettempdir()).glob(f"opt-launch-{pid}-*/*/page.*")
+        return [(seen[0], seen[1]) for file in files if (seen := read_page(file.read_bytes()))]
 
     def status(self) -> dict[str, Any]:
         return json.loads(self._launcher("status", "bench", "--json"))

@@ -38,11 +38,11 @@ class Outcome:
 
 def recover(launcher: Torchrun | OptLaunch) -> Outcome:
     """Kill the last rank once the trainer is half way to its next checkpoint, and watch it come back."""
-    wait_for(launcher, "at its first step", lambda: launcher.seen.last() >= 0)
+    wait_for(launcher, "at its first step", lambda: launcher.step() >= 0)
     victim = launcher.rank_pids()[-1]
 
     def is_due() -> bool:
-        step = launcher.seen.last()
+        step = launcher.step()
         return step > SAVE_EVERY and step % SAVE_EVERY == KILL_AT
 
     wait_for(launcher, f"{KILL_AT} steps after a checkpoint", is_due)

@@ -1,9 +1,10 @@
-"""What it costs a healthy run to be watched.
+"""What being supervised costs.
 
-    python benchmarks/supervision.py [--steps 400] [--repeats 3] [--ranks 2]
+    python benchmarks/supervision.py [--repeats 3] [--steps 400] [--ranks 2]
 
-1. The reporter: microseconds a rank spends in its calls, in each step.
-2. Agent and supervisor: CPU seconds and memory of a run of eight ranks on two nodes, per step.
+1. The reporter: time per call, for a trainer that makes its calls, in each step.
+2. The sum for the trainer of examples/demo.yaml (2 nodes x 2 ranks): the reporter's time, and the CPU time of both
+   agents and the supervisor, per step, over the time of a step.
 3. The whole: seconds per step, and from start to end, beside torchrun without faults, in turn.
 """
 
@@ -20,20 +21,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from harness import OptLaunch, Torchrun, settings, spread, table, wait_for
+import yaml
+from harness import REPOSITORY, OptLaunch, Torchrun, settings, spread, table, wait_for
 
 from launcher.reporter import PAGE_BYTES, Reporter
 
 CALLS = 20_000
 METRICS = {"loss": 2.5, "grad_norm": 0.4, "lr": 6e-4, "tokens": 1e6, "tokens_per_s": 1e4, "activation_norm": 1.0}
+SECTION, STEP = "section(), several times per layer", "step(metrics), on one rank"
 WARM_STEPS = 20  # left out of the steps per second
-SMALL_RANKS = 8
 
 
 # ---------------------------------------------------------------- the reporter
 
 
-def reporter_rows(folder: Path) -> list[list[str]]:
+def reporter_calls(folder: Path) -> dict[str, float]:
     """Microseconds per call, of a reporter whose agent reads what it is told."""
     page, path = folder / "page", folder / "socket"
     page.write_bytes(bytes(PAGE_BYTES))
@@ -43,11 +45,11 @@ def reporter_rows(folder: Path) -> list[list[str]]:
     threading.Thread(target=_drain, args=(server,), daemon=True).start()
     reporter = Reporter(str(page), str(path))
     calls: dict[str, Callable[[int], None]] = {
-        "section(), once per layer and pass": lambda _: reporter.section(),
+        SECTION: lambda _: reporter.section(),
         "step(), on all ranks but one": reporter.step,
-        "step(metrics), on one rank": lambda step: reporter.step(step, METRICS, (step, step + 1), 0.1),
+        STEP: lambda step: reporter.step(step, METRICS, (step, step + 1), 0.1),
     }
-    return [[name, f"{_microseconds(call):.2f}"] for name, call in calls.items()]
+    return {name: _microseconds(call) for name, call in calls.items()}
 
 
 def _microseconds(call: Callable[[int], None]) -> float:
@@ -67,37 +69,51 @@ def _drain(server: socket.socket) -> None:
         pass
 
 
-# ---------------------------------------------------------------- agent and supervisor
+# ---------------------------------------------------------------- the sum
 
 
-def process_rows(folder: Path, steps: int) -> list[list[str]]:
-    """CPU per step and memory of our own processes while eight ranks train."""
-    trainer = settings(SMALL_RANKS, steps=1_000_000, save_every=100)
-    run = OptLaunch(folder, trainer, SMALL_RANKS, nodes=2)
+def sum_rows(folder: Path, reporter: dict[str, float], windows: int, steps: int) -> list[list[str]]:
+    """Milliseconds per step of all that is ours, and their sum over the time of a step, in several windows."""
+    demo = yaml.safe_load((REPOSITORY / "examples/demo.yaml").read_text())
+    trainer = {**demo["trainer"], "steps": 1_000_000}
+    run = OptLaunch(folder, trainer, ranks=4, nodes=2)
     try:
-        wait_for(run, f"at step {WARM_STEPS}", lambda: run.seen.last() >= WARM_STEPS)
+        wait_for(run, f"at step {WARM_STEPS}", lambda: run.step() >= WARM_STEPS)
         status = run.status()
-        ours = {node["name"]: psutil.Process(node["agent_pid"]) for node in status["nodes"]}
-        ours = {f"agent of {name}": process for name, process in ours.items()}
-        ours["supervisor"] = psutil.Process(status["supervisor"]["pid"])
-        before = {name: _cpu_s(process) for name, process in ours.items()}
-        first_at, first = run.seen.steps[-1]
-        wait_for(run, f"at step {first + steps}", lambda: run.seen.last() >= first + steps)
-        last_at, last = run.seen.steps[-1]
-        step_s = (last_at - first_at) / (last - first)
-        rows = []
-        for name, process in ours.items():
-            cpu_s = (_cpu_s(process) - before[name]) / (last - first)
-            memory = process.memory_info().rss / 2**20
-            rows.append([name, f"{cpu_s * 1e3:.2f}", f"{cpu_s / step_s:.2%}", f"{memory:.0f}"])
-        return [*rows, ["a step", f"{step_s * 1e3:.2f}", "", ""]]
+        ours = {f"agent of {node['name']}, CPU": node["agent_pid"] for node in status["nodes"]}
+        ours["supervisor, CPU"] = status["supervisor"]["pid"]
+        found: dict[str, list[float]] = {}
+        for _ in range(windows):
+            for name, value in _window(run, ours, reporter, steps).items():
+                found.setdefault(name, []).append(value)
+        memory = {name: f"{psutil.Process(pid).memory_info().rss / 2**20:.0f}" for name, pid in ours.items()}
+        form = {"sum, % of a step": ".2f", "a step": ".0f"}
+        return [[name, spread(of, form.get(name, ".3f")), memory.get(name, "")] for name, of in found.items()]
     finally:
         run.end()
 
 
-def _cpu_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
+def _window(run: OptLaunch, ours: dict[str, int], reporter: dict[str, float], steps: int) -> dict[str, float]:
+    first = run.step()
+    began, before, sections = time.monotonic(), {name: _cpu_ms(pid) for name, pid in ours.items()}, run.sections()
+    wait_for(run, f"at step {first + steps}", lambda: run.step() >= first + steps)
+    done = run.step() - first
+    step_ms = (time.monotonic() - began) / done * 1e3
+    costs = {name: (_cpu_ms(pid) - before[name]) / done for name, pid in ours.items()}
+    calls = (run.sections() - sections) / done * reporter[SECTION] + reporter[STEP]
+    costs = {"reporter on rank 0, wall": calls / 1e3, **costs}
+    return {
+        **costs,
+        "sum": sum(costs.values()),
+        "a step": step_ms,
+        "sum, % of a step": sum(costs.values()) / step_ms * 100,
+    }
+
+
+def _cpu_ms(pid: int) -> float:
+    """CPU time of all threads, to the nanosecond (psutil counts in clock ticks)."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e6
 
 
 # ---------------------------------------------------------------- beside torchrun
@@ -142,9 +158,12 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="opt-launch-bench-") as name:
         folder = Path(name)
-        print(table(["call of the reporter", "microseconds"], reporter_rows(folder)), "\n", flush=True)
-        head = ["8 ranks on 2 nodes", "CPU ms per step", "of one core", "MiB resident"]
-        print(table(head, process_rows(folder / "processes", arguments.steps // 4)), "\n", flush=True)
+        calls = reporter_calls(folder)
+        rows = [[name, f"{microseconds:.2f}"] for name, microseconds in calls.items()]
+        print(table(["call of the reporter", "microseconds"], rows), "\n", flush=True)
+        rows = sum_rows(folder / "sum", calls, arguments.repeats, arguments.steps // 4)
+        head = ["examples/demo.yaml, 4 ranks on 2 nodes", f"ms per step, median (least to most) of {arguments.repeats}"]
+        print(table([*head, "MiB resident"], rows), "\n", flush=True)
         rows = beside_rows(folder, arguments.repeats, arguments.steps, arguments.ranks)
         print(f"median (least to most) of {arguments.repeats}, {arguments.ranks} ranks on {os.cpu_count()} cores")
         print(table(["", OptLaunch.name, Torchrun.name, "opt-launch / torchrun"], rows))

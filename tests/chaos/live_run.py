@@ -20,6 +20,7 @@ import psutil
 from launcher.events import AttemptStarted, CheckpointCommitted, Decision, EpochStarted, Event, StepDone, TrainerDone
 from launcher.journal import read_journal
 from launcher.paths import RunPaths
+from launcher.reporter import read_page
 from launcher.run import Run, advance, fold
 from launcher.spec import load_spec
 from launcher.submit import resume, submit
@@ -29,6 +30,7 @@ from policies.load import load_policy, read_policy
 COUNTING = Path(counting.__file__)
 LIMIT_S = 60.0
 POLL_S = 0.05
+PAGE_POLL_S = 0.01
 
 POLICY = """
 version: 1
@@ -104,13 +106,22 @@ class LiveRun:
         return self.of(kind, **fields)[0]
 
     def reaches(self, step: int, attempt: int = 1, limit_s: float = LIMIT_S) -> LiveRun:
-        """Wait until so many steps are done, in this attempt or a later one."""
-        self.wait(
-            f"step {step} of attempt {attempt}",
-            lambda run: len(run.attempts) >= attempt and run.step >= step and run.state != "RECOVERING",
-            limit_s,
-        )
+        """Wait until so many steps are done, in this attempt or a later one, as the ranks' own pages tell."""
+        deadline = time.monotonic() + limit_s
+        while (at := self.progress())[0] < attempt or at[1] < step:
+            assert time.monotonic() < deadline, f"attempt and step {at}, not {attempt, step}\n{self.story()}"
+            time.sleep(PAGE_POLL_S)
         return self
+
+    def progress(self) -> tuple[int, int]:
+        """The newest attempt whose ranks run, and how many steps its foremost rank has done."""
+        found = [(0, 0)]
+        for scratch in self.scratch():
+            for page in scratch.glob("*/page.*"):
+                with contextlib.suppress(OSError):
+                    if seen := read_page(page.read_bytes()):
+                        found.append((int(page.name.split(".")[1]), seen[0] + 1))
+        return max(found)
 
     def saved(self, step: int = 0) -> CheckpointCommitted:
         """The newest checkpoint, once there is one of at least this step."""
