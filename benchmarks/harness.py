@@ -137,7 +137,7 @@ class OptLaunch:
 
     def _read(self) -> None:
         """Every step with the time at which the trainer told of it; the journal has it a second later."""
-        while not self._over.wait(0.01):
+        while not self._over.wait(0.1):
             for file in sorted(self.run.glob("metrics/*.jsonl")):
                 with file.open("rb") as stream:
                     stream.seek(self._read_bytes.get(file, 0))
@@ -199,11 +199,12 @@ def wait_for(launcher: Torchrun | OptLaunch, what: str, is_so: Callable[[], bool
     """Return once it is so; give up loudly after a while."""
     deadline = time.monotonic() + limit_s
     while not is_so():
-        if time.monotonic() > deadline or not launcher.is_alive():
+        alive = launcher.is_alive()
+        time.sleep(0.2)  # what it did at last may still be on its way to us
+        if time.monotonic() > deadline or not (alive or is_so()):
             complaint = launcher.complaint()
             launcher.end()
             sys.exit(f"{launcher.name}: ended, or not {what} within {limit_s:.0f}s\n{complaint}")
-        time.sleep(0.02)
 
 
 def _kill_tree(pid: int) -> None:

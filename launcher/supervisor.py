@@ -53,7 +53,7 @@ from launcher.warm import die_with
 from policies.engine import decide, initial
 from policies.load import read_policy
 
-TICK_S = 0.4  # at most; half of it when agents are heard meanwhile
+TICK_S = 0.6  # at most; half of it when agents are heard meanwhile
 LATE_S = 2.0
 SETTLE_S = 2.0
 LEAVE_S = 5.0
