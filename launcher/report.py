@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from launcher.accounting import PARTS, Account, account, sample_faults
+from launcher.advance import fold
 from launcher.events import AttemptStarted, Event
 from launcher.journal import Damage, read_journal
 from launcher.paths import RunPaths
-from launcher.run import Attempt, Run, fold
+from launcher.run import Attempt, Run
 from launcher.view.snapshot import finite, iso, read_live, snapshot_of
 from launcher.view.words import cost, deeds, duration, number, percent
 

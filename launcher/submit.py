@@ -10,12 +10,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from launcher.advance import fold
 from launcher.backends import local
 from launcher.errors import LaunchError
 from launcher.events import EpochStarted, RunResumed, RunSubmitted
 from launcher.journal import make_ballast, read_journal, write_first_epoch
 from launcher.paths import RunPaths, write_atomically
-from launcher.run import fold
 from launcher.sections import RunSpec
 from launcher.spec import ResolvedSpec, dump_resolved, read_resolved
 from policies.load import dump_policy

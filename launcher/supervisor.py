@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import wire
+from launcher.advance import advance
 from launcher.backends import local
 from launcher.commands import Commands
 from launcher.environment import of_attempt
@@ -47,7 +48,7 @@ from launcher.live import live_view
 from launcher.paths import RunPaths, write_atomically
 from launcher.recovery import Emit, Inspect, Limits, Send, plan
 from launcher.recovery import Fleet as FleetView
-from launcher.run import ENDING, NodeState, Run, advance
+from launcher.run import ENDING, NodeState, Run
 from launcher.spec import read_resolved
 from launcher.warm import die_with
 from policies.engine import decide, initial

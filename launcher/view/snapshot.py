@@ -10,10 +10,11 @@ from datetime import datetime
 from typing import Any
 
 from launcher.accounting import Account, account, detected_s, recovered_s
+from launcher.advance import fold
 from launcher.events import Event
 from launcher.journal import newest_epoch, read_journal
 from launcher.paths import RunPaths
-from launcher.run import Incident, Node, NodeState, Run, RunState, fold
+from launcher.run import Incident, Node, NodeState, Run, RunState
 
 SCHEMA = 1
 HISTORY = 240  # losses that a screen may draw

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from launcher import control
+from launcher.advance import fold
 from launcher.errors import LaunchError
 from launcher.journal import read_journal
 from launcher.paths import RunPaths
-from launcher.run import fold
 
 
 def steer(paths: RunPaths, verb: str, args: dict[str, Any]) -> str:

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from launcher.advance import fold
 from launcher.errors import LaunchError
 from launcher.journal import read_journal
 from launcher.paths import RunPaths
-from launcher.run import Run, RunState, fold
+from launcher.run import Run, RunState
 from launcher.view.words import number
 
 POLL_S = 0.5

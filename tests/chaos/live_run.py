@@ -17,11 +17,12 @@ from typing import Any, TypeVar
 import counting
 import psutil
 
+from launcher.advance import advance, fold
 from launcher.events import AttemptStarted, CheckpointCommitted, Decision, EpochStarted, Event, StepDone, TrainerDone
 from launcher.journal import read_journal
 from launcher.paths import RunPaths
 from launcher.reporter import read_page
-from launcher.run import Run, advance, fold
+from launcher.run import Run
 from launcher.spec import load_spec
 from launcher.submit import resume, submit
 from policies.engine import decide, initial

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from launcher.advance import advance, fold
 from launcher.events import (
     AgentJoined,
     AttemptEnded,
@@ -30,7 +31,7 @@ from launcher.events import (
     StepsMoving,
     StepsStopped,
 )
-from launcher.run import Run, advance, fold
+from launcher.run import Run
 
 
 class Tale:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from launcher import accounting
 from launcher.accounting import PARTS, account, detected_s, recovered_s, sample_faults
+from launcher.advance import fold
 from launcher.events import (
     AttemptEnded,
     AttemptStarted,
@@ -25,7 +26,6 @@ from launcher.events import (
     StepDone,
     Warned,
 )
-from launcher.run import fold
 
 
 def submitted(at: float = 0.0) -> RunSubmitted:

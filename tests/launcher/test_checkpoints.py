@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tale import Tale
 
+from launcher.advance import fold
 from launcher.checkpoints import Choice, NoChoice, choose, removable
 from launcher.events import CheckpointId
-from launcher.run import Run, fold
+from launcher.run import Run
 
 ORIGINS = ["latest", "last_good", "before_incident", "step 10"]
 

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 OURS = {"cli", "launcher", "model", "policies"}
 
 PURE = [
-    "launcher.evolve", "launcher.events", "launcher.run", "launcher.accounting", "launcher.recovery",
+    "launcher.evolve", "launcher.events", "launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance",
+    "launcher.accounting", "launcher.recovery",
     "launcher.checkpoints", "policies.schema", "policies.when", "policies.units", "policies.detectors",
     "policies.engine", "policies.exits", "policies.silence", "policies.explain", "policies.finding",
     "policies.ladder", "policies.meaning", "policies.observe", "policies.state",
@@ -29,7 +30,8 @@ LAYERS = [
     ["launcher.evolve", "launcher.events", "launcher.errors", "launcher.reporter", "launcher.warm"],
     ["launcher.document", "launcher.validation", "launcher.paths", "launcher.arrivals", "launcher.wire"],
     ["policies"],
-    ["launcher.run", "launcher.sections", "launcher.preflight", "launcher.spec"],
+    ["launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance"],
+    ["launcher.sections", "launcher.preflight", "launcher.spec"],
     ["launcher.checkpoints", "launcher.accounting", "launcher.journal"],
     ["launcher.rank_log", "launcher.rank_socket"],
     ["launcher.recovery", "launcher.saves", "launcher.ranks", "launcher.evidence", "launcher.environment"],

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from launcher.accounting import PARTS
+from launcher.advance import fold
 from launcher.events import (
     AttemptEnded,
     AttemptStarted,
@@ -21,7 +22,6 @@ from launcher.events import (
 from launcher.journal import JournalWriter, claim_epoch, write_first_epoch
 from launcher.paths import RunPaths
 from launcher.report import comparability, report, to_markdown
-from launcher.run import fold
 
 BORN = 1_700_000_000.0
 SLOTS = {"node0": (0, 1), "node1": (2, 3)}

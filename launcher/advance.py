@@ -1,0 +1,315 @@
+"""`advance(run, event) -> run`: the state machine. Pure.
+
+state       event                                              becomes
+----------  -------------------------------------------------  ----------
+PENDING     attempt_started                                    STARTING
+STARTING    step_done of the attempt                           RUNNING
+RUNNING     node_silent (active node), steps_stopped           SUSPECT
+SUSPECT     node_back, steps_moving, when nothing else is amiss RUNNING
+STARTING, RUNNING, SUSPECT, PENDING
+            decision (act) with restart, hold or stop          RECOVERING
+RECOVERING  attempt_started                                    STARTING
+any live    run_held                                           HELD
+HELD        run_released                                       RECOVERING
+any live    run_ended                                          SUCCEEDED, FAILED, STOPPED
+any         run_resumed                                        PENDING
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from launcher.events import (
+    ActionDone,
+    AgentJoined,
+    AttemptEnded,
+    AttemptStarted,
+    CheckpointCommitted,
+    CheckpointFailed,
+    CheckpointRejected,
+    CheckpointRemoved,
+    CheckpointVerified,
+    CommandAnswered,
+    CommandReceived,
+    Decision,
+    EpochStarted,
+    Event,
+    NodeBack,
+    NodeDown,
+    NodeSilent,
+    RankExited,
+    RunEnded,
+    RunHeld,
+    RunReleased,
+    RunResumed,
+    RunSubmitted,
+    StepDone,
+    StepsMoving,
+    StepsStopped,
+    TrainerDone,
+)
+from launcher.evolve import evolve
+from launcher.incidents import action_done, close_incidents, decided, recovered
+from launcher.lineage import committed, healthy_step, rejected, removed, save_failed, verified
+from launcher.run import Attempt, Node, NodeState, Run, RunState
+
+
+def fold(events: Iterable[Event], run: Run | None = None) -> Run:
+    """The run after all these events."""
+    run = Run() if run is None else run
+    for event in events:
+        run = advance(run, event)
+    return run
+
+
+def advance(run: Run, event: Event) -> Run:
+    """The run after one event. Never raises: an event that does not fit the state changes nothing but the clock."""
+    handler = _HANDLERS.get(type(event))
+    run = handler(run, event) if handler else run
+    return evolve(run, updated_at=max(run.updated_at, event.at))
+
+
+def _submitted(run: Run, event: RunSubmitted) -> Run:
+    return evolve(
+        run,
+        name=event.run,
+        submitted_at=event.at,
+        nodes_wanted=event.nodes,
+        ranks_per_node=event.ranks_per_node,
+        spares_wanted=event.spares,
+        target_step=event.target_step,
+        probation=event.probation,
+        save_every=event.save_every,
+    )
+
+
+def _epoch_started(run: Run, event: EpochStarted) -> Run:
+    if not event.node:  # written by a command, not by a supervisor
+        return evolve(run, epoch=event.epoch)
+    return evolve(
+        run,
+        epoch=event.epoch,
+        supervisor_host=event.host,
+        supervisor_pid=event.pid,
+        supervisor_node=event.node,
+        job_id=event.job_id,
+    )
+
+
+def _held(run: Run, event: RunHeld) -> Run:
+    if run.state.is_terminal:
+        return run
+    run = evolve(run, state=RunState.HELD, hold_reason=event.reason, pending=None, recovering_since=None)
+    return close_incidents(run, "HELD")
+
+
+def _released(run: Run, event: RunReleased) -> Run:
+    if run.state is not RunState.HELD:
+        return run
+    return evolve(run, state=RunState.RECOVERING, hold_reason="", pending=None, recovering_since=event.at)
+
+
+def _ended(run: Run, event: RunEnded) -> Run:
+    run = close_incidents(run, "ENDED")
+    return evolve(
+        run,
+        state=RunState(event.state),
+        ended_reason=event.reason,
+        pending=None,
+        stop_requested="",
+        hold_reason="",
+        steps_stopped=False,
+        recovering_since=None,
+    )
+
+
+def _resumed(run: Run, event: RunResumed) -> Run:
+    """All processes of the former allocation are gone; so is everything known about its nodes."""
+    run = _end_attempt(run, event.at, "resumed in a new allocation")
+    return evolve(
+        run,
+        state=RunState.PENDING,
+        nodes={},
+        pending=None,
+        pending_done=frozenset(),
+        hold_reason="",
+        stop_requested="",
+        ended_reason="",
+        steps_stopped=False,
+        recovering_since=None,
+    )
+
+
+def _agent_joined(run: Run, event: AgentJoined) -> Run:
+    node = Node(event.node, event.index, event.incarnation, event.host, event.port, event.pid)
+    known = run.nodes.get(event.node)
+    if known and known.incarnation == event.incarnation:
+        node = evolve(node, excluded=known.excluded)
+    return _with_node(run, node)
+
+
+def _node_silent(run: Run, event: NodeSilent) -> Run:
+    node = run.nodes.get(event.node)
+    if node is None or node.state is NodeState.LOST:
+        return run
+    return _look(_with_node(run, evolve(node, state=NodeState.SUSPECT, silent_since=event.since)))
+
+
+def _node_back(run: Run, event: NodeBack) -> Run:
+    node = run.nodes.get(event.node)
+    if node is None:
+        return run
+    return _look(_with_node(run, evolve(node, state=NodeState.ALIVE, silent_since=None)))
+
+
+def _node_down(run: Run, event: NodeDown) -> Run:
+    node = run.nodes.get(event.node)
+    if node is None:
+        return run
+    return _look(_with_node(run, evolve(node, state=NodeState.LOST)))
+
+
+def _steps_stopped(run: Run, event: StepsStopped) -> Run:
+    if not _is_current(run, event.attempt):
+        return run
+    return _look(evolve(run, steps_stopped=event.proof))
+
+
+def _steps_moving(run: Run, event: StepsMoving) -> Run:
+    return _look(evolve(run, steps_stopped=False)) if _is_current(run, event.attempt) else run
+
+
+def _with_node(run: Run, node: Node) -> Run:
+    return evolve(run, nodes={**run.nodes, node.name: node})
+
+
+def _look(run: Run) -> Run:
+    """RUNNING or SUSPECT, by what is amiss now."""
+    if run.state not in (RunState.RUNNING, RunState.SUSPECT) or run.attempt is None:
+        return run
+    silent = any(run.nodes[name].state is not NodeState.ALIVE for name in run.attempt.slots if name in run.nodes)
+    return evolve(run, state=RunState.SUSPECT if silent or run.steps_stopped else RunState.RUNNING)
+
+
+def _is_current(run: Run, attempt: int) -> bool:
+    return run.live_attempt is not None and run.live_attempt.number == attempt
+
+
+def _attempt_started(run: Run, event: AttemptStarted) -> Run:
+    run = _end_attempt(run, event.at, "superseded")
+    base = event.restore[0] if event.restore else 0
+    lost = max(0, run.step - base)
+    attempt = Attempt(event.attempt, event.at, event.slots, event.incarnations, event.restore, last_step=base)
+    incidents = tuple(
+        evolve(i, lost_steps=lost) if i.state == "OPEN" and i.lost_steps is None else i for i in run.incidents
+    )
+    nodes = {name: evolve(node, excluded="") for name, node in run.nodes.items()}  # it held for this choice
+    return evolve(
+        run,
+        # A hold or an end that came in between stands: these ranks will not be started.
+        state=run.state if run.state is RunState.HELD or run.state.is_terminal else RunState.STARTING,
+        attempts=(*run.attempts, attempt),
+        head=event.restore,
+        step=base,
+        lost_steps=run.lost_steps + lost,
+        restarts=run.restarts + (1 if run.attempts else 0),
+        incidents=incidents,
+        nodes=nodes,
+        pending=None,
+        pending_done=frozenset(),
+        steps_stopped=False,
+        save_requested=False,
+        recovering_since=None,
+    )
+
+
+def _rank_exited(run: Run, event: RankExited) -> Run:
+    if not _is_current(run, event.attempt):
+        return run
+    attempt = run.attempts[-1]
+    return _with_attempt(run, evolve(attempt, exits={**attempt.exits, event.rank: event.code}))
+
+
+def _attempt_ended(run: Run, event: AttemptEnded) -> Run:
+    if not _is_current(run, event.attempt):
+        return run
+    return _end_attempt(run, event.at, event.reason)
+
+
+def _end_attempt(run: Run, at: float, reason: str) -> Run:
+    if run.live_attempt is None:
+        return run
+    return _with_attempt(run, evolve(run.live_attempt, ended_at=at, reason=reason))
+
+
+def _with_attempt(run: Run, attempt: Attempt) -> Run:
+    return evolve(run, attempts=(*run.attempts[:-1], attempt))
+
+
+def _step_done(run: Run, event: StepDone) -> Run:
+    if not _is_current(run, event.attempt) or event.step < run.step:
+        return run
+    attempt, completed = run.attempts[-1], event.step + 1
+    first = attempt.first_step_at is None
+    attempt = evolve(
+        attempt,
+        first_step_at=event.at if first else attempt.first_step_at,
+        last_step=completed,
+        last_step_at=event.at,
+    )
+    run = evolve(_with_attempt(run, attempt), step=completed, metrics=event.metrics)
+    if first:
+        run = recovered(run, event.at)
+    run = healthy_step(run, event)
+    if run.state is RunState.STARTING:
+        run = evolve(run, state=RunState.RUNNING)
+    return run
+
+
+def _trainer_done(run: Run, event: TrainerDone) -> Run:
+    if not _is_current(run, event.attempt):
+        return run
+    return _with_attempt(run, evolve(run.attempts[-1], done=event))
+
+
+def _command(run: Run, event: CommandReceived) -> Run:
+    run = evolve(run, commands={**run.commands, event.id: event})
+    if event.verb == "stop" and not run.state.is_terminal:
+        run = evolve(run, stop_requested=event.author, stop_requested_at=event.at)
+    if event.verb == "save":
+        run = evolve(run, save_requested=True)
+    return run
+
+
+def _answered(run: Run, event: CommandAnswered) -> Run:
+    return evolve(run, commands={id_: command for id_, command in run.commands.items() if id_ != event.id})
+
+
+_HANDLERS = {
+    RunSubmitted: _submitted,
+    EpochStarted: _epoch_started,
+    RunHeld: _held,
+    RunReleased: _released,
+    RunEnded: _ended,
+    RunResumed: _resumed,
+    AgentJoined: _agent_joined,
+    NodeSilent: _node_silent,
+    NodeBack: _node_back,
+    NodeDown: _node_down,
+    StepsStopped: _steps_stopped,
+    StepsMoving: _steps_moving,
+    AttemptStarted: _attempt_started,
+    RankExited: _rank_exited,
+    AttemptEnded: _attempt_ended,
+    StepDone: _step_done,
+    TrainerDone: _trainer_done,
+    CheckpointCommitted: committed,
+    CheckpointFailed: save_failed,
+    CheckpointVerified: verified,
+    CheckpointRejected: rejected,
+    CheckpointRemoved: removed,
+    Decision: decided,
+    ActionDone: action_done,
+    CommandReceived: _command,
+    CommandAnswered: _answered,
+}

@@ -1,0 +1,77 @@
+"""What a decision makes of the run: its incident, and the restart, hold or stop that is due. Pure."""
+
+from __future__ import annotations
+
+from launcher.events import (
+    ActionDone,
+    Decision,
+)
+from launcher.evolve import evolve
+from launcher.run import ENDING, Incident, Node, NodeState, Run, RunState
+
+
+def decided(run: Run, event: Decision) -> Run:
+    run = _tell_incident(run, event)
+    if event.mode != "act" or run.state.is_terminal:
+        return run
+    nodes = dict(run.nodes)
+    for name in event.nodes:
+        if name not in nodes or (event.detector == "node_lost" and _came_back(run, nodes[name])):
+            continue
+        if event.detector == "node_lost":
+            nodes[name] = evolve(nodes[name], state=NodeState.LOST)
+        if "exclude" in event.actions:
+            nodes[name] = evolve(nodes[name], excluded=event.why or event.rule)
+    run = evolve(run, nodes=nodes)
+    if "save" in event.actions and not event.actions.keys() & ENDING:
+        run = evolve(run, save_requested=True)
+    if not event.actions.keys() & ENDING or run.state is RunState.HELD:
+        return run
+    return evolve(run, state=RunState.RECOVERING, pending=event, pending_done=frozenset(), recovering_since=event.at)
+
+
+def action_done(run: Run, event: ActionDone) -> Run:
+    if run.pending is None or event.decision != run.pending.id:
+        return run
+    return evolve(run, pending_done=run.pending_done | {event.action})
+
+
+def recovered(run: Run, at: float) -> Run:
+    incidents = tuple(
+        evolve(i, state="RECOVERED", recovered_at=at) if i.state in ("OPEN", "HELD") else i for i in run.incidents
+    )
+    return evolve(run, incidents=incidents)
+
+
+def close_incidents(run: Run, state: str) -> Run:
+    incidents = tuple(evolve(i, state=state) if i.state == "OPEN" else i for i in run.incidents)
+    return evolve(run, incidents=incidents)
+
+
+def _came_back(run: Run, node: Node) -> bool:
+    """Whether an agent was started anew since the attempt began: what is lost is the old one, not this."""
+    return run.attempt is not None and run.attempt.incarnations.get(node.name, node.incarnation) != node.incarnation
+
+
+def _tell_incident(run: Run, event: Decision) -> Run:
+    for position, incident in enumerate(run.incidents):
+        if incident.number == event.incident:
+            longer = evolve(
+                incident,
+                decisions=(*incident.decisions, event.id),
+                nodes=tuple(dict.fromkeys((*incident.nodes, *event.nodes))),
+                actions={**incident.actions, **event.actions},
+            )
+            return evolve(run, incidents=(*run.incidents[:position], longer, *run.incidents[position + 1 :]))
+    incident = Incident(
+        event.incident, event.rule, event.detector, event.attempt, event.onset_at or event.at, event.at, run.step,
+        event.why, event.nodes, event.blame, event.mode, event.actions, (event.id,), event.evidence,
+        state=_state_of(event),
+    )  # fmt: skip
+    return evolve(run, incidents=(*run.incidents, incident))
+
+
+def _state_of(decision: Decision) -> str:
+    if decision.mode != "act":
+        return "ADVISED"
+    return "OPEN" if decision.actions.keys() & ENDING else "NOTED"

@@ -1,0 +1,77 @@
+"""What becomes of checkpoints: committed, read back, tried by the steps after them, doubted, removed. Pure."""
+
+from __future__ import annotations
+
+import math
+
+from launcher.events import (
+    CheckpointCommitted,
+    CheckpointFailed,
+    CheckpointId,
+    CheckpointRejected,
+    CheckpointRemoved,
+    CheckpointVerified,
+    StepDone,
+)
+from launcher.evolve import evolve
+from launcher.run import Checkpoint, Run
+
+
+def committed(run: Run, event: CheckpointCommitted) -> Run:
+    """A late commit of an ended attempt exists too, but is not the head of another attempt's line.
+
+    Steps done while it was being written count for its probation already. One told twice changes nothing.
+    """
+    if (event.step, event.attempt) in run.checkpoints:
+        return run
+    current = run.attempt is not None and run.attempt.number == event.attempt
+    already = max(0, run.step - event.step) if current else 0
+    finite = all(math.isfinite(value) for value in run.metrics.values()) if current else True
+    checkpoint = Checkpoint(
+        event.step, event.attempt, event.parent, event.manifest_digest, event.bytes, event.at,
+        healthy_steps=already if finite else 0, doubted=not finite,
+    )  # fmt: skip
+    run = evolve(run, checkpoints={**run.checkpoints, checkpoint.id: checkpoint})
+    if current:
+        run = evolve(run, head=checkpoint.id, save_requested=False)
+    return run
+
+
+def save_failed(run: Run, _event: CheckpointFailed) -> Run:
+    return evolve(run, save_requested=False)
+
+
+def verified(run: Run, event: CheckpointVerified) -> Run:
+    return _with_checkpoint(run, (event.step, event.attempt), verified=True)
+
+
+def rejected(run: Run, event: CheckpointRejected) -> Run:
+    return _with_checkpoint(run, (event.step, event.attempt), rejected=event.reason)
+
+
+def removed(run: Run, event: CheckpointRemoved) -> Run:
+    return _with_checkpoint(run, (event.step, event.attempt), removed=True)
+
+
+def healthy_step(run: Run, event: StepDone) -> Run:
+    """Count the step for every checkpoint of the line that is still on probation, or cast doubt on it."""
+    healthy = all(math.isfinite(value) for value in event.metrics.values())
+    changed: dict[CheckpointId, Checkpoint] = {}
+    for checkpoint in run.lineage():
+        if checkpoint.healthy_steps >= run.probation:
+            break  # older ones have passed as well
+        if event.step < checkpoint.step:
+            continue
+        changed[checkpoint.id] = (
+            evolve(checkpoint, healthy_steps=checkpoint.healthy_steps + 1)
+            if healthy
+            else evolve(checkpoint, doubted=True)
+        )
+    return evolve(run, checkpoints={**run.checkpoints, **changed}) if changed else run
+
+
+def _with_checkpoint(run: Run, id_: CheckpointId, **changes: object) -> Run:
+    known = run.checkpoints.get(id_)
+    if known is None:
+        return run
+    return evolve(run, checkpoints={**run.checkpoints, id_: evolve(known, **changes)})  # type: ignore[arg-type]
