@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,3 +31,15 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., LiveRun]]:
     yield submit
     for run in runs:
         run.clean_up()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 megabytes for the folder of the runs."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("FULL DISK NOT TESTED ON A RUN: only root can mount a small file system for its processes")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -40,15 +40,16 @@ include: [infra, numerics]
 override:
   hang:
     when:
-      hang: {no_step: 5 x p99, at_least: 3s, first_step: 30s, phases: {save: 8s, eval: 30s, data: 20s, compile: 20s}}
+      hang:
+        {no_step: 5 x p99, at_least: 3s, first_step: FIRST_STEP, phases: {save: 8s, eval: 45s, data: 20s, compile: 20s}}
 """
 
 SPEC = """
 name: NAME
-command: COMMAND
+TRAINER
 cluster: {backend: local, nodes: 2, ranks_per_node: 2, spares: SPARES, silence: 2s, wait_for_node: 30s,
           local: {return_after: 1s}}
-launch: {first_step: 30s}
+launch: {first_step: FIRST_STEP}
 policy: [infra]
 """
 
@@ -58,23 +59,28 @@ E = TypeVar("E", bound=Event)
 class LiveRun:
     """One run, from its submission to the moment when no process of it is left."""
 
+    first_step = "30s"
+
     def __init__(self, root: Path, name: str, steps: int = 60, spares: int = 1, **options: Any) -> None:
         self.paths = RunPaths(root / name)
         self.steps = steps
-        options = {"run": self.paths.root, "steps": steps, **options}
-        command = [sys.executable, str(COUNTING)]
-        for key, value in options.items():
-            flag = f"--{key.replace('_', '-')}"
-            command += [flag] if value is True else [flag, str(value)]
         folder = root / f"{name}.asked"
         folder.mkdir(parents=True)
-        (folder / "policy.yaml").write_text(POLICY)
-        text = SPEC.replace("NAME", name).replace("COMMAND", json.dumps(command)).replace("SPARES", str(spares))
-        (folder / "RUN.yaml").write_text(text)
+        (folder / "policy.yaml").write_text(POLICY.replace("FIRST_STEP", self.first_step))
+        text = SPEC.replace("NAME", name).replace("SPARES", str(spares)).replace("FIRST_STEP", self.first_step)
+        (folder / "RUN.yaml").write_text(text.replace("TRAINER", self.trainer(**options)))
         # The launcher refuses numerics for a command it knows nothing of; this one tells it about its checkpoints.
         resolved = replace(load_spec(folder / "RUN.yaml"), policy=load_policy([str(folder / "policy.yaml")]))
         self.policy = resolved.policy
         submit(resolved, root)
+
+    def trainer(self, **options: Any) -> str:
+        """What RUN.yaml says is to be run."""
+        command = [sys.executable, str(COUNTING)]
+        for key, value in {"run": self.paths.root, "steps": self.steps, **options}.items():
+            flag = f"--{key.replace('_', '-')}"
+            command += [flag] if value is True else [flag, str(value)]
+        return f"command: {json.dumps(command)}"
 
     # ------------------------------------------------------------ what the journal says
 
@@ -169,6 +175,13 @@ class LiveRun:
 
     def check_history(self) -> None:
         """The kept history holds every step and every sample once, and ends in the digest of an undisturbed run."""
+        samples = [sample for first, last in self.kept() for sample in range(first, last)]
+        assert samples == list(range(self.steps * counting.BATCH))
+        done = self.of(TrainerDone)[-1]
+        assert (done.step, done.final_digest) == (self.steps, counting.expected(self.steps, 4))
+
+    def kept(self) -> list[tuple[int, int]]:
+        """The samples that each step of the kept history used."""
         kept: list[tuple[int, int]] = []
         for event in self.events():
             if isinstance(event, AttemptStarted):
@@ -177,10 +190,11 @@ class LiveRun:
                 assert event.step == len(kept), f"step {event.step} after {len(kept)} steps\n{self.story()}"
                 assert event.samples is not None
                 kept.append(event.samples)
-        samples = [sample for first, last in kept for sample in range(first, last)]
-        assert samples == list(range(self.steps * counting.BATCH))
-        done = self.of(TrainerDone)[-1]
-        assert (done.step, done.final_digest) == (self.steps, counting.expected(self.steps, 4))
+        return kept
+
+    def is_written(self, checkpoint: tuple[int, int]) -> bool:
+        """Whether all ranks have written their parts of a checkpoint."""
+        return len([*self.paths.checkpoint(*checkpoint).glob("part.*")]) == 4
 
     def check_replay(self) -> None:
         """The journal's inputs, folded again by the policy, give exactly the journal's decisions."""
@@ -284,6 +298,18 @@ class LiveRun:
         frozen = [agent, *agent.children(recursive=True)]
         self.kill(*frozen, number=signal.SIGSTOP)
         return frozen
+
+    @contextlib.contextmanager
+    def full(self, disk: Path) -> Iterator[None]:
+        """Not a byte is free on this file system."""
+        filler = disk / "filler"
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1 << 16))
+        try:
+            yield
+        finally:
+            filler.unlink()
 
     def kill_everything(self) -> None:
         """The machine room is gone."""
