@@ -7,7 +7,9 @@ useful       steps that are still part of the run's line
 rolled_back  steps that a restart threw away, and what was begun after them
 checkpoint   steps blocked by a save (of kept and thrown away steps alike)
 hang         from the last step to the decision that something is lost or stuck: nothing moved
-restarting   from that decision, or the end of an attempt, to the first new step
+starting     from the first attempt of an allocation to its first step
+restarting   from a decision to go back, or the end of an attempt, to the first new step
+unobserved   a command ran and told of no step, in the whole run
 queue        from submit (or resume) to the first attempt: no ranks yet
 held         waiting for a person
 stopped      winding down after the last step, and between an end and a resume
@@ -34,10 +36,15 @@ from launcher.events import (
 )
 from launcher.run import Incident
 
-Part = Literal["useful", "rolled_back", "checkpoint", "hang", "restarting", "queue", "held", "stopped"]
-PARTS: tuple[Part, ...] = ("useful", "rolled_back", "checkpoint", "hang", "restarting", "queue", "held", "stopped")
+Part = Literal[
+    "useful", "rolled_back", "checkpoint", "hang", "starting", "restarting", "unobserved", "queue", "held", "stopped"
+]
+PARTS: tuple[Part, ...] = (
+    "useful", "rolled_back", "checkpoint", "hang", "starting", "restarting", "unobserved", "queue", "held", "stopped",
+)  # fmt: skip
 
 _NUMERICS = frozenset({"spike", "non_finite", "scale_collapse", "drift", "plateau", "sdc"})
+_BEGINNING = ("starting", "restarting")
 _STEPPING = "useful"  # the part of an open interval in which ranks train
 _STILL_MEDIANS = 3  # a last step older than so many median steps means that nothing moves
 _STILL_LEAST_US = 1_000_000
@@ -58,14 +65,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Account:
-    """The parts of the time since submit, and the steps that are kept."""
+    """The parts of the time since submit, and the steps that are kept.
+
+    `slots`: places for ranks that were allocated, spares included. `free_us`: how much of each part had no
+    allocation.
+    """
 
     parts_us: Mapping[Part, int]
-    ranks: int
+    slots: int
     kept: tuple[Step, ...]
     rolled_back: tuple[Step, ...]
     target_step: int | None = None
     first_sample: int = 0
+    free_us: Mapping[Part, int] = field(default_factory=dict)
 
     @property
     def total_us(self) -> int:
@@ -77,8 +89,8 @@ class Account:
 
     @property
     def gpu_hours(self) -> dict[str, float]:
-        """Every part times the ranks of the run, also where they only waited."""
-        return {part: us * self.ranks / 3.6e9 for part, us in self.parts_us.items()}
+        """Every part times the slots that were allocated, also where they only waited."""
+        return {part: (us - self.free_us.get(part, 0)) * self.slots / 3.6e9 for part, us in self.parts_us.items()}
 
     @property
     def ettr(self) -> float | None:
@@ -158,12 +170,14 @@ class _Ledger:
     """The books while they are being written: all that lies before `mark_us` has been assigned."""
 
     parts: dict[Part, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    free: dict[Part, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))  # of these, without an allocation
     submitted: RunSubmitted | None = None
     mark_us: int = 0
     seen_us: int = 0
     phase: Part = "queue"
     attempt: int | None = None  # whose ranks may be alive
     fresh: bool = False  # no step of the attempt yet
+    first: bool = True  # of the attempts in this allocation
     ended: bool = False
     completed: int = 0
     kept: list[Step] = field(default_factory=list)
@@ -182,8 +196,8 @@ class _Ledger:
             self._roll_back(event.restore[0] if event.restore else 0)
             if self.phase == "stopped" and not self.ended:
                 self.phase = "restarting"  # the attempt before was not the last one after all
-            self._turn("restarting")
-            self.attempt, self.fresh, self.ended = event.attempt, True, False
+            self._turn("starting" if self.first else "restarting")
+            self.attempt, self.fresh, self.first, self.ended = event.attempt, True, False, False
         elif isinstance(event, AttemptEnded) and event.attempt == self.attempt:
             self._end_of_ranks()
         elif isinstance(event, Decision):
@@ -194,12 +208,14 @@ class _Ledger:
             self._turn("restarting")
         elif isinstance(event, (RunEnded, RunResumed)):
             self._turn("stopped" if isinstance(event, RunEnded) else "queue", was="stopped")
-            self.attempt, self.ended = None, isinstance(event, RunEnded)
+            self.attempt, self.first, self.ended = None, True, isinstance(event, RunEnded)
 
     def _turn(self, phase: Part, was: Part = "hang") -> None:
         """Assign the time up to now to the present phase, or to `was` where ranks had been training."""
         part = was if self.phase == _STEPPING else self.phase
-        self.parts[part] += self._elapsed()
+        elapsed = self._elapsed()
+        self.parts[part] += elapsed
+        self.free[part] += elapsed if self.ended or part == "queue" else 0
         self.phase = phase
 
     def _elapsed(self) -> int:
@@ -209,10 +225,11 @@ class _Ledger:
     def _step(self, event: StepDone) -> None:
         if event.attempt != self.attempt or event.step < self.completed:
             return
-        if self.phase == _STEPPING or (self.phase == "restarting" and self.fresh):
+        if self.phase == _STEPPING or (self.phase in _BEGINNING and self.fresh):
             elapsed = self._elapsed()
             took = min(elapsed, max(0, _us(event.step_s))) if self.fresh else elapsed
-            self.parts["restarting"] += elapsed - took
+            if self.phase != _STEPPING:
+                self.parts[self.phase] += elapsed - took
             blocked = min(took, max(0, _us(event.blocked_s)))
             self.parts["checkpoint"] += blocked
             us = took - blocked
@@ -239,11 +256,21 @@ class _Ledger:
         self.attempt = None
         if self.phase == _STEPPING:
             self._turn("stopped", was="stopped")
+        elif self._tells_nothing():
+            self.phase = "unobserved"
+            self._turn("stopped")
+
+    def _tells_nothing(self) -> bool:
+        """Whether an attempt is under way, or has just ended by itself, in a run that has told of no step ever."""
+        told = bool(self.kept or self.rolled_back)
+        return self.fresh and not told and self.submitted is not None and self.submitted.target_step is None
 
     def close(self, now: float | None) -> None:
         if self.ended or self.submitted is None:
             return
         self.seen_us = max(self.seen_us, _us(now) if now is not None else 0)
+        if self.phase in _BEGINNING and self._tells_nothing():
+            self.phase = "unobserved"
         self._turn(self.phase, was="hang" if self._stands_still() else "useful")
 
     def _stands_still(self) -> bool:
@@ -256,14 +283,16 @@ class _Ledger:
         parts = dict(self.parts)
         parts["useful"] = provisional + sum(step.us for step in self.kept)
         parts["rolled_back"] += sum(step.us for step in self.rolled_back)
-        ranks = self.submitted.nodes * self.submitted.ranks_per_node if self.submitted else 0
+        nodes = self.submitted.nodes + self.submitted.spares if self.submitted else 0
+        slots = nodes * self.submitted.ranks_per_node if self.submitted else 0
         return Account(
             parts_us=parts,
-            ranks=ranks,
+            slots=slots,
             kept=tuple(self.kept),
             rolled_back=tuple(sorted(self.rolled_back, key=lambda step: (step.attempt, step.step))),
             target_step=self.submitted.target_step if self.submitted else None,
             first_sample=self.submitted.first_sample if self.submitted else 0,
+            free_us=dict(self.free),
         )
 
 

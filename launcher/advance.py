@@ -99,7 +99,9 @@ def _epoch_started(run: Run, event: EpochStarted) -> Run:
 def _held(run: Run, event: RunHeld) -> Run:
     if run.state.is_terminal:
         return run
-    run = evolve(run, state=RunState.HELD, hold_reason=event.reason, pending=None, recovering_since=None)
+    run = evolve(
+        run, state=RunState.HELD, hold_reason=event.reason, hold_requested="", pending=None, recovering_since=None
+    )
     return close_incidents(run, "HELD")
 
 
@@ -117,6 +119,7 @@ def _ended(run: Run, event: RunEnded) -> Run:
         ended_reason=event.reason,
         pending=None,
         stop_requested="",
+        hold_requested="",
         hold_reason="",
         steps_stopped=False,
         recovering_since=None,
@@ -133,6 +136,7 @@ def _resumed(run: Run, event: RunResumed) -> Run:
         pending=None,
         pending_done=frozenset(),
         hold_reason="",
+        hold_requested="",
         stop_requested="",
         ended_reason="",
         steps_stopped=False,
@@ -218,7 +222,8 @@ def _attempt_started(run: Run, event: AttemptStarted) -> Run:
         pending=None,
         pending_done=frozenset(),
         steps_stopped=False,
-        save_requested=False,
+        save_requested_at=None,
+        save_beyond=0,
         recovering_since=None,
     )
 
@@ -258,6 +263,8 @@ def _step_done(run: Run, event: StepDone) -> Run:
         last_step_at=event.at,
     )
     run = evolve(_with_attempt(run, attempt), step=completed, metrics=event.metrics)
+    if run.save_requested_at is not None and event.at <= run.save_requested_at:
+        run = evolve(run, save_beyond=completed)
     if first:
         run = recovered(run, event.at)
     run = healthy_step(run, event)
@@ -276,8 +283,11 @@ def _command(run: Run, event: CommandReceived) -> Run:
     run = evolve(run, commands={**run.commands, event.id: event})
     if event.verb == "stop" and not run.state.is_terminal:
         run = evolve(run, stop_requested=event.author, stop_requested_at=event.at)
+    if event.verb == "hold" and not run.state.is_terminal and run.state is not RunState.HELD:
+        reason = f"{event.author}: {event.args.get('reason') or 'no reason given'}"
+        run = evolve(run, hold_requested=reason, hold_requested_at=event.at)
     if event.verb == "save":
-        run = evolve(run, save_requested=True)
+        run = evolve(run, save_requested_at=event.at, save_beyond=run.step)
     return run
 
 

@@ -13,7 +13,6 @@ from launcher.events import (
     CommandAnswered,
     CommandReceived,
     Event,
-    RunHeld,
     RunReleased,
 )
 from launcher.paths import RunPaths
@@ -70,10 +69,10 @@ class Commands:
                 self._say(command.id, False, f"nothing to save: the run is {state}")
             case "save":
                 self._saves.add(command.id)
+            case "hold" if state is RunState.HELD:
+                self._say(command.id, False, f"held already: {run.hold_reason}")
             case "hold":
-                reason = str(command.args.get("reason", "")) or "no reason given"
-                self._emit(RunHeld(at=time.time(), reason=f"{command.author}: {reason}"))
-                self._say(command.id, True, "held")
+                self._say(command.id, True, "holding after a last checkpoint")
             case "release" if state is RunState.HELD:
                 self._emit(RunReleased(at=time.time(), author=command.author))
                 self._say(command.id, True, "released")
@@ -87,7 +86,7 @@ class Commands:
                 self.execute(run, event)
             case CommandAnswered():
                 self._answer(event)
-            case CheckpointCommitted():
+            case CheckpointCommitted() if run.save_requested_at is None:
                 self._answer_saves(True, f"step {event.step} saved")
             case CheckpointFailed() | AttemptEnded():
                 self._answer_saves(False, event.reason)

@@ -143,10 +143,11 @@ class NodeBack(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class NodeDown(Event):
-    """The backend says the node, or the agent on it, is gone."""
+    """The backend says the node, or the agent on it, is gone. `since`: its last sign of life, 0 if unknown."""
 
     node: str
     reason: str
+    since: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,7 @@ class Contact:
     incarnation: str
     heard_at: float
     address: Message
+    was_heard: bool = False  # else `heard_at` is when we began to listen
     link: wire.Link | None = None
     broken_at: float | None = None
     attempt: int = 0
@@ -132,7 +133,7 @@ class Fleet:
     async def _listen(self, contact: Contact, link: wire.Link) -> None:
         while (message := await link.receive()) is not None:
             now = time.monotonic()
-            contact.heard_at, contact.broken_at = now, None
+            contact.heard_at, contact.was_heard, contact.broken_at = now, True, None
             if message["type"] == "superseded":
                 self._on_superseded()
                 return
@@ -221,6 +222,11 @@ class Fleet:
             if contact.peers_told != addresses:
                 contact.link.send({"type": "peers", "peers": addresses})
                 contact.peers_told = addresses
+
+    def last_sign(self, node: str) -> float | None:
+        """When the node was last heard (Unix seconds); None if this supervisor never did."""
+        contact = self.contacts.get(node)
+        return time.time() - (time.monotonic() - contact.heard_at) if contact and contact.was_heard else None
 
     def _watch_silence(self, contact: Contact, now: float) -> None:
         if contact.silent or not contact.joined:

@@ -24,7 +24,7 @@ def decided(run: Run, event: Decision) -> Run:
             nodes[name] = evolve(nodes[name], excluded=event.why or event.rule)
     run = evolve(run, nodes=nodes)
     if "save" in event.actions and not event.actions.keys() & ENDING:
-        run = evolve(run, save_requested=True)
+        run = evolve(run, save_requested_at=event.at, save_beyond=run.step)
     if not event.actions.keys() & ENDING or run.state is RunState.HELD:
         return run
     return evolve(run, state=RunState.RECOVERING, pending=event, pending_done=frozenset(), recovering_since=event.at)

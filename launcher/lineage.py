@@ -33,12 +33,14 @@ def committed(run: Run, event: CheckpointCommitted) -> Run:
     )  # fmt: skip
     run = evolve(run, checkpoints={**run.checkpoints, checkpoint.id: checkpoint})
     if current:
-        run = evolve(run, head=checkpoint.id, save_requested=False)
+        run = evolve(run, head=checkpoint.id)
+        if event.step > run.save_beyond:  # one that was begun before a save was asked for is not the one asked for
+            run = evolve(run, save_requested_at=None)
     return run
 
 
 def save_failed(run: Run, _event: CheckpointFailed) -> Run:
-    return evolve(run, save_requested=False)
+    return evolve(run, save_requested_at=None)
 
 
 def verified(run: Run, event: CheckpointVerified) -> Run:

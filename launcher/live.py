@@ -24,6 +24,8 @@ def next_action(run: Run, at: float) -> str:
     pending = run.pending
     if run.stop_requested and not run.state.is_terminal:
         return f"save, then stop, as {run.stop_requested} asked"
+    if run.hold_requested:
+        return f"save, then hold: {run.hold_requested}"
     if run.state is RunState.HELD:
         return f"nothing until released: {run.hold_reason}"
     if pending is not None:

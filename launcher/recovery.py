@@ -93,6 +93,8 @@ def plan(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
 def _next(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     if run.stop_requested:
         return _stop(run, fleet)
+    if run.hold_requested:
+        return _hold(run, fleet)
     if run.state is RunState.HELD:
         return _clear(run, fleet, "held") if run.live_attempt else []
     if run.pending is not None:
@@ -126,22 +128,35 @@ def _clear(run: Run, fleet: Fleet, reason: str) -> list[Move]:
 
 
 def _stop(run: Run, fleet: Fleet) -> list[Move]:
-    """A person asked to stop: save first, then end; kill what does not end in time."""
-    attempt = run.live_attempt
-    if attempt is None:
-        return [Emit(RunEnded(at=fleet.now, state="STOPPED", reason=f"stopped by {run.stop_requested}"))]
+    """A person asked to stop."""
+    reason = f"stopped by {run.stop_requested}"
+    if run.live_attempt is None:
+        return [Emit(RunEnded(at=fleet.now, state="STOPPED", reason=reason))]
+    return _end_gently(run, run.live_attempt, fleet, run.stop_requested_at, reason)
+
+
+def _hold(run: Run, fleet: Fleet) -> list[Move]:
+    """A person asked for a halt."""
+    if run.live_attempt is None:
+        return [Emit(RunHeld(at=fleet.now, reason=run.hold_requested))]
+    return _end_gently(run, run.live_attempt, fleet, run.hold_requested_at, f"held by {run.hold_requested}")
+
+
+def _end_gently(run: Run, attempt: Attempt, fleet: Fleet, since: float, reason: str) -> list[Move]:
+    """Have the trainer save and end; kill what does not end in time, and what has nothing to save yet."""
     finished = len(attempt.exits) == attempt.ranks
-    overdue = fleet.now - run.stop_requested_at > STOP_LIMIT_S
+    overdue = fleet.now - since > STOP_LIMIT_S
     failing = any(code != 0 for code in attempt.exits.values())
-    if finished or overdue or failing or run.state is RunState.HELD or run.pending:
-        return _clear(run, fleet, f"stopped by {run.stop_requested}")
-    return [*_begin(run, attempt, fleet), *_wish(attempt, STOP | SAVE)]
+    nothing_to_save = attempt.first_step_at is None or run.state is RunState.HELD or run.pending
+    if finished or overdue or failing or nothing_to_save:
+        return _clear(run, fleet, reason)
+    return [*_begin(run, attempt, fleet), *_wish(attempt, STOP | SAVE, since)]
 
 
-def _wish(attempt: Attempt, bits: int) -> list[Move]:
-    """Ask the trainer for something, through the rank that speaks for all."""
+def _wish(attempt: Attempt, bits: int, asked_at: float) -> list[Move]:
+    """Ask the trainer for something, through the rank that speaks for all. The time tells one wish from another."""
     node = next(node for node, ranks in attempt.slots.items() if 0 in ranks)
-    wanted = {"type": "wanted", "bits": bits}
+    wanted = {"type": "wanted", "bits": bits, "wish": asked_at}
     return [Send(node, {"type": "to_rank", "attempt": attempt.number, "rank": 0, "message": wanted})]
 
 
@@ -193,7 +208,7 @@ def _save_first(run: Run, attempt: Attempt, fleet: Fleet, decision: Decision) ->
     if saved or broken or fleet.now > decision.at + SAVE_LIMIT_S:
         detail = f"step {head.step}" if saved and head else "the trainer could not save in time"
         return [Emit(ActionDone(at=fleet.now, decision=decision.id, action="save", ok=saved, detail=detail))]
-    return _wish(attempt, SAVE)
+    return _wish(attempt, SAVE, decision.at)
 
 
 # ---------------------------------------------------------------- attempts
@@ -205,8 +220,8 @@ def _keep_running(run: Run, attempt: Attempt, fleet: Fleet) -> list[Move]:
         ended = AttemptEnded(at=fleet.now, attempt=attempt.number, reason="done")
         return [Emit(ended), Emit(RunEnded(at=fleet.now, state="SUCCEEDED"))]
     moves = _begin(run, attempt, fleet)
-    if run.save_requested and not moves:
-        moves += _wish(attempt, SAVE)
+    if run.save_requested_at is not None and not moves:
+        moves += _wish(attempt, SAVE, run.save_requested_at)
     return moves
 
 

@@ -50,8 +50,8 @@ def time_account(books: Account) -> dict[str, Any]:
         "seconds": books.seconds,
         "gpu_hours": books.gpu_hours,
         "total_s": books.total_us / 1e6,
-        "total_gpu_hours": books.total_us * books.ranks / 3.6e9,
-        "ranks": books.ranks,
+        "total_gpu_hours": sum(books.gpu_hours.values()),
+        "slots": books.slots,
     }
 
 
@@ -155,15 +155,20 @@ def _cell(text: str) -> str:
     return text if len(text) <= _MAX_CELL else text[: _MAX_CELL - 1] + "…"
 
 
+def _hours(value: float) -> str:
+    """Enough digits that a short run does not read as nothing."""
+    return f"{value:.2f}" if value >= 1 else f"{value:.4f}"
+
+
 def _time(body: Mapping[str, Any]) -> list[str]:
     account_, total = body["time"], body["time"]["total_s"]
     rows = [
-        (part.replace("_", " "), duration(account_["seconds"][part]), f"{account_['gpu_hours'][part]:.2f}",
+        (part.replace("_", " "), duration(account_["seconds"][part]), _hours(account_["gpu_hours"][part]),
          percent(account_["seconds"][part] / total if total else None))
         for part in PARTS
         if account_["seconds"][part]
     ]  # fmt: skip
-    whole = ("the whole", duration(total), f"{account_['total_gpu_hours']:.2f}", percent(1.0 if total else None))
+    whole = ("the whole", duration(total), _hours(account_["total_gpu_hours"]), percent(1.0 if total else None))
     return ["## Where the time went", "", *_table(("", "time", "GPU-hours", "share"), [*rows, whole])]
 
 
@@ -191,12 +196,12 @@ def _incidents(body: Mapping[str, Any]) -> list[str]:
             f"- Seen: {one['why'] or one['detector']}{blame}, decided after {duration(one['detected_s'])}.",
             f"- Decided: rule {one['rule']}: {deeds(one)}.",
             f"- Cost: {cost(one) or 'nothing yet'}.",
-            f"- Held: {_did_it_hold(one, body['incidents'])}.",
+            f"- Cured: {_was_it_cured(one, body['incidents'])}.",
         ]
     return lines
 
 
-def _did_it_hold(incident: Mapping[str, Any], incidents: Sequence[Mapping[str, Any]]) -> str:
+def _was_it_cured(incident: Mapping[str, Any], incidents: Sequence[Mapping[str, Any]]) -> str:
     """Whether the deed was enough: steps went on, and the same rule was not needed at the same step again."""
     if incident["state"] != "RECOVERED":
         return {"ADVISED": "nothing was done", "NOTED": "training went on"}.get(

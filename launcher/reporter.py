@@ -68,7 +68,7 @@ class Reporter:
         self.finish_requests = queue.Queue()  # {"step", "results": {rank: str}}: see `save_part`
         self._sequence, self._step, self._section = 0, -1, 0
         self._step_at, self._phase_at, self._phase = time.monotonic(), time.monotonic(), b"start"
-        self._wanted = 0
+        self._wanted, self._wish = 0, None
         self._outbox = queue.Queue()
         self._page = None
         if not self.attached:
@@ -222,7 +222,9 @@ class Reporter:
             if message is None:
                 return
             if message.get("type") == "wanted":
-                self._wanted |= message["bits"]
+                if message.get("wish") != self._wish or self._wish is None:  # not the same wish said again
+                    self._wish = message.get("wish")
+                    self._wanted |= message["bits"]
             elif message.get("type") == "finish":
                 self.finish_requests.put(message)
 

@@ -156,7 +156,10 @@ class Run:
     hold_reason: str = ""
     stop_requested: str = ""  # who asked
     stop_requested_at: float = 0.0
-    save_requested: bool = False
+    hold_requested: str = ""  # why
+    hold_requested_at: float = 0.0
+    save_requested_at: float | None = None
+    save_beyond: int = 0  # steps that were done before the save was asked for: it is of a later one
     commands: Mapping[str, CommandReceived] = field(default_factory=dict)  # not yet answered
     recovering_since: float | None = None
     restarts: int = 0

@@ -92,7 +92,7 @@ class Supervisor:
         self._node_states = local.NodeStates(paths, self.job_id)
         self._live_draft = paths.live.with_suffix(f".{os.getpid()}")
         self._ended_at: float | None = None
-        self._polled_at = self._live_at = self._ticked_at = 0.0
+        self._polled_at = self._live_at = self._ticked_at = self._inherited_at = 0.0
         self._tick_due = asyncio.Event()
 
     # ------------------------------------------------------------ taking over
@@ -104,6 +104,7 @@ class Supervisor:
         sealed = seal(self.paths, self.epoch)
         journal = read_journal(self.paths, sealed)
         undecided = self._fold(journal.events)
+        self._inherited_at = self.run_.updated_at  # the last that was known before us
         self.fleet = Fleet(
             self.paths, self.epoch, self.job_id, self.spec.cluster.silence, self.emit, self._from_agent,
             lambda: self._lost(RuntimeError("an agent obeys a higher epoch")),
@@ -263,7 +264,8 @@ class Supervisor:
                 continue
             self._down.add(node.incarnation)
             if node.state is not NodeState.LOST:
-                self.emit(NodeDown(at=time.time(), node=name, reason="its agent ended"))
+                since = self.fleet.last_sign(name) or self._inherited_at
+                self.emit(NodeDown(at=time.time(), node=name, reason="its agent ended", since=since))
 
     def _write_live(self) -> None:
         with contextlib.suppress(OSError):

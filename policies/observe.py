@@ -80,7 +80,7 @@ def _(_event: RunEnded, state: EngineState) -> EngineState:
 
 @_observe.register
 def _(event: CommandReceived, state: EngineState) -> EngineState:
-    if event.verb in ("stop", "pause"):
+    if event.verb in ("stop", "pause", "hold"):
         return evolve(state, commands={**state.commands, event.id: event.verb})
     if event.verb == "unpause":
         return evolve(state, commands={key: verb for key, verb in state.commands.items() if verb != "pause"})
@@ -121,7 +121,7 @@ def _(event: AgentJoined, state: EngineState) -> EngineState:
         known = attempt.incarnations.get(event.node) or state.agents.get(event.node, Agent()).incarnation
         if known and known != event.incarnation:
             attempt = evolve(attempt, replaced=attempt.replaced | {event.node})
-    joined = _with_agent(state, event.node, incarnation=event.incarnation, silent_since=None, down="")
+    joined = _with_agent(state, event.node, incarnation=event.incarnation, silent_since=None, down="", down_since=None)
     return evolve(joined, attempt=attempt)
 
 
@@ -137,7 +137,7 @@ def _(event: NodeBack, state: EngineState) -> EngineState:
 
 @_observe.register
 def _(event: NodeDown, state: EngineState) -> EngineState:
-    return _with_agent(state, event.node, down=event.reason or "gone")
+    return _with_agent(state, event.node, down=event.reason or "gone", down_since=event.since or event.at)
 
 
 @_observe.register

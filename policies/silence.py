@@ -118,10 +118,11 @@ def _proof_s(state: EngineState, stopped: StepsStopped) -> float:
 def _lost_finding(state: EngineState, attempt: Attempt, lost: Mapping[str, str]) -> Finding:
     nodes = tuple(sorted(lost))
     agents = [state.agents[node] for node in nodes if node in state.agents]
-    onsets = [agent.silent_since for agent in agents if agent.silent_since is not None]
+    signs = [sign for agent in agents for sign in (agent.silent_since, agent.down_since) if sign is not None]
+    onset_at = min(signs, default=state.now)
     evidence: dict[str, Json] = {"reasons": dict(lost), "step": attempt.step}
-    if onsets:
-        evidence["silent_s"] = round(state.now - min(onsets), 3)
+    if signs:
+        evidence["silent_s"] = round(state.now - onset_at, 3)
     return Finding(
         "node_lost",
         key=f"{attempt.number}:{','.join(nodes)}",
@@ -130,7 +131,7 @@ def _lost_finding(state: EngineState, attempt: Attempt, lost: Mapping[str, str])
         nodes=nodes,
         ranks=tuple(rank for node in nodes for rank in attempt.slots.get(node, ())),
         blame="certain",
-        onset_at=min(onsets, default=state.now),
+        onset_at=onset_at,
         onset_step=attempt.step,
         is_first_step=not attempt.has_stepped,
     )

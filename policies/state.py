@@ -14,12 +14,16 @@ from policies.schema import Span
 
 @dataclass(frozen=True)
 class Agent:
-    """The agent of a node. `silent_at`: when its silence, which began at `silent_since`, was noticed."""
+    """The agent of a node. `silent_at`: when its silence, which began at `silent_since`, was noticed.
+
+    `down_since`: the last sign of life of one that is `down`, for that reason.
+    """
 
     incarnation: str = ""
     silent_since: float | None = None
     silent_at: float = 0.0
     down: str = ""
+    down_since: float | None = None
 
 
 @dataclass(frozen=True)

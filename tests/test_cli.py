@@ -330,7 +330,7 @@ def test_incidents_tell_the_story_of_every_decision(tmp_path: Path, root: Path) 
 def test_reports(tmp_path: Path, root: Path) -> None:
     make_run(root, "a", ended("SUCCEEDED"))
     assert call("report", "a", cwd=tmp_path).out.startswith("# a: SUCCEEDED")
-    assert json.loads(call("report", "a", "--format", "json", cwd=tmp_path).out)["time"]["ranks"] == 1
+    assert json.loads(call("report", "a", "--format", "json", cwd=tmp_path).out)["time"]["slots"] == 1
     written = call("report", "a", "-o", "book.md", cwd=tmp_path)
     assert (written.out, (tmp_path / "book.md").read_text()[:3]) == ("", "# a")
     refused = call("report", "a", "--format", "html", cwd=tmp_path)

@@ -126,7 +126,7 @@ class LiveRun:
         for scratch in self.scratch():
             for page in scratch.glob("*/page.*"):
                 with contextlib.suppress(OSError):
-                    if seen := read_page(page.read_bytes()):
+                    if (data := page.read_bytes()) and (seen := read_page(data)):  # empty when just made
                         found.append((int(page.name.split(".")[1]), seen[0] + 1))
         return max(found)
 

@@ -3,6 +3,7 @@
 import ast
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,9 @@ def test_every_part_of_a_known_story() -> None:
         "rolled_back": 0.75,
         "checkpoint": 0.25,
         "hang": 4.0,
-        "restarting": 7.0,  # 3 s to the first step, 2 s from the decision, 2 s to the next first step
+        "starting": 3.0,
+        "restarting": 4.0,  # 2 s from the decision, 2 s to the next first step
+        "unobserved": 0.0,
         "queue": 10.0,
         "held": 0.0,
         "stopped": 1.0,
@@ -155,6 +158,27 @@ def test_held_and_resumed_time_is_told_apart() -> None:
     assert books.total_us == 18_000_000
 
 
+def test_spares_are_paid_for_and_what_lies_before_and_after_an_allocation_is_not() -> None:
+    events = [replace(submitted(), spares=1), started(10.0, 1), step(11.0, 1, 0), RunEnded(at=12.0, state="STOPPED")]
+    events += [RunResumed(at=100.0, author="a"), started(110.0, 2, base=0), step(111.0, 2, 0)]
+
+    hours = account(events, now=111.0).gpu_hours
+
+    assert hours["queue"] == 0
+    assert hours["stopped"] == pytest.approx(1 * 6 / 3600)
+    assert sum(hours.values()) == pytest.approx(3 * 6 / 3600)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_command_that_tells_of_no_step_was_not_restarting_all_the_time(ended: bool) -> None:
+    events = [replace(submitted(), target_step=None), started(10.0, 1)]
+    events += [AttemptEnded(at=15.0, attempt=1, reason="done"), RunEnded(at=15.0, state="SUCCEEDED")] if ended else []
+
+    seconds = account(events, now=15.0).seconds
+
+    assert (seconds["queue"], seconds["unobserved"], seconds["restarting"]) == (10.0, 5.0, 0.0)
+
+
 def test_nothing_has_no_shares() -> None:
     books = account([])
     assert (books.total_us, books.ettr, books.goodput, books.median_step_s) == (0, None, None, None)
@@ -199,7 +223,9 @@ def test_the_parts_sum_to_the_whole(events: list[Event], now: float, ordered: bo
         assert books.total_us == round(max(moments_) * 1e6) - 500_000_000
     assert books.total_us == sum(books.parts_us[part] for part in PARTS)
     assert all(us >= 0 for us in books.parts_us.values())
-    assert math.isclose(sum(books.gpu_hours.values()), books.total_us * 4 / 3.6e9)
+    paid_us = books.total_us - sum(books.free_us.values())
+    assert math.isclose(sum(books.gpu_hours.values()), paid_us * 4 / 3.6e9, abs_tol=1e-12)
+    assert all(0 <= us <= books.parts_us[part] for part, us in books.free_us.items())
 
 
 @settings(max_examples=200, deadline=None)

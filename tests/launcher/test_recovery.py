@@ -240,6 +240,25 @@ def test_an_agent_that_collects_nothing_is_not_waited_for_for_ever() -> None:
     assert done.detail == "from n0; not from n1"
 
 
+def test_a_hold_asked_for_by_a_person_saves_first_and_loses_no_step() -> None:
+    tale = Tale().train(15)
+    tale.tell(CommandReceived(at=tale.at, id="c", verb="hold", author="ann", args={"reason": "lunch"}))
+    world = Simulation(tale)
+
+    world.until(lambda run: run.state is RunState.HELD)
+
+    assert world.run.hold_reason == "ann: lunch"
+    assert world.run.head is not None
+    assert world.run.head[0] == world.run.step
+
+
+def test_before_the_first_step_a_hold_waits_for_no_save() -> None:
+    tale = Tale().start()
+    tale.tell(CommandReceived(at=tale.at, id="c", verb="hold", author="ann"))
+
+    assert {message for _, message in sent(Simulation(tale).moves())} == {"kill"}
+
+
 def test_save_first_waits_for_the_save() -> None:
     save_first = {"restart": {"from": "latest", "save_first": True}}
     world = Simulation(Tale().train(15).decide(actions=save_first))
@@ -280,7 +299,8 @@ def test_a_stop_saves_first() -> None:
 
     (wish,) = world.moves()
     assert isinstance(wish, Send)
-    assert wish.message["message"] == {"type": "wanted", "bits": STOP | SAVE}
+    asked_at = world.run.stop_requested_at
+    assert wish.message["message"] == {"type": "wanted", "bits": STOP | SAVE, "wish": asked_at}
     world.until(lambda run: run.state is RunState.STOPPED)
 
     assert world.run.head is not None

@@ -251,14 +251,38 @@ def test_a_resumed_run_knows_its_checkpoints_but_no_nodes() -> None:
 def test_a_command_waits_until_it_is_answered() -> None:
     tale = Tale().train(1)
     tale.tell(CommandReceived(at=tale.at, id="c1", verb="save", author="ann"))
-    assert tale.run.save_requested
+    assert tale.run.save_requested_at is not None
     assert list(tale.run.commands) == ["c1"]
 
     tale.tell(CommandAnswered(at=tale.at, id="c1", ok=True))
-    tale.save()
+    tale.steps(1).save()
 
     assert not tale.run.commands
-    assert not tale.run.save_requested
+    assert tale.run.save_requested_at is None
+
+
+def test_a_checkpoint_begun_before_a_save_was_asked_for_does_not_fulfil_it() -> None:
+    tale = Tale().train(3)
+    asked_at = tale.at
+    tale.tell(CommandReceived(at=asked_at, id="c1", verb="save", author="ann"))
+    tale.tell(StepDone(at=asked_at - 0.5, attempt=1, step=3, metrics={"loss": 2.0}, step_s=1.0))  # told late
+    tale.save()
+    assert tale.run.save_requested_at == asked_at
+
+    tale.steps(1).save()
+
+    assert tale.run.save_requested_at is None
+    assert tale.head == (5, 1)
+
+
+def test_a_hold_that_a_person_asks_for_is_remembered_until_the_run_is_held() -> None:
+    tale = Tale().train(1)
+    tale.tell(CommandReceived(at=tale.at, id="c1", verb="hold", author="ann", args={"reason": "lunch"}))
+    assert tale.run.hold_requested == "ann: lunch"
+
+    tale.end_attempt().hold()
+
+    assert (tale.run.hold_requested, tale.run.state) == ("", RunState.HELD)
 
 
 def test_a_stop_is_remembered_with_its_author_and_time() -> None:
@@ -328,4 +352,4 @@ def test_an_incident_is_open_only_if_its_decision_ends_the_attempt(
     run = Tale().train(1).decide(actions=actions, mode=mode).run
 
     assert run.incidents[-1].state == state
-    assert run.save_requested == ("save" in actions)
+    assert (run.save_requested_at is not None) == ("save" in actions)

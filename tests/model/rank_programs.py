@@ -62,7 +62,8 @@ def masks(env: Mapping[str, str]) -> None:
 
 
 def learn(env: Mapping[str, str]) -> None:
-    """Three optimizer steps without dropout; norms and final weights from rank 0 into a file."""
+    """Three optimizer steps without dropout in double precision; norms and final weights from rank 0 into a file."""
+    torch.set_default_dtype(torch.float64)
     config, world, model = _start(env)
     optimizer = Optimizer(model, config)
     tokens = torch.load(Path(env["FOLDER"]) / "tokens.pt", weights_only=True)
