@@ -1,6 +1,7 @@
 """What can go wrong, as one tree. The command line prints `str(error)` and leaves with `exit_code`.
 
     LaunchError            1   anything the program itself gives up on
+    ├── WrongUse           2   the command asks for what does not exist, or leaves out what it needs
     ├── ConfigError        3   RUN.yaml, a policy or a --set is wrong; holds every mistake found
     ├── RunNotFound        4   no run of that name
     └── Unreachable        5   the scheduler, a node or the supervisor did not answer
@@ -10,8 +11,20 @@ The text of an error has up to three parts: what happened, where, and what to do
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+SHOWN_COLUMNS = 100  # of a source line
+_BEFORE_MARK = 40  # of them, before what is marked
+_CURES = {
+    errno.ENOENT: "check the path",
+    errno.EACCES: "check the permissions",
+    errno.EPERM: "check the permissions",
+    errno.ENOSPC: "make room there, or write elsewhere",
+    errno.EDQUOT: "make room there, or write elsewhere",
+    errno.EROFS: "write elsewhere",
+}
 
 
 class LaunchError(Exception):
@@ -54,9 +67,18 @@ class Mistake:
             return head
         gutter = f"{self.line:5d} | "
         # A tab would shift the marks; the columns count it as one character.
-        source = self.source.replace("\t", " ").rstrip()
-        underline = " " * (self.column - 1) + "^" * max(1, min(self.width, len(source) - self.column + 1))
+        source, column = _window(self.source.replace("\t", " ").rstrip(), self.column)
+        underline = " " * (column - 1) + "^" * max(1, min(self.width, len(source) - column + 1))
         return f"{head}\n{gutter}{source}\n{' ' * (len(gutter) - 2)}| {underline}"
+
+
+def _window(source: str, column: int) -> tuple[str, int]:
+    """The part of a long line around a column, and that column in it."""
+    if len(source) <= SHOWN_COLUMNS:
+        return source, column
+    first = max(0, min(column - 1 - _BEFORE_MARK, len(source) - SHOWN_COLUMNS))
+    left, right = "..." if first else "", "..." if first + SHOWN_COLUMNS < len(source) else ""
+    return f"{left}{source[first : first + SHOWN_COLUMNS]}{right}", column - first + len(left)
 
 
 class ConfigError(LaunchError):
@@ -71,6 +93,12 @@ class ConfigError(LaunchError):
         super().__init__("\n".join([*map(str, self.mistakes), f"{count} in {', '.join(places)}"]), hint=hint)
 
 
+class WrongUse(LaunchError):
+    """The command asks for what does not exist, or leaves out what it needs."""
+
+    exit_code = 2
+
+
 class RunNotFound(LaunchError):
     """No run of that name under the root."""
 
@@ -81,3 +109,10 @@ class Unreachable(LaunchError):
     """The scheduler, a node or the supervisor did not answer."""
 
     exit_code = 5
+
+
+def of_the_system(error: OSError, what: str = "", where: str = "") -> LaunchError:
+    """What the operating system refused, as what could not be done, where, and what to do about it."""
+    reason = (error.strerror or str(error)).lower()
+    place = where or (str(error.filename) if error.filename else "")
+    return LaunchError(f"{what}: {reason}" if what else reason, place, _CURES.get(error.errno or 0, ""))

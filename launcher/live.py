@@ -39,8 +39,4 @@ def next_action(run: Run, at: float) -> str:
         return f"wait and see: {about}"
     if run.state in (RunState.PENDING, RunState.RECOVERING):
         return "start the ranks as soon as enough nodes answer"
-    if run.state in (RunState.STARTING, RunState.RUNNING) and run.save_every:
-        following = (run.step // run.save_every + 1) * run.save_every
-        last = min(following, run.target_step or following)
-        return f"checkpoint at step {last}"
-    return ""
+    return ""  # what a run that trains does next, the journal tells

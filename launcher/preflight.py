@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from launcher.sections import SIZES, RunSpec, Trainer
 
@@ -137,9 +137,42 @@ def _checkpoints(trainer: Trainer) -> Iterator[Problem]:
 
 
 def _corpus(trainer: Trainer) -> Iterator[Problem]:
-    for index, item in enumerate(trainer.data):
-        if item != "python" and (reason := _why_no_corpus(item)):
-            yield f"{item}: {reason}", (f"trainer.data.{index}",)
+    missing = [
+        (f"{item}: {reason}", (f"trainer.data.{index}",))
+        for index, item in enumerate(trainer.data)
+        if item != "python" and (reason := _why_no_corpus(item))
+    ]
+    yield from missing
+    # Of the standard library there is always enough.
+    if not missing and "python" not in trainer.data:
+        yield from _length(trainer)
+
+
+def _length(trainer: Trainer) -> Iterator[Problem]:
+    paths = {path for pattern in trainer.data for path in _files(pattern)}
+    lengths = [length for path in sorted(paths) if (length := os.path.getsize(path))]
+    kept = trained_on(lengths, trainer.held_out)
+    tokens = sum(kept) + len(kept)  # a byte is a token, and each file ends with one more
+    if tokens <= trainer.seq_len:
+        yield (
+            f"{sum(kept)} of {sum(lengths)} bytes are left to train on (held_out {trainer.held_out:g}): "
+            f"less than one sequence of {trainer.seq_len} tokens and the one after it",
+            ("trainer.data", "trainer.seq_len", "trainer.held_out"),
+        )
+
+
+def trained_on(lengths: Sequence[int], held_out: float) -> list[int]:
+    """The bytes of each file that are trained on: every n-th file is held out, of a single one its last part."""
+    if not held_out:
+        return [*lengths]
+    if len(lengths) == 1:
+        return [round(lengths[0] * (1 - held_out))]
+    every = min(len(lengths), round(1 / held_out))
+    return [length for index, length in enumerate(lengths) if index % every != every - 1]
+
+
+def _files(pattern: str) -> list[str]:
+    return [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
 
 
 def _why_no_corpus(pattern: str) -> str:

@@ -36,7 +36,9 @@ Name = Annotated[str, AfterValidator(_a_name)]
 Variable = Annotated[str, AfterValidator(_a_variable)]
 Size = Literal["tiny", "8m", "125m", "350m", "760m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b", "175b"]
 Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False)]
-Positive = Annotated[int, Field(gt=0)]
+LIMIT = 2**63  # what trainers and files hold integers in
+Positive = Annotated[int, Field(gt=0, lt=LIMIT)]
+StepCount = Annotated[Steps, Field(gt=0, lt=LIMIT)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
@@ -84,10 +86,10 @@ class Parallel(Section):
 class Checkpoint(Section):
     """When checkpoints are written, how many are kept, and when one counts as good."""
 
-    every: Annotated[Steps, Field(gt=0)] = 100
+    every: StepCount = 100
     keep: Positive = 5
-    keep_every: Annotated[Steps, Field(gt=0)] | None = None
-    probation: Annotated[Steps, Field(ge=0)] = 20
+    keep_every: StepCount | None = None
+    probation: Annotated[Steps, Field(ge=0, lt=LIMIT)] = 20
     memory: Annotated[Any, Field(exclude=True)] = None  # known, and refused until it is built
 
 
@@ -101,20 +103,20 @@ class Trainer(Section):
     data: Annotated[Texts, Field(min_length=1)] = ("python",)
     tokenizer: str = "bytes"
     held_out: Fraction = 0.05
-    steps: Annotated[Steps, Field(gt=0)]
+    steps: StepCount
     batch_tokens: Positive
     seq_len: Positive
     micro_batch: Positive | None = None
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    warmup_tokens: Annotated[int, Field(ge=0)] = 0
+    warmup_tokens: Annotated[int, Field(ge=0, lt=LIMIT)] = 0
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     dropout: Fraction = 0.1
     attention_dropout: Fraction = 0.1
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    seed: Annotated[int, Field(ge=0, lt=LIMIT)] = 1
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     parallel: Parallel = Parallel()
-    validate_every: Annotated[Steps, Field(ge=0)] = 0
+    validate_every: Annotated[Steps, Field(ge=0, lt=LIMIT)] = 0
     checkpoint: Checkpoint = Checkpoint()
 
     @model_validator(mode="before")
@@ -138,7 +140,7 @@ class Cluster(Section):
     backend: Literal["local", "slurm"] = "local"
     nodes: Positive = 1
     ranks_per_node: Positive = 1
-    spares: Annotated[int, Field(ge=0)] = 0
+    spares: Annotated[int, Field(ge=0, lt=LIMIT)] = 0
     min_nodes: Positive | None = None
     wait_for_node: Annotated[Duration, Field(ge=0)] = 120.0
     silence: Annotated[Duration, Field(gt=0)] = 2.0

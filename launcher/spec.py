@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,8 @@ from launcher.document import Document, Path_, parse_value, read_document
 from launcher.errors import ConfigError, Mistake
 from launcher.preflight import problems
 from launcher.sections import RunSpec
-from launcher.validation import Finding, validated
-from policies.load import RunFacts, Source, read_policies
+from launcher.validation import PUT_IN_QUOTES, Finding, validated
+from policies.load import RunFacts, Source, is_path, read_policies
 from policies.schema import Policy
 
 __all__ = ["FLAGS", "ResolvedSpec", "RunSpec", "dump_resolved", "load_spec", "read_resolved"]
@@ -139,21 +140,17 @@ def _with_value(values: Any, path: Path_, value: Any) -> tuple[Any, str]:
 
 def _with_absolute_paths(values: Any, asked: Sequence[_Override], folder: Path) -> Any:
     """Corpus and policy paths made absolute: from the folder of the file, or the working folder for flags."""
-    for path, is_path in ((("trainer", "data"), lambda text: text != "python"), (("policy",), _is_file)):
+    for path, names_a_file in ((("trainer", "data"), lambda text: text != "python"), (("policy",), is_path)):
         given = _get(values, path)
         if not isinstance(given, list):
             continue
         base = Path.cwd() if _override_of(asked, path) else folder.absolute()
         full = [
-            str(base / Path(item).expanduser()) if isinstance(item, str) and item and is_path(item) else item
+            str(base / Path(item).expanduser()) if isinstance(item, str) and item and names_a_file(item) else item
             for item in given
         ]
         values, _ = _with_value(values, path, full)
     return values
-
-
-def _is_file(policy: str) -> bool:
-    return "/" in policy or policy.endswith((".yaml", ".yml"))
 
 
 def _get(values: Any, path: Path_) -> Any:
@@ -173,8 +170,18 @@ def _located(document: Document, asked: Sequence[_Override], finding: Finding) -
     if override is None and not document.has(path):
         override = next((one for one in asked if one.path[: len(path)] == path), None)
     if override:
-        return Mistake(override.origin, message)
+        return Mistake(override.origin, _for_a_shell(override, path, message))
     return document.mistake(path, message, at_key=message.startswith("unknown key"))
+
+
+def _for_a_shell(override: _Override, path: Path_, message: str) -> str:
+    """What is said about a file, said about --set: quotes for the value must get through the shell."""
+    flag, _, setting = override.origin.partition(" ")
+    key, _, value = setting.partition("=")
+    if flag != "--set" or override.path != path or not message.endswith(PUT_IN_QUOTES):
+        return message
+    quoted = shlex.quote(f'{key}="{value}"')
+    return f"{message.removesuffix(PUT_IN_QUOTES)}: write --set {quoted}"
 
 
 def _place_of(key: str) -> Path_:

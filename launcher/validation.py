@@ -18,6 +18,7 @@ from launcher.document import Path_
 M = TypeVar("M", bound=BaseModel)
 Finding = tuple[Path_, str]  # where in the values, and what is wrong
 
+PUT_IN_QUOTES = ": put it in quotes"
 _MAX_ROUNDS = 8  # more than any grammar of ours is deep in required keys
 _EXPECTED = {
     "int_type": "a whole number is expected",
@@ -185,7 +186,7 @@ def _literals(expected: str) -> list[str]:
 
 def _quote(kind: str, given: object) -> str:
     if kind == "string_type" and isinstance(given, (int, float, bool)):
-        return ": put it in quotes"
+        return PUT_IN_QUOTES
     if kind == "bool_type" and str(given).lower() in ("yes", "no", "on", "off"):
         return f": write {'true' if str(given).lower() in ('yes', 'on') else 'false'}"
     return ""

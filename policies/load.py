@@ -17,7 +17,16 @@ from pydantic.json_schema import GenerateJsonSchema
 from launcher.document import Document, Path_, read_document
 from launcher.errors import ConfigError, Mistake
 from launcher.validation import did_you_mean, validated
-from policies.meaning import RunFacts, needs_our_trainer, not_built, policy_flaws, rule_flaws
+from policies.meaning import (
+    TRAINER_METRICS,
+    Flaw,
+    RunFacts,
+    needs_our_trainer,
+    not_built,
+    policy_flaws,
+    rule_flaws,
+    watched_metrics,
+)
 from policies.schema import Budget, Mode, Policy, Rule
 
 __all__ = ["RunFacts", "Source", "dump_policy", "json_schema", "load_policy", "read_policies", "read_policy", "shipped"]
@@ -81,7 +90,8 @@ def read_policies(sources: Sequence[Source], facts: RunFacts | None = None) -> t
         written = [_fit(one, facts) for one in written]
     for index, one in enumerate(written):
         before = [other.rule for other in written[:index]]
-        flaws = not_built(one.rule) if one.flawed else rule_flaws(one.rule, before, facts)
+        flaws = [*(not_built(one.rule) if one.flawed else rule_flaws(one.rule, before, facts))]
+        flaws += _unknown_metrics(one.rule, facts)
         # Rungs of a rule that could not be read whole may have moved.
         collected.mistakes += [one.mistake(*flaw) for flaw in flaws if not one.flawed or flaw[0][0] != "do"]
     if collected.mistakes:
@@ -89,6 +99,14 @@ def read_policies(sources: Sequence[Source], facts: RunFacts | None = None) -> t
     body: dict[str, Any] = {"version": 1, "name": "+".join(collected.names)}
     policy = Policy.model_validate(body | {"rules": []})
     return policy.model_copy(update={"rules": tuple(one.rule for one in written), **collected.settings}), []
+
+
+def _unknown_metrics(rule: Rule, facts: RunFacts | None) -> Iterator[Flaw]:
+    """What our own trainer never reports; what a command may report is not known."""
+    for place, name in watched_metrics(rule) if facts and facts.own_trainer else ():
+        if name not in TRAINER_METRICS:
+            near = did_you_mean(name, TRAINER_METRICS) or f" (it reports: {', '.join(TRAINER_METRICS)})"
+            yield place, f"our trainer reports no metric {name!r}{near}"
 
 
 def shipped() -> list[str]:
@@ -124,9 +142,14 @@ class _Draft7(GenerateJsonSchema):
     schema_dialect = "http://json-schema.org/draft-07/schema#"
 
 
+def is_path(name: str) -> bool:
+    """Whether a policy is named by its file; a bare word is a shipped one."""
+    return "/" in name or name.endswith((".yaml", ".yml"))
+
+
 def _find(source: Source, folder: Path, collected: _Collected) -> Path | None:
     """The file of a source; a bare word is a shipped policy."""
-    if "/" in source.name or source.name.endswith((".yaml", ".yml")):
+    if is_path(source.name):
         return folder / source.name
     if source.name in shipped():
         return FOLDER / f"{source.name}.yaml"

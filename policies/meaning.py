@@ -19,6 +19,10 @@ BUILT = frozenset(
     | {"action restart", "action exclude", "action collect", "action save", "action hold", "action stop"}
     | {"action notify"}
 )
+# What our own trainer reports of its steps. None of it is ever negative; of a foreign trainer, whose loss may be,
+# that is known for some names only.
+TRAINER_METRICS = ("loss", "grad_norm", "lr", "tokens", "tokens_per_s", "activation_norm", "val_loss")
+NEVER_NEGATIVE = frozenset({"grad_norm", "tokens", "tokens_per_s", "activation_norm"})
 REJECTED_CHECKPOINT = 79  # the exit status of a rank that refused its checkpoint; always handled by the engine
 
 
@@ -47,6 +51,7 @@ def rule_flaws(rule: Rule, before: Sequence[Rule], facts: RunFacts | None) -> It
     yield from unbuilt
     if not unbuilt:
         yield from _never(rule, before)
+        yield from _below_zero(rule, facts)
         yield from _ladder(rule)
         for index, rung in enumerate(rule.do):
             yield from ((("do", index, *path), message) for path, message in _rung(rule, rung))
@@ -88,6 +93,22 @@ def _never(rule: Rule, before: Sequence[Rule]) -> Iterator[Flaw]:
         if other.mode != "advise" and other.when.detector == detector and _takes_all(other):
             yield ("when",), f"the rule can never fire: rule '{other.name}' before it takes every {detector}"
             break
+
+
+def _below_zero(rule: Rule, facts: RunFacts | None) -> Iterator[Flaw]:
+    limit = rule.when.threshold
+    known = TRAINER_METRICS if facts and facts.own_trainer else NEVER_NEGATIVE
+    if limit and limit.below is not None and limit.below <= 0 and limit.metric in known:
+        yield ("when", "threshold", "below"), f"{limit.metric} is never negative: the rule can never fire"
+
+
+def watched_metrics(rule: Rule) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """The metrics a rule looks at, each with its place in the rule."""
+    if rule.when.threshold:
+        yield ("when", "threshold", "metric"), rule.when.threshold.metric
+    if rule.when.non_finite:
+        for index, name in enumerate(rule.when.non_finite.metrics):
+            yield ("when", "non_finite", "metrics", index), name
 
 
 def _takes_all(rule: Rule) -> bool:

@@ -219,8 +219,21 @@ def test_status_without_a_terminal_is_plain_and_leaves(tmp_path: Path, root: Pat
     for flags in ((), ("--once",)):
         outcome = call("status", "a", *flags, cwd=tmp_path)
         assert outcome.code == 0
-        assert outcome.out.startswith("run a  RUNNING\nstep 1 / 3  loss 5 ")
+        assert "\nstep 1 / 3  loss 5 " in outcome.out
         assert "\x1b" not in outcome.out
+
+
+def test_a_run_of_which_no_process_lives_is_not_shown_as_well(tmp_path: Path, root: Path) -> None:
+    make_run(root, "a")
+
+    text = call("status", "a", cwd=tmp_path).out
+    snap = json.loads(call("status", "a", "--json", cwd=tmp_path).out)
+    saved = call("save", "a", cwd=tmp_path)
+
+    assert text.startswith("run a  RUNNING  (none of its processes lives)\n")
+    assert "next: nothing, until a person says: opt-launch resume a" in text
+    assert (snap["alive"], {node["state"] for node in snap["nodes"]}) == (False, {"GONE"})
+    assert (saved.code, "opt-launch resume a" in saved.err) == (1, True)
 
 
 def test_status_of_all_runs_is_a_line_each(tmp_path: Path, root: Path) -> None:

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -94,11 +95,13 @@ class NodeStates:
 
 
 def is_alive(paths: RunPaths) -> bool:
-    """Whether the run's allocation or any agent of it lives."""
+    """Whether the run's allocation or any agent of it lives, as far as this machine can tell."""
     try:
         body = json.loads(paths.allocation.read_text())
     except (OSError, ValueError):
         return False
+    if body.get("host") != socket.gethostname():
+        return True  # nobody here can know, and what may live is not started twice
     processes = [(body["pid"], body["started"]), *((node["pid"], node["started"]) for node in body["nodes"].values())]
     return any(_lives(pid, started) for pid, started in processes)
 
@@ -195,6 +198,7 @@ class Allocation:
             for node in self.nodes
         }
         about = {"token": self.token, "job_id": self.job_id, "pid": os.getpid(), "started": _created(os.getpid())}
+        about["host"] = socket.gethostname()
         write_atomically(self.paths.allocation, json.dumps({**about, "nodes": nodes}))
 
     def _end(self) -> None:

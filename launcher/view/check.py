@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from launcher.errors import ConfigError
-from policies.load import load_policy, shipped
+from launcher.view.words import counted
+from policies.load import is_path, load_policy, shipped
 
 
 def check_policies(files: Sequence[str]) -> list[str]:
@@ -13,11 +15,17 @@ def check_policies(files: Sequence[str]) -> list[str]:
     lines, mistakes = [], []
     for file in files:
         try:
-            policy = load_policy([file if "/" in file or file in shipped() else f"./{file}"])
+            policy = load_policy([_named(file)])
         except ConfigError as error:
             mistakes += error.mistakes
         else:
-            lines.append(f"{file}: ok, {len(policy.rules)} rules")
+            lines.append(f"{file}: ok, {counted(len(policy.rules), 'rule')}")
     if mistakes:
         raise ConfigError(mistakes)
     return lines
+
+
+def _named(file: str) -> str:
+    """A bare word is a shipped policy, unless only a file has that name."""
+    is_file = not is_path(file) and file not in shipped() and Path(file).is_file()
+    return f"./{file}" if is_file else file

@@ -9,7 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launcher.advance import fold
+from launcher.errors import WrongUse
+from launcher.journal import read_journal
 from launcher.paths import RunPaths
+from launcher.view.terminal import visible
+from launcher.view.words import counted
 
 POLL_S = 0.5
 _TAG = re.compile(r"(?P<at>\S+) rank (?P<rank>\d+) (?P<stream>out|err) ?(?P<text>.*)", re.DOTALL)
@@ -34,9 +39,29 @@ class Line:
     stream: str
     text: str
 
-    def __str__(self) -> str:
+    def shown(self, *, colours: bool = False) -> str:
+        """The line for a terminal or a file."""
         mark = "!" if self.stream == "err" else " "
-        return f"{self.at[11:23]} {self.node} rank {self.rank} {mark} {self.text}"
+        return f"{self.at[11:23]} {self.node} rank {self.rank} {mark} {visible(self.text, colours=colours)}"
+
+
+def check_wanted(paths: RunPaths, wanted: Wanted) -> None:
+    """Raises WrongUse for a node, rank or attempt that the run does not have."""
+    run = fold(read_journal(paths).events)
+    nodes = {*run.nodes, *(node for attempt in run.attempts for node in attempt.slots)}
+    ranks = run.nodes_wanted * run.ranks_per_node
+    attempts = len(run.attempts)
+    where, name = f"logs {paths.name}", paths.name
+    # Before the first attempt a node may be one that has not answered yet.
+    if wanted.node is not None and wanted.node not in nodes and attempts:
+        raise WrongUse(f"run {name} has no node '{wanted.node}'", where, f"--node {' or '.join(sorted(nodes))}")
+    if wanted.rank is not None and wanted.rank not in range(ranks):
+        last = f" to {ranks - 1}" if ranks > 1 else ""
+        raise WrongUse(f"run {name} has no rank {wanted.rank}, it has {counted(ranks, 'rank')}", where, f"--rank 0{last}")
+    if wanted.attempt is not None and wanted.attempt not in range(1, attempts + 1):
+        last = f" to {attempts}" if attempts > 1 else ""
+        hint = f"--attempt 1{last}" if attempts else "wait until the first has started"
+        raise WrongUse(f"run {name} has had no attempt {wanted.attempt}", where, hint)
 
 
 def log_files(paths: RunPaths, wanted: Wanted) -> list[Path]:
@@ -56,7 +81,8 @@ def merged(paths: RunPaths, wanted: Wanted) -> Iterator[Line]:
 
 
 def _lines(file: Path, wanted: Wanted) -> Iterator[Line]:
-    with file.open(encoding="utf-8", errors="replace") as stream:
+    # A carriage return ends no line.
+    with file.open(encoding="utf-8", errors="replace", newline="\n") as stream:
         for text in stream:
             line = _line(text, file.stem)
             if line and wanted.rank in (None, line.rank):

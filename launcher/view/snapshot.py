@@ -11,12 +11,14 @@ from typing import Any
 
 from launcher.accounting import Account, account, detected_s, recovered_s
 from launcher.advance import fold
+from launcher.backends.local import is_alive
 from launcher.events import Event
 from launcher.journal import newest_epoch, read_journal
 from launcher.paths import RunPaths
 from launcher.run import Incident, Node, NodeState, Run, RunState
 
 SCHEMA = 1
+QUIET_S = 5.0  # no word for so long: does anything of it live?
 HISTORY = 240  # losses that a screen may draw
 
 Live = Mapping[str, Any]
@@ -25,8 +27,16 @@ Live = Mapping[str, Any]
 def snapshot(paths: RunPaths, now: float | None = None) -> dict[str, Any]:
     """The present state of the run in `paths`. Holds only what JSON can say: no number is NaN."""
     now = time.time() if now is None else now
-    events = read_journal(paths).events
-    return snapshot_of(paths.name, events, read_live(paths), now)
+    events, live = read_journal(paths).events, read_live(paths)
+    snap = snapshot_of(paths.name, events, live, now)
+    if RunState(snap["state"]).is_terminal or snap["age_s"] < QUIET_S or is_alive(paths):
+        return snap
+    return snap | {
+        "alive": False,
+        "reason": "none of its processes lives",
+        "next_action": f"nothing, until a person says: opt-launch resume {paths.name}",
+        "nodes": [{**node, "state": "GONE"} for node in snap["nodes"]],
+    }
 
 
 def read_live(paths: RunPaths) -> Live:
@@ -52,6 +62,7 @@ def snapshot_of(name: str, events: Sequence[Event], live: Live, now: float) -> d
             "schema": SCHEMA,
             "run": run.name or name,
             "state": run.state.value,
+            "alive": not run.state.is_terminal,
             "reason": run.hold_reason or run.ended_reason,
             "attempt": run.attempt.number if run.attempt else 0,
             "step": run.step,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from launcher import control
 from launcher.advance import fold
+from launcher.backends.local import is_alive
 from launcher.errors import LaunchError
 from launcher.journal import read_journal
 from launcher.paths import RunPaths
+from launcher.view.waiting import GONE_S
 
 
 def steer(paths: RunPaths, verb: str, args: dict[str, Any]) -> str:
@@ -17,7 +20,18 @@ def steer(paths: RunPaths, verb: str, args: dict[str, Any]) -> str:
     if run.state.is_terminal:  # nobody is there to answer: say so at once
         hint = "" if run.state == "SUCCEEDED" else f"opt-launch resume {paths.name}"
         raise LaunchError(f"run {paths.name} has ended: {run.state.value}", f"{verb} {paths.name}", hint)
+    if _is_deserted(paths):
+        hint = f"opt-launch resume {paths.name}"
+        raise LaunchError(f"run {paths.name}: none of its processes lives", f"{verb} {paths.name}", hint)
     ok, message = control.command(paths, verb, args)
     if not ok:
         raise LaunchError(message or f"the run did not take '{verb}'", f"{verb} {paths.name}")
     return message or f"{paths.name}: {verb} is under way"
+
+
+def _is_deserted(paths: RunPaths) -> bool:
+    """Whether nothing of the run lives; a new allocation is given the time to show up."""
+    deadline = time.monotonic() + GONE_S
+    while not (alive := is_alive(paths)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return not alive

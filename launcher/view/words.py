@@ -48,6 +48,11 @@ def size(count: int | None) -> str:
     return f"{value:.1f} TB"
 
 
+def counted(number: int, noun: str) -> str:
+    """As in "1 step", "2 steps"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def clock(moment: str | None) -> str:
     """The time of day of an ISO 8601 moment."""
     return moment[11:19] if moment else "-"
@@ -87,16 +92,15 @@ def cost(incident: dict[str, Any]) -> str:
     """As in "+4.1s, 12 steps lost": how long until steps went on, and how many were done again."""
     parts = [f"+{duration(incident['recovered_s'])}"] if incident["recovered_s"] is not None else []
     if incident["lost_steps"]:
-        parts.append(f"{incident['lost_steps']} steps lost")
+        parts.append(f"{counted(incident['lost_steps'], 'step')} lost")
     return ", ".join(parts)
 
 
 def steps_of(node: dict[str, Any]) -> str:
-    """The step a node's ranks are at, as a range where they differ."""
+    """The step a node's ranks are at, as a range where they differ; "-" for one that has not begun."""
     steps = sorted({rank["step"] for rank in node["ranks"] if rank["step"] is not None})
-    if not steps:
-        return "-"
-    return f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,}..{steps[-1]:,}"
+    told = [f"{step:,}" if step >= 0 else "-" for step in steps]
+    return "..".join(dict.fromkeys((told[0], told[-1]))) if told else "-"
 
 
 def phases_of(node: dict[str, Any]) -> str:
