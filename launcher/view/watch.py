@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
+from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from launcher.paths import RunPaths
 from launcher.run import RunState
 from launcher.view.plain import plain
-from launcher.view.screens import SMALLEST, screen
+from launcher.view.screens import LEAVING, SMALLEST, screen
 from launcher.view.snapshot import snapshot
 from launcher.view.waiting import pause_after
 
@@ -22,21 +23,20 @@ REFRESH_S = 1.0
 
 def show_once(paths: RunPaths, console: Console) -> None:
     """One picture of the run: the screen on a terminal, plain lines elsewhere."""
-    console.print(_picture(paths, console)[0], soft_wrap=not console.is_terminal)
+    console.print(_picture(snapshot(paths), console), soft_wrap=not console.is_terminal)
 
 
 def show_live(paths: RunPaths, console: Console) -> None:
     """The screen, redrawn every second until the run has ended; its last state stays on the terminal."""
-    picture, ended = _picture(paths, console)
-    with Live(picture, console=console, auto_refresh=False, screen=True) as live:
-        reading_s = 0.0
-        while not ended:
+    snap, reading_s = snapshot(paths), 0.0
+    with Live(_live_picture(snap, console), console=console, auto_refresh=False, screen=True) as live:
+        while not RunState(snap["state"]).is_terminal:
             time.sleep(pause_after(reading_s, REFRESH_S))
             begun = time.monotonic()
-            picture, ended = _picture(paths, console)
+            snap = snapshot(paths)
             reading_s = time.monotonic() - begun
-            live.update(picture, refresh=True)
-    console.print(picture)
+            live.update(_live_picture(snap, console), refresh=True)
+    console.print(_picture(snap, console))
 
 
 def show_changes(paths: RunPaths, every_s: float, *, as_json: bool) -> None:
@@ -56,13 +56,19 @@ def show_changes(paths: RunPaths, every_s: float, *, as_json: bool) -> None:
         time.sleep(every_s)
 
 
-def _picture(paths: RunPaths, console: Console) -> tuple[RenderableType, bool]:
-    snap = snapshot(paths)
-    ended = RunState(snap["state"]).is_terminal
+def _picture(snap: dict[str, Any], console: Console) -> RenderableType:
     width, height = console.size
     if not console.is_terminal or width < SMALLEST[0] or height < SMALLEST[1]:
-        return Text("\n".join(plain(snap))), ended
-    return screen(snap, width, height - 1), ended
+        return Text("\n".join(plain(snap)))
+    return screen(snap, width, height - 1)
+
+
+def _live_picture(snap: dict[str, Any], console: Console) -> RenderableType:
+    """The picture with the way out as its last line, also where the picture itself is cut off."""
+    picture, room = _picture(snap, console), console.height - 1
+    if isinstance(picture, Text):
+        picture = Text("\n").join(picture.wrap(console, console.width)[:room])
+    return Group(picture, Text(LEAVING, style="dim", no_wrap=True, overflow="ellipsis"))
 
 
 def stderr() -> Console:
