@@ -1,5 +1,6 @@
 # make demo     train a small model on virtual nodes of this machine, kill a rank, and look at the report
 # make test     all tests
+# make venv     .venv/bin/opt-launch, for runs of your own; demo and test make it too
 #
 # Needs Linux, Python 3.11 or newer with its venv module, and nothing installed beforehand. make PYTHON=python3.12
 # chooses the Python of .venv.

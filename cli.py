@@ -1,12 +1,15 @@
 """The command line: parse, call one function, print, leave with the right code.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 bad config or policy, 4 no such run, 5 somebody did not answer,
-6 the run is held, 124 waited too long, 130 Ctrl-C. What is heavy is imported inside the commands.
+6 the run is held, 124 waited too long, 130 Ctrl-C, 141 nobody reads on. What is heavy is imported inside the commands.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 LEFT_BY_CTRL_C = 130
+READER_IS_GONE = 141  # what a shell shows for a command that ended by SIGPIPE
 
 
 class Outermost(TyperGroup):
@@ -21,18 +25,26 @@ class Outermost(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            done = super().invoke(ctx)
+            _print("", end="", flush=True)
+            return done
         except KeyboardInterrupt:
             _tell("\nleft by Ctrl-C: runs go on without you (opt-launch status; opt-launch stop RUN ends one)")
             raise typer.Exit(LEFT_BY_CTRL_C) from None
+        except BrokenPipeError:
+            _drop_output()
+            raise typer.Exit(READER_IS_GONE) from None
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")
+            raise
         except Exception as error:
-            from launcher.errors import LaunchError
+            from launcher.errors import LaunchError, of_the_system
 
-            is_for_people = isinstance(error, (LaunchError, OSError)) and not isinstance(error, BrokenPipeError)
-            if ctx.params.get("debug") or not is_for_people:
+            if ctx.params.get("debug") or not isinstance(error, (LaunchError, OSError)):
                 raise
-            _tell(f"error: {error}")
-            raise typer.Exit(getattr(error, "exit_code", 1)) from None
+            told = of_the_system(error) if isinstance(error, OSError) else error
+            _tell(f"error: {told}")
+            raise typer.Exit(told.exit_code) from None
 
 
 app = typer.Typer(
@@ -41,7 +53,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # its help takes twice as long to appear
-    help="Fault-tolerant launcher for training on Slurm: submit once, sleep, read the logbook in the morning.",
+    help="Fault-tolerant launcher for PyTorch training on clusters: submit once, sleep, read the logbook in the "
+    "morning. Today its nodes are processes of this machine; Slurm is not built yet.",
 )
 policy_app = typer.Typer(no_args_is_help=True, help="Look at policies.")
 app.add_typer(policy_app, name="policy")
@@ -55,15 +68,28 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, n
 RUNS = Path("runs")
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        _print(f"opt-launch {version('opt-launch')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _common(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it and leave.")
+    ] = False,
+) -> None:
     """Options before the command."""
 
 
 @app.command()
 def submit(
     file: Annotated[Path, typer.Argument(metavar="RUN.yaml")],
-    backend: Annotated[Literal["local", "slurm"] | None, typer.Option(help="Where to run.")] = None,
+    backend: Annotated[Literal["local", "slurm"] | None, typer.Option(help="Where; today: local.")] = None,
     policy: Annotated[list[str] | None, typer.Option(help="A shipped policy or a file; may be repeated.")] = None,
     nodes: Annotated[int | None, typer.Option(help="Nodes that train.")] = None,
     spares: Annotated[int | None, typer.Option(help="Nodes in reserve.")] = None,
@@ -82,11 +108,11 @@ def submit(
     if dry_run:
         from launcher.view.dry_run import plan_text
 
-        return print(plan_text(resolved, root))
+        return _print(plan_text(resolved, root))
     from launcher import submit as starter
 
     paths = starter.submit(resolved, root)
-    print(paths.name, flush=True)
+    _print(paths.name, flush=True)
     if watch:
         from launcher.view import watch as viewer
 
@@ -117,10 +143,13 @@ def status(
     from launcher.view import watch as viewer
 
     if watch is not None:
-        return viewer.show_changes(paths, _seconds(watch, "--watch"), as_json=as_json)
+        every_s = _seconds(watch, "--watch")
+        with _printing():
+            return viewer.show_changes(paths, every_s, as_json=as_json)
     console = viewer.stdout()
     show = viewer.show_once if once or not console.is_terminal else viewer.show_live
-    return show(paths, console)
+    with _printing():
+        return show(paths, console)
 
 
 @app.command()
@@ -134,19 +163,27 @@ def logs(
 ) -> None:
     """What the ranks printed, all nodes merged by time."""
     from launcher.view.locate import find_run
-    from launcher.view.logs import Follower, Wanted, merged
+    from launcher.view.logs import Follower, Wanted, check_wanted, merged
 
     paths, wanted = find_run(root, run), Wanted(node, rank, attempt)
+    check_wanted(paths, wanted)
+    colours = os.isatty(1) and not os.environ.get("NO_COLOR")
     for line in Follower(paths, wanted).follow() if follow else merged(paths, wanted):
-        print(line, flush=follow)
+        _print(line.shown(colours=colours), flush=follow)
 
 
 @app.command()
 def stop(run: RunName, yes: Yes = False, root: Root = RUNS) -> None:
-    """Save a checkpoint, then end the run. It can be resumed."""
-    if not yes and sys.stdin.isatty():
-        typer.confirm(f"Stop run {run}?", abort=True, err=True)
-    _command(root, run, "stop")
+    """Save a checkpoint, then end the run. It can be resumed. Asks first; without a terminal it wants --yes."""
+    from launcher.errors import WrongUse
+    from launcher.view.locate import find_run
+
+    name = find_run(root, run).name
+    if not yes and not os.isatty(0):
+        raise WrongUse("nobody can be asked whether to stop it: no terminal", f"stop {name}", "add --yes")
+    if not yes:
+        typer.confirm(f"Stop run {name}?", abort=True, err=True)
+    _command(root, name, "stop")
 
 
 @app.command()
@@ -181,7 +218,7 @@ def resume(run: RunName, root: Root = RUNS) -> None:
 
     paths = find_run(root, run)
     starter.resume(paths, getpass.getuser())
-    print(paths.name)
+    _print(paths.name)
 
 
 @app.command(name="wait")
@@ -200,7 +237,7 @@ def incidents(run: RunName, as_json: AsJson = False, root: Root = RUNS) -> None:
     from launcher.view.locate import find_run
 
     found = incidents_of(find_run(root, run))
-    return _print_json(found) if as_json else print(incidents_text(found))
+    return _print_json(found) if as_json else _print(incidents_text(found))
 
 
 @app.command()
@@ -213,20 +250,23 @@ def report(
     """The logbook: where the time went, every attempt, every incident and its cost."""
     import json
 
-    from launcher.errors import LaunchError
+    from launcher.errors import LaunchError, of_the_system
     from launcher.report import report as make_report
     from launcher.report import to_markdown
     from launcher.view.locate import find_run
 
     if form == "html":
         raise LaunchError("reports as HTML are not built yet", "report --format html", "--format md or --format json")
-    body = make_report(find_run(root, run))
+    paths = find_run(root, run)
+    body = make_report(paths)
     text = to_markdown(body) if form == "md" else json.dumps(body, indent=1, allow_nan=False) + "\n"
-    if output:
+    if output is None:
+        return _print(text, end="")
+    try:
         output.write_text(text)
-        _tell(f"written to {output}")
-    else:
-        print(text, end="")
+    except OSError as error:
+        raise of_the_system(error, "the report cannot be written", f"report {paths.name} -o {output}") from error
+    return _tell(f"written to {output}")
 
 
 @policy_app.command()
@@ -234,7 +274,7 @@ def validate(files: Annotated[list[str], typer.Argument(metavar="FILES", help="F
     """Check policies, each by itself, and show every mistake with its place."""
     from launcher.view.check import check_policies
 
-    print("\n".join(check_policies(files)))
+    _print("\n".join(check_policies(files)))
 
 
 @policy_app.command()
@@ -250,6 +290,29 @@ def main() -> None:
     app()
 
 
+def _print(text: str, end: str = "\n", *, flush: bool = False) -> None:
+    with _printing():
+        print(text, end=end, flush=flush)
+
+
+@contextlib.contextmanager
+def _printing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) or error.filename:  # a file that was read to be shown
+            raise
+        from launcher.errors import of_the_system
+
+        _drop_output()
+        raise of_the_system(error, "the output cannot be written", "printing to standard output") from error
+
+
+def _drop_output() -> None:
+    """What is still buffered must not fail once more when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -257,7 +320,7 @@ def _tell(text: str) -> None:
 def _print_json(value: Any) -> None:
     import json
 
-    print(json.dumps(value, indent=1, allow_nan=False))
+    _print(json.dumps(value, indent=1, allow_nan=False))
 
 
 def _list(runs: list[Any], *, as_json: bool) -> None:
@@ -267,7 +330,7 @@ def _list(runs: list[Any], *, as_json: bool) -> None:
     snaps = [snapshot(paths) for paths in runs]
     if as_json:
         return _print_json(snaps)
-    return print("\n".join(map(one_line, snaps))) if snaps else _tell("no runs here: see --root, OPT_LAUNCH_ROOT")
+    return _print("\n".join(map(one_line, snaps))) if snaps else _tell("no runs here: see --root, OPT_LAUNCH_ROOT")
 
 
 def _seconds(text: str, flag: str) -> float:

@@ -156,7 +156,7 @@ def _length(trainer: Trainer) -> Iterator[Problem]:
     if tokens <= trainer.seq_len:
         yield (
             f"{sum(kept)} of {sum(lengths)} bytes are left to train on (held_out {trainer.held_out:g}): "
-            f"less than one sequence of {trainer.seq_len} tokens and the one after it",
+            f"too few for one sequence of {trainer.seq_len} tokens",
             ("trainer.data", "trainer.seq_len", "trainer.held_out"),
         )
 

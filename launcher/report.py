@@ -13,7 +13,7 @@ from launcher.journal import Damage, read_journal
 from launcher.paths import RunPaths
 from launcher.run import Attempt, Run
 from launcher.view.snapshot import finite, iso, read_live, snapshot_of
-from launcher.view.words import cost, deeds, duration, number, percent
+from launcher.view.words import cost, counted, deeds, duration, number, percent
 
 _MAX_CELL = 120
 _IDENTITIES = ("hostname", "node", "nodes", "pid", "started_at", "at", "attempt")  # differ without changing a bit
@@ -133,7 +133,8 @@ def _header(body: Mapping[str, Any]) -> list[str]:
         "",
         f"Step {body['step']:,}{target}, loss {number(body['loss'])}, after {duration(body['elapsed_s'])}.",
         f"{percent(body['ettr'])} of that went into steps that are kept (ETTR); goodput {percent(body['goodput'])}.",
-        f"{body['restarts']} restarts, {body['lost_steps']} steps lost, {len(body['incidents'])} incidents.",
+        f"{counted(body['restarts'], 'restart')}, {counted(body['lost_steps'], 'step')} lost, "
+        f"{counted(len(body['incidents']), 'incident')}.",
     ]
     if digest:
         mark = {True: "comparable", False: "not comparable", None: "comparability unknown"}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -53,16 +54,20 @@ def call(*args: object, cwd: Path, **variables: str) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def make_run(root: Path, name: str, *events: Event) -> RunPaths:
+def make_run(root: Path, name: str, *events: Event, nodes: int = 1) -> RunPaths:
     paths = RunPaths(root / name)
     paths.make_folders()
-    slots = {"node0": (0,)}
+    slots = {f"node{index}": (index,) for index in range(nodes)}
+    joined = [
+        AgentJoined(at=AT + 1, node=node, index=index, incarnation="i", host="h", port=1, pid=7)
+        for index, node in enumerate(slots)
+    ]
     begin = [
         EpochStarted(at=AT, host="login", pid=1, node="", job_id=""),
         RunSubmitted(
-            at=AT, run=name, nodes=1, ranks_per_node=1, spares=0, target_step=3, probation=1, save_every=2
+            at=AT, run=name, nodes=nodes, ranks_per_node=1, spares=0, target_step=3, probation=1, save_every=2
         ),
-        AgentJoined(at=AT + 1, node="node0", index=0, incarnation="i", host="h", port=1, pid=7),
+        *joined,
         AttemptStarted(at=AT + 2, attempt=1, slots=slots, incarnations={}, restore=None, why="first"),
         StepDone(at=AT + 3, attempt=1, step=0, metrics={"loss": 5.0}, step_s=1.0),
     ]  # fmt: skip
@@ -199,7 +204,7 @@ def test_a_bad_spec_is_3_and_touches_nothing(tmp_path: Path, root: Path) -> None
 @pytest.mark.parametrize("verb", ["stop", "save", "hold", "release"])
 def test_a_run_that_has_ended_takes_no_commands(tmp_path: Path, root: Path, verb: str) -> None:
     make_run(root, "a", ended("STOPPED"))
-    outcome = call(verb, "a", cwd=tmp_path)
+    outcome = call(verb, "a", *(["--yes"] if verb == "stop" else []), cwd=tmp_path)
     assert outcome.code == 1
     assert outcome.err == f"error: run a has ended: STOPPED\n  while: {verb} a\n  try:   opt-launch resume a\n"
 
@@ -246,11 +251,11 @@ def test_status_of_all_runs_is_a_line_each(tmp_path: Path, root: Path) -> None:
     assert (nowhere.code, nowhere.out) == (0, "")
 
 
-def test_status_on_a_terminal_is_the_screen(tmp_path: Path, root: Path) -> None:
-    make_run(root, "a", ended("SUCCEEDED"))
+def on_a_terminal(folder: Path, *args: str, **variables: str) -> str:
+    """What a command writes to a terminal of 80 x 24 that it leaves with 0."""
     master, slave = pty.openpty()
-    variables = environment() | {"COLUMNS": "80", "LINES": "24", "NO_COLOR": "1"}
-    process = subprocess.Popen([*PROGRAM, "status", "a"], cwd=tmp_path, env=variables, stdout=slave, stdin=slave)
+    known = environment() | {"COLUMNS": "80", "LINES": "24"} | variables
+    process = subprocess.Popen([*PROGRAM, *args], cwd=folder, env=known, stdout=slave, stdin=slave)
     os.close(slave)
     shown = b""
     while True:
@@ -263,7 +268,12 @@ def test_status_on_a_terminal_is_the_screen(tmp_path: Path, root: Path) -> None:
         shown += data
     os.close(master)
     assert process.wait(20) == 0
-    text = shown.decode()
+    return shown.decode()
+
+
+def test_status_on_a_terminal_is_the_screen(tmp_path: Path, root: Path) -> None:
+    make_run(root, "a", ended("SUCCEEDED"))
+    text = on_a_terminal(tmp_path, "status", "a", NO_COLOR="1")
     assert "NODES 1: 1 active" in text
     assert "\x1b[?1049l" in text  # the alternate screen was left
     assert "\x1b[3" not in text  # no colour was asked for
@@ -302,18 +312,93 @@ def test_the_root_comes_from_the_environment(tmp_path: Path, root: Path) -> None
     assert call("wait", "a", cwd=elsewhere).code == 4
 
 
-def test_logs_are_merged_and_cut_off_quietly(tmp_path: Path, root: Path) -> None:
-    paths = make_run(root, "a")
+def test_stop_ends_nothing_where_nobody_can_be_asked(tmp_path: Path, root: Path) -> None:
+    make_run(root, "alpha")
+    outcome = call("stop", "al", cwd=tmp_path)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("error: nobody can be asked")
+    assert "while: stop alpha\n  try:   add --yes" in outcome.err
+    assert not [*RunPaths(root / "alpha").control.iterdir()]
+
+
+def run_with_logs(root: Path) -> RunPaths:
+    paths = make_run(root, "a", nodes=2)
     for node in ("node0", "node1"):
         paths.log(1, node).parent.mkdir(exist_ok=True)
         rank = node[-1]
         lines = (f"2026-01-02T10:00:0{i}.00{rank}+00:00 rank {rank} out {node} says {i}\n" for i in range(5))
         paths.log(1, node).write_text("".join(lines))
+    return paths
+
+
+def test_logs_are_merged_by_time(tmp_path: Path, root: Path) -> None:
+    run_with_logs(root)
     outcome = call("logs", "a", cwd=tmp_path)
     assert outcome.out.splitlines()[0] == "10:00:00.000 node0 rank 0   node0 says 0"
     assert [line.split()[1] for line in outcome.out.splitlines()[:4]] == ["node0", "node1", "node0", "node1"]
     assert len(call("logs", "a", "--node", "node1", "--rank", 1, cwd=tmp_path).out.splitlines()) == 5
-    assert call("logs", "a", "--attempt", 2, cwd=tmp_path).out == ""
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message", "hint"),
+    [
+        ("--rank", "9", "run a has no rank 9, it has 2 ranks", "--rank 0 to 1"),
+        ("--rank", "-1", "run a has no rank -1, it has 2 ranks", "--rank 0 to 1"),
+        ("--node", "nope", "run a has no node 'nope'", "--node with one of: node0, node1"),
+        ("--attempt", "9", "run a has had no attempt 9", "--attempt 1"),
+    ],
+)
+def test_logs_of_what_does_not_exist_are_refused(
+    tmp_path: Path, root: Path, flag: str, value: str, message: str, hint: str
+) -> None:
+    run_with_logs(root)
+    outcome = call("logs", "a", flag, value, cwd=tmp_path)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == f"error: {message}\n  while: logs a\n  try:   {hint}\n"
+
+
+@pytest.mark.parametrize("lines", [5, 20_000])
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path, root: Path, lines: int) -> None:
+    line = "2026-01-02T10:00:00.000+00:00 rank 0 out something that was printed\n"
+    paths = make_run(root, "a")
+    paths.log(1, "node0").parent.mkdir()
+    paths.log(1, "node0").write_text(line * lines)
+    process = subprocess.Popen(
+        [*PROGRAM, "logs", "a"], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    assert (process.wait(20), process.stderr.read()) == (141, "")
+
+
+@pytest.mark.parametrize("args", [("status", "a"), ("logs", "a"), ("report", "a"), ("policy", "schema")])
+def test_output_that_cannot_be_written_is_an_error_with_advice(
+    tmp_path: Path, root: Path, args: tuple[str, ...]
+) -> None:
+    run_with_logs(root)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*PROGRAM, *args], cwd=tmp_path, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True,
+            check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: the output cannot be written: no space left on device\n"
+        "  while: printing to standard output\n  try:   make room there, or write elsewhere\n"
+    )
+
+
+def test_colours_of_ranks_reach_terminals_only(tmp_path: Path, root: Path) -> None:
+    paths = make_run(root, "a")
+    paths.log(1, "node0").parent.mkdir()
+    paths.log(1, "node0").write_text("2026-01-02T10:00:00.000+00:00 rank 0 out \x1b[31mred\x1b[0m\x1b[2J\n")
+    assert call("logs", "a", cwd=tmp_path).out == "10:00:00.000 node0 rank 0   red\n"
+    shown = {no_colour: on_a_terminal(tmp_path, "logs", "a", NO_COLOR=no_colour) for no_colour in ("", "1")}
+    assert "\x1b[31mred" in shown[""]
+    assert "\x1b[2J" not in shown[""]
+    assert "\x1b" not in shown["1"]
 
 
 def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path, root: Path) -> None:
@@ -349,6 +434,34 @@ def test_reports(tmp_path: Path, root: Path) -> None:
     refused = call("report", "a", "--format", "html", cwd=tmp_path)
     assert refused.code == 1
     assert "not built yet" in refused.err
+
+
+def test_a_report_that_cannot_be_written_says_where_and_what_to_do(tmp_path: Path, root: Path) -> None:
+    make_run(root, "a", ended("SUCCEEDED"))
+    outcome = call("report", "a", "-o", "/nonexistent/x", cwd=tmp_path)
+    assert outcome.code == 1
+    assert outcome.err == (
+        "error: the report cannot be written: no such file or directory\n"
+        "  while: report a -o /nonexistent/x\n  try:   check the path\n"
+    )
+
+
+def test_an_unknown_choice_is_told_the_known_ones(tmp_path: Path) -> None:
+    error = call("report", "a", "--format", "pdf", cwd=tmp_path).err
+    assert error.endswith("Error: Invalid value for '--format': 'pdf' is not one of 'md', 'html', 'json'.\n")
+
+
+def test_the_version_is_shown(tmp_path: Path) -> None:
+    assert call("--version", cwd=tmp_path).out == f"opt-launch {metadata.version('opt-launch')}\n"
+
+
+def test_a_bare_word_to_validate_is_a_shipped_policy_or_a_file_here(tmp_path: Path) -> None:
+    unknown = call("policy", "validate", "nope", cwd=tmp_path)
+    assert unknown.code == 3
+    assert "no shipped policy is called 'nope' (shipped: cautious, default, infra, numerics; " in unknown.err
+    rule = "rules:\n  - {name: x, when: {hang: {}}, do: [{hold: {}}]}\n"
+    (tmp_path / "nope").write_text(f"version: 1\nname: mine\n{rule}")
+    assert call("policy", "validate", "nope", cwd=tmp_path).out == "nope: ok, 1 rule\n"
 
 
 def test_policies_are_checked(tmp_path: Path) -> None:

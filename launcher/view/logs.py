@@ -17,6 +17,7 @@ from launcher.view.terminal import visible
 from launcher.view.words import counted
 
 POLL_S = 0.5
+SHOWN_NAMES = 8
 _TAG = re.compile(r"(?P<at>\S+) rank (?P<rank>\d+) (?P<stream>out|err) ?(?P<text>.*)", re.DOTALL)
 
 
@@ -54,10 +55,14 @@ def check_wanted(paths: RunPaths, wanted: Wanted) -> None:
     where, name = f"logs {paths.name}", paths.name
     # Before the first attempt a node may be one that has not answered yet.
     if wanted.node is not None and wanted.node not in nodes and attempts:
-        raise WrongUse(f"run {name} has no node '{wanted.node}'", where, f"--node {' or '.join(sorted(nodes))}")
+        names = sorted(nodes)
+        some = ", ".join(names[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")
+        raise WrongUse(f"run {name} has no node '{wanted.node}'", where, f"--node with one of: {some}")
     if wanted.rank is not None and wanted.rank not in range(ranks):
         last = f" to {ranks - 1}" if ranks > 1 else ""
-        raise WrongUse(f"run {name} has no rank {wanted.rank}, it has {counted(ranks, 'rank')}", where, f"--rank 0{last}")
+        raise WrongUse(
+            f"run {name} has no rank {wanted.rank}, it has {counted(ranks, 'rank')}", where, f"--rank 0{last}"
+        )
     if wanted.attempt is not None and wanted.attempt not in range(1, attempts + 1):
         last = f" to {attempts}" if attempts > 1 else ""
         hint = f"--attempt 1{last}" if attempts else "wait until the first has started"

@@ -26,7 +26,7 @@ def outcome(snap: dict[str, Any]) -> str:
 
 
 def plain(snap: dict[str, Any]) -> list[str]:
-    """The whole snapshot, one fact a line."""
+    """The whole snapshot, one fact a line; of what happened the newest first, for small screens cut off the end."""
     lines = [
         f"run {snap['run']}  {snap['state']}" + (f"  ({snap['reason']})" if snap["reason"] else ""),
         f"{progress(snap)}  {outcome(snap)}",
@@ -38,9 +38,9 @@ def plain(snap: dict[str, Any]) -> list[str]:
     lines += [_node(node) for node in snap["nodes"]]
     incidents = snap["incidents"][-SHOWN_INCIDENTS:]
     hidden = len(snap["incidents"]) - len(incidents)
+    lines += [_incident(incident) for incident in reversed(incidents)]
     lines += [f"incidents: {hidden} older ones are not shown"] if hidden else []
-    lines += [_incident(incident) for incident in incidents]
-    lines += [_checkpoint(one) for one in snap["checkpoints"][-SHOWN_CHECKPOINTS:]]
+    lines += [_checkpoint(one) for one in reversed(snap["checkpoints"][-SHOWN_CHECKPOINTS:])]
     return lines
 
 

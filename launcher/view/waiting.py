@@ -11,8 +11,9 @@ from launcher.advance import fold
 from launcher.errors import LaunchError
 from launcher.journal import read_journal
 from launcher.paths import RunPaths
-from launcher.run import Run, RunState
-from launcher.view.words import number
+from launcher.run import Incident, Run, RunState
+from launcher.view.snapshot import iso
+from launcher.view.words import clock, number
 
 POLL_S = 0.5
 _REST = 10
@@ -33,7 +34,7 @@ def wait(paths: RunPaths, patience: Patience, is_alive: Callable[[RunPaths], boo
     """The exit code for what became of the run. Raises LaunchError when its processes are all dead."""
     started = time.monotonic()
     dead_since: float | None = None
-    line = _ProgressLine()
+    line, told = _ProgressLine(), None
     try:
         while True:
             begun = time.monotonic()
@@ -42,6 +43,10 @@ def wait(paths: RunPaths, patience: Patience, is_alive: Callable[[RunPaths], boo
             code = verdict(run, patience)
             if code is not None:
                 return code, run
+            if told is not None and len(run.incidents) > told:
+                line.clear()
+                print("\n".join(incident_text(one) for one in run.incidents[told:]), file=sys.stderr, flush=True)
+            told = len(run.incidents)
             line.show(run)
             dead_since = None if is_alive(paths) else (dead_since or now)
             if dead_since is not None and now - dead_since >= GONE_S:
@@ -56,6 +61,13 @@ def wait(paths: RunPaths, patience: Patience, is_alive: Callable[[RunPaths], boo
             time.sleep(min(pause_s, left))
     finally:
         line.clear()
+
+
+def incident_text(incident: Incident) -> str:
+    """An incident in a line, for somebody who waits."""
+    advised = "" if incident.mode == "act" else f" ({incident.mode} only)"
+    deeds = ", ".join(incident.actions)
+    return f"{clock(iso(incident.decided_at))} {incident.rule}: {incident.why}: {deeds}{advised}"
 
 
 def pause_after(reading_s: float, least_s: float) -> float:

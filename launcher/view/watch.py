@@ -29,13 +29,17 @@ def show_once(paths: RunPaths, console: Console) -> None:
 def show_live(paths: RunPaths, console: Console) -> None:
     """The screen, redrawn every second until the run has ended; its last state stays on the terminal."""
     snap, reading_s = snapshot(paths), 0.0
-    with Live(_live_picture(snap, console), console=console, auto_refresh=False, screen=True) as live:
+    live = Live(live_picture(snap, console), console=console, auto_refresh=False, screen=True)
+    try:  # not with: left by Ctrl-C while it starts, it would not give the terminal back
+        live.start(refresh=True)
         while not RunState(snap["state"]).is_terminal:
             time.sleep(pause_after(reading_s, REFRESH_S))
             begun = time.monotonic()
             snap = snapshot(paths)
             reading_s = time.monotonic() - begun
-            live.update(_live_picture(snap, console), refresh=True)
+            live.update(live_picture(snap, console), refresh=True)
+    finally:
+        live.stop()
     console.print(_picture(snap, console))
 
 
@@ -63,7 +67,7 @@ def _picture(snap: dict[str, Any], console: Console) -> RenderableType:
     return screen(snap, width, height - 1)
 
 
-def _live_picture(snap: dict[str, Any], console: Console) -> RenderableType:
+def live_picture(snap: dict[str, Any], console: Console) -> RenderableType:
     """The picture with the way out as its last line, also where the picture itself is cut off."""
     picture, room = _picture(snap, console), console.height - 1
     if isinstance(picture, Text):

@@ -177,6 +177,21 @@ def test_all_mistakes_of_the_model_are_told_and_the_rest_is_kept() -> None:
     assert model == Outer(name="a", inner=Inner(flag=True))
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "shown"),
+    [
+        (0, 200, "bad" + "b" * 97 + "..."),
+        (300, 300, "..." + "a" * 40 + "bad" + "b" * 57 + "..."),
+        (300, 0, "..." + "a" * 97 + "bad"),
+        (20, 20, "a" * 20 + "bad" + "b" * 20),
+    ],
+)
+def test_of_a_long_line_only_what_is_around_the_mistake_is_shown(before: int, after: int, shown: str) -> None:
+    _, line, marks = str(Mistake("f", "wrong", 1, before + 1, "a" * before + "bad" + "b" * after, 3)).splitlines()
+    assert line == f"    1 | {shown}"
+    assert line[marks.index("^") : marks.rindex("^") + 1] == "bad"
+
+
 def test_an_error_says_what_where_and_what_to_do() -> None:
     error = LaunchError(
         "node gpu-07 did not answer in 10s", where="hosts check", hint="opt-launch hosts exclude gpu-07"

@@ -200,6 +200,9 @@ def test_what_does_not_exist_yet_is_refused_by_name(tmp_path: Path, key: str) ->
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
+        ("launch.env.CODE=3", "a text is expected, not 3: write --set 'launch.env.CODE=\"3\"'"),
+        ("launch.env={CODE: 3}", "a text is expected, not 3: put it in quotes"),
+        ("trainer.steps=99999999999999999999999", "steps must be less than 9.22337e+18, not 99999999999999999999999"),
         ("trainer.lr=fast", "a number is expected, not 'fast'"),
         ("trainer.stpes=3", "unknown key 'stpes' (did you mean 'steps'?)"),
         ("trainr.steps=3", "unknown key 'trainr' (did you mean 'trainer'?)"),
@@ -247,6 +250,30 @@ def test_a_secret_from_the_environment_is_not_written_down(tmp_path: Path, monke
     monkeypatch.setenv("MY_API_KEY", "s3cret")
     run = resolved(tmp_path, RUN + "launch: {env: {MY_API_KEY: from-env}}\n")
     assert "s3cret" not in dump_resolved(run)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "held_out", "enough"),
+    [
+        ([127], 0, False), ([128], 0, True), ([134], 0.05, False), ([135], 0.05, True), ([0, 128], 0.05, False),
+        ([60, 60], 0, False), ([63, 64], 0, True), ([500, 100], 0.5, True), ([100, 500], 0.5, False),
+        ([500, 500], 0.9, False), ([1], 0.9, False),
+    ],
+)  # fmt: skip
+def test_a_corpus_needs_one_sequence_by_the_rule_of_the_trainer(
+    tmp_path: Path, sizes: list[int], held_out: float, enough: bool
+) -> None:
+    from model.data import Corpus, find_documents, split
+
+    for index, size in enumerate(sizes):
+        (tmp_path / f"{index}.txt").write_bytes(b"x" * size)
+    text = changed("lr: 6.0e-4", f"data: ['*.txt']\n  held_out: {held_out}")
+    left, _ = split(find_documents([str(tmp_path / "*.txt")]), held_out)
+    assert bool(Corpus(left, 128, may_be_empty=True).sequences) is enough
+    found = mistakes(tmp_path, text)
+    assert (
+        not found if enough else found[0].startswith("7:9: ") and "too few for one sequence of 128 tokens" in found[0]
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

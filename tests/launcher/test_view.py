@@ -4,12 +4,15 @@ import io
 import json
 import math
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from launcher.errors import RunNotFound
@@ -34,7 +37,9 @@ from launcher.view.logs import Follower, Wanted, merged
 from launcher.view.plain import plain
 from launcher.view.screens import screen
 from launcher.view.snapshot import snapshot, snapshot_of
-from launcher.view.words import duration, size, sparkline
+from launcher.view.terminal import visible
+from launcher.view.watch import live_picture
+from launcher.view.words import cost, counted, duration, size, sparkline, steps_of
 from launcher.view.words import number as number_text
 
 BORN = 1_700_000_000.0
@@ -248,6 +253,20 @@ def test_the_screen_fits(width: int, height: int, many: int) -> None:
     assert all(len(line) <= width for line in lines)
 
 
+@pytest.mark.parametrize(("width", "height"), [(40, 8), (60, 15), (80, 24)])
+def test_the_live_screen_says_how_to_leave_it(tmp_path: Path, width: int, height: int) -> None:
+    console = Console(width=width, height=height, file=io.StringIO(), color_system=None, force_terminal=True)
+    picture = live_picture(snapshot(write_run(tmp_path), now=BORN + 31), console)
+    lines = ["".join(part.text for part in line).rstrip() for line in console.render_lines(picture)]
+    assert lines[-1].startswith(" Ctrl-C leaves this screen; the run")
+    assert len(lines) <= height
+
+
+def test_what_is_cut_off_a_small_screen_is_the_oldest(tmp_path: Path) -> None:
+    text = "\n".join(plain(snapshot(write_run(tmp_path), now=BORN + 31)))
+    assert text.index("checkpoint step 8") < text.index("checkpoint step 4")
+
+
 def test_the_worst_node_comes_first(tmp_path: Path) -> None:
     lines = drawn(snapshot(write_run(tmp_path), now=BORN + 31)).splitlines()
     first = next(index for index, line in enumerate(lines) if "worst first" in line) + 1
@@ -281,6 +300,19 @@ def test_plain_lines_tell_nodes_incidents_and_checkpoints(tmp_path: Path) -> Non
 )
 def test_durations(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_one_is_not_many() -> None:
+    assert counted(1, "step") == "1 step"
+    assert cost({"recovered_s": None, "lost_steps": 1}) == "1 step lost"
+
+
+@pytest.mark.parametrize(
+    ("steps", "text"),
+    [([], "-"), ([None], "-"), ([-1], "-"), ([-1, 7], "-..7"), ([7, 1200], "7..1,200"), ([3, 3], "3")],
+)
+def test_the_step_of_a_node_is_that_of_its_ranks(steps: list[int | None], text: str) -> None:
+    assert steps_of({"ranks": [{"step": step} for step in steps]}) == text
 
 
 def test_sparklines_and_sizes() -> None:
@@ -331,7 +363,45 @@ def test_logs_of_all_nodes_are_merged_by_time(tmp_path: Path) -> None:
     assert [line.text for line in merged(paths, Wanted())] == ["first", "second", "third", "fourth"]
     assert [line.text for line in merged(paths, Wanted(node="node1"))] == ["second", "fourth"]
     assert [line.text for line in merged(paths, Wanted(rank=2, attempt=1))] == ["second"]
-    assert str(next(merged(paths, Wanted(rank=1)))) == "10:00:03.000 node0 rank 1 ! third"
+    assert next(merged(paths, Wanted(rank=1))).shown() == "10:00:03.000 node0 rank 1 ! third"
+
+
+def test_a_line_that_is_written_over_shows_its_last_state(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    paths.log(1, "node0").parent.mkdir(parents=True)
+    texts = ["\rprogress 1\rprogress 2", " 50%|##\r100%|####\r", "before\r"]
+    stamped = [f"2026-01-02T10:00:0{index}.000 rank 0 err {text}\n" for index, text in enumerate(texts)]
+    paths.log(1, "node0").write_bytes("".join(stamped).encode())
+    expected = ["progress 2", "100%|####", "before"]
+    assert [line.shown().partition(" ! ")[2] for line in merged(paths, Wanted())] == expected
+    assert [line.shown().partition(" ! ")[2] for line in Follower(paths, Wanted()).read()] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "plainly", "coloured"),
+    [
+        ("a\tb é", "a\tb é", "a\tb é"),
+        ("\x1b[1;31mred\x1b[0m", "red", "\x1b[1;31mred\x1b[0m\x1b[0m"),
+        ("\x1b[31mnever ends", "never ends", "\x1b[31mnever ends\x1b[0m"),
+        ("\x1b[2J\x1b[10;10Hx\x1b[K\x1b[?25l\x9b2J", "x", "x"),
+        ("\x1b]0;a title\x07x\x1b]8;;http://y\x1b\\link\x1b]8;;\x1b\\", "xlink", "xlink"),
+        ("\x1bP a device string \x1b\\x\x1b(B\x1bc", "x", "x"),
+        ("bell\x07 back\x08 nul\0 del\x7f \x1b", "bell back nul del ", "bell back nul del "),
+        ("\x1b]0;without an end", "0;without an end", "0;without an end"),
+        ("done\r\x1b[K", "done", "done"),
+        ("done\r\x1b[32m\x1b[0m", "done", "done"),
+        ("\x1b[\x1b[31m2J", "2J", "\x1b[31m2J\x1b[0m"),
+        ("\r", "", ""),
+    ],
+)
+def test_ranks_cannot_steer_the_terminal(text: str, plainly: str, coloured: str) -> None:
+    assert (visible(text), visible(text, colours=True)) == (plainly, coloured)
+
+
+@given(st.text("a\r\x1b[]0;1mKJ\x07\\\x9b\x9d\x9c\x90P(B", max_size=30))
+def test_no_text_leaves_a_control_sequence(text: str) -> None:
+    assert not re.search(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]", visible(text))
+    assert "\x1b" not in re.sub(r"\x1b\[[0-9;:]*m", "", visible(text, colours=True))
 
 
 def test_a_follower_shows_each_line_once_and_no_torn_one(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Reading policies: what is refused, where, and in which words."""
 
 # ruff: noqa: E501  messages are compared whole
+import ast
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from launcher.errors import ConfigError
 from policies.load import FOLDER, RunFacts, dump_policy, json_schema, load_policy, read_policy, shipped
+from policies.meaning import TRAINER_METRICS
 from policies.schema import Policy
 from policies.when import When
 
@@ -256,6 +258,44 @@ def test_a_rule_that_needs_our_trainer_is_a_mistake_for_a_command(tmp_path: Path
     assert mistakes(tmp_path, text, RunFacts(own_trainer=False)) == [
         "7:9: 'restart from last_good' of rule 'r' needs our own trainer, and the run is a command"
     ]
+
+
+@pytest.mark.parametrize(
+    ("when", "expected"),
+    [
+        ("threshold: {metric: lsos, above: 3}", "5:32: our trainer reports no metric 'lsos' (did you mean 'loss'?)"),
+        ("threshold: {metric: speed, above: 3}", "5:32: our trainer reports no metric 'speed' (it reports: loss, grad_norm, lr, tokens, tokens_per_s, activation_norm, val_loss)"),
+        ("non_finite: {metrics: [loss, gradnorm]}", "5:41: our trainer reports no metric 'gradnorm' (did you mean 'grad_norm'?)"),
+        ("threshold: {metric: loss, below: -5}", "5:45: loss is never negative: the rule can never fire"),
+        ("threshold: {metric: loss, below: 0}", "5:45: loss is never negative: the rule can never fire"),
+    ],
+)  # fmt: skip
+def test_a_metric_that_our_trainer_never_reports_like_that_is_a_mistake(
+    tmp_path: Path, when: str, expected: str
+) -> None:
+    assert mistakes(tmp_path, rule(when, "{hold: {}}"), RunFacts()) == [expected]
+    assert mistakes(tmp_path, rule(when, "{hold: {}}"), RunFacts(own_trainer=False)) == []
+    assert mistakes(tmp_path, rule(when, "{hold: {}}")) == []
+
+
+@pytest.mark.parametrize("facts", [None, RunFacts(), RunFacts(own_trainer=False)])
+def test_a_norm_is_never_negative_whoever_trains(tmp_path: Path, facts: RunFacts | None) -> None:
+    assert mistakes(tmp_path, rule("threshold: {metric: grad_norm, below: -1}", "{hold: {}}"), facts) == [
+        "5:50: grad_norm is never negative: the rule can never fire"
+    ]
+    assert mistakes(tmp_path, rule("threshold: {metric: grad_norm, below: 0.1}", "{hold: {}}"), facts) == []
+
+
+def test_the_known_metrics_are_those_that_our_trainer_reports() -> None:
+    tree = ast.parse((FOLDER.parent / "model" / "train.py").read_text())
+    (step,) = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "train_step")
+    named: set[str] = set()
+    for node in ast.walk(step):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).startswith("metrics"):
+            place = node.targets[0]
+            keys = node.value.keys if isinstance(node.value, ast.Dict) else [getattr(place, "slice", None)]
+            named |= {key.value for key in keys if isinstance(key, ast.Constant)}
+    assert named == set(TRAINER_METRICS)
 
 
 def test_the_first_step_limit_comes_from_the_run_unless_the_rule_has_one() -> None:
