@@ -351,7 +351,7 @@ def _command(root: Path, name: str, verb: str, **args: Any) -> None:
 
 
 def _wait_for(paths: Any, timeout_s: float | None, *, through_hold: bool) -> None:
-    from launcher.submit import is_alive
+    from launcher.backends.choice import is_alive
     from launcher.view.waiting import Patience, outcome_text, wait
 
     code, run = wait(paths, Patience(timeout_s, through_hold), is_alive)

@@ -25,6 +25,7 @@ from pathlib import Path
 import psutil
 
 from launcher import wire
+from launcher.backends.choice import backend_of
 from launcher.environment import environment
 from launcher.evidence import collect
 from launcher.paths import RunPaths, write_atomically
@@ -40,6 +41,7 @@ TAKEOVER_S = 3.0  # times (index + 1)
 ALONE_S = 60.0  # wait so long when no other agent can be reached and none refused
 ABANDONED_S = 600.0
 STARTING_S = 30.0  # how long a supervisor may take from its start to its first word
+END_GRACE_S = 1.0  # for a first node that is just leaving
 EXIT_ABANDONED = 75
 
 
@@ -61,8 +63,10 @@ class Agent:
         self.host = os.environ.get("OPT_LAUNCH_HOST", "127.0.0.1")
         self.secret = paths.secret.read_bytes()
         parent = os.environ.get("OPT_LAUNCH_SCRATCH") or None
-        self.scratch = Path(tempfile.mkdtemp(prefix=f"opt-launch-{node}-", dir=parent))
-        program = program_of(read_resolved(paths.spec))
+        self.scratch = Path(tempfile.mkdtemp(prefix=f"opt-launch-{os.getpid()}-{node}-", dir=parent))
+        spec = read_resolved(paths.spec)
+        self._backend = backend_of(spec)
+        program = program_of(spec)
         self.environment = environment(program.threads)
         self.ranks = Ranks(node, self.scratch, program, self.say)
         self.epoch = 0
@@ -78,6 +82,7 @@ class Agent:
         self._starting: tuple[subprocess.Popen[bytes], float, int] | None = None  # since when, and the epoch then
         self._asking = False  # whether the other agents are being asked for a supervisor
         self._leaving = asyncio.Event()
+        self._ending = False  # the run is over, and we leave
         self._exit_code = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -93,9 +98,9 @@ class Agent:
         loop.add_signal_handler(signal.SIGTERM, self._leaving.set)
         loop.call_soon(self._turn, time.monotonic())
         await self._leaving.wait()
+        self.paths.agent(self.node).unlink(missing_ok=True)
         server.close()
         await self.ranks.close()
-        self.paths.agent(self.node).unlink(missing_ok=True)
         shutil.rmtree(self.scratch, ignore_errors=True)
         return self._exit_code
 
@@ -206,8 +211,18 @@ class Agent:
                 self._spawn(self._collect(message))
             case "to_rank":
                 self.ranks.to_rank(message["attempt"], message["rank"], message["message"])
-            case "leave":
-                self._leaving.set()
+            case "leave" if not self._ending:
+                self._ending = True
+                self._spawn(self._leave())
+
+    async def _leave(self) -> None:
+        """The run is over. An allocation that lost its first node does not end by itself: see to it."""
+        first = next((peer for peer in self._other_agents() if peer["index"] == 0), None)
+        if first is not None and await self._ask(first) in ("refused", "timeout"):
+            await asyncio.sleep(END_GRACE_S)
+            if self.paths.agent(first["node"]).exists():  # it did not leave: it was lost
+                await asyncio.to_thread(self._backend.end, self.job_id)
+        self._leaving.set()
 
     async def _store(self, attempt: int) -> None:
         with contextlib.suppress(asyncio.CancelledError, TimeoutError):

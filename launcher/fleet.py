@@ -223,6 +223,10 @@ class Fleet:
                 contact.link.send({"type": "peers", "peers": addresses})
                 contact.peers_told = addresses
 
+    def is_silent(self, node: str) -> bool:
+        contact = self.contacts.get(node)
+        return contact is None or contact.silent
+
     def last_sign(self, node: str) -> float | None:
         """When the node was last heard (Unix seconds); None if this supervisor never did."""
         contact = self.contacts.get(node)

@@ -77,8 +77,13 @@ class RunPaths:
 
     @property
     def allocation(self) -> Path:
-        """What the local backend knows of its virtual nodes."""
+        """What the backend knows of the allocation."""
         return self.root / "allocation.json"
+
+    @property
+    def job_state(self) -> Path:
+        """What the scheduler last said of the job, for all who look."""
+        return self.root / "job.json"
 
     @property
     def submitit(self) -> Path:

@@ -37,6 +37,8 @@ Variable = Annotated[str, AfterValidator(_a_variable)]
 Size = Literal["tiny", "8m", "125m", "350m", "760m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b", "175b"]
 Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False)]
 LIMIT = 2**63  # what trainers and files hold integers in
+ONE_LINE = r"^[^\n\r]+$"
+Word = Annotated[str, Field(pattern=ONE_LINE)]
 Positive = Annotated[int, Field(gt=0, lt=LIMIT)]
 StepCount = Annotated[Steps, Field(gt=0, lt=LIMIT)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -134,8 +136,30 @@ class Local(Section):
     return_after: Annotated[Duration, Field(ge=0)] = 10.0
 
 
+class Slurm(Section):
+    """What the job asks of Slurm; what is not said is left to the site. `lead`: warned so long before the limit."""
+
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    constraint: Word | None = None
+    reservation: Word | None = None
+    nodelist: Word | None = None
+    exclude: Word | None = None
+    comment: Word | None = None
+    wckey: Word | None = None
+    time: Annotated[Duration, Field(gt=0)] | None = None
+    gpus_per_node: Annotated[int, Field(ge=0)] | None = None
+    cpus_per_task: Positive | None = None
+    mem: Word | None = None
+    exclusive: bool = False
+    python: Word | None = None
+    lead: Annotated[Duration, Field(gt=0)] = 120.0
+    extra: dict[Word, Annotated[str, Field(pattern=ONE_LINE)] | int | bool] = {}
+
+
 class Cluster(Section):
-    """Where the ranks run. `silence`: an agent not heard for so long makes its node suspect."""
+    """Where the ranks run. `silence`: an agent not heard for so long makes its node suspect (2s locally, else 10s)."""
 
     backend: Literal["local", "slurm"] = "local"
     nodes: Positive = 1
@@ -143,10 +167,17 @@ class Cluster(Section):
     spares: Annotated[int, Field(ge=0, lt=LIMIT)] = 0
     min_nodes: Positive | None = None
     wait_for_node: Annotated[Duration, Field(ge=0)] = 120.0
-    silence: Annotated[Duration, Field(gt=0)] = 2.0
+    silence: Annotated[Duration, Field(gt=0)]
     continue_by: Literal["requeue", "chain", "none"] = "requeue"
     local: Local = Local()
-    slurm: dict[str, Any] = {}
+    slurm: Slurm = Slurm()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_backend(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {"silence": "10s" if values.get("backend") == "slurm" else "2s"} | values
 
 
 class Network(Section):
@@ -188,7 +219,7 @@ class RunSpec(Section):
     name: Name
     trainer: Trainer | None = None
     command: Annotated[Texts, Field(min_length=1)] | None = None
-    cluster: Cluster = Cluster()
+    cluster: Cluster = Field(default_factory=lambda: Cluster.model_validate({}))
     launch: Launch = Launch()
     policy: Annotated[Texts, Field(min_length=1)] = ("default",)
     health: Health = Health()

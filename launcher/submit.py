@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from launcher.advance import fold
-from launcher.backends import local
+from launcher.backends.choice import backend_of, is_alive
 from launcher.errors import LaunchError
 from launcher.events import EpochStarted, RunResumed, RunSubmitted
 from launcher.journal import make_ballast, read_journal, write_first_epoch
@@ -41,10 +41,13 @@ def submit(resolved: ResolvedSpec, root: Path) -> RunPaths:
         shutil.rmtree(building.root, ignore_errors=True)
         raise _config(f"cannot make the run folder: {error.strerror or error}", paths.root, "check --root") from error
     try:
-        local.submit(paths, spec)
+        backend_of(spec).submit(paths, spec)
     except OSError as error:  # a TimeoutError too
         shutil.rmtree(paths.root, ignore_errors=True)
         raise LaunchError(f"no allocation could be started: {error}", where=str(paths.root)) from error
+    except LaunchError:
+        shutil.rmtree(paths.root, ignore_errors=True)
+        raise
     return paths
 
 
@@ -98,11 +101,7 @@ def resume(paths: RunPaths, author: str) -> None:
     for stale in paths.agents.glob("*.json"):
         stale.unlink(missing_ok=True)
     try:
-        local.submit(paths, read_resolved(paths.spec))
+        spec = read_resolved(paths.spec)
+        backend_of(spec).submit(paths, spec)
     except OSError as error:
         raise LaunchError(f"no allocation could be started: {error}", where=str(paths.root)) from error
-
-
-def is_alive(paths: RunPaths) -> bool:
-    """Whether an allocation of the run lives on this machine."""
-    return local.is_alive(paths)

@@ -24,7 +24,7 @@ from typing import Any
 
 from launcher import wire
 from launcher.advance import advance
-from launcher.backends import local
+from launcher.backends.choice import backend_of
 from launcher.commands import Commands
 from launcher.environment import of_attempt
 from launcher.events import (
@@ -89,10 +89,11 @@ class Supervisor:
         self._exits: set[tuple[int, int]] = set()
         self._down: set[str] = set()
         self.commands = Commands(paths, self.emit)
-        self._node_states = local.NodeStates(paths, self.job_id)
+        self._backend = backend_of(self.spec)
+        self._node_states = self._backend.node_states(paths, self.job_id)
         self._live_draft = paths.live.with_suffix(f".{os.getpid()}")
         self._ended_at: float | None = None
-        self._polled_at = self._live_at = self._ticked_at = self._inherited_at = 0.0
+        self._polled_at = self._live_at = self._ticked_at = 0.0
         self._tick_due = asyncio.Event()
 
     # ------------------------------------------------------------ taking over
@@ -104,7 +105,6 @@ class Supervisor:
         sealed = seal(self.paths, self.epoch)
         journal = read_journal(self.paths, sealed)
         undecided = self._fold(journal.events)
-        self._inherited_at = self.run_.updated_at  # the last that was known before us
         self.fleet = Fleet(
             self.paths, self.epoch, self.job_id, self.spec.cluster.silence, self.emit, self._from_agent,
             lambda: self._lost(RuntimeError("an agent obeys a higher epoch")),
@@ -258,14 +258,18 @@ class Supervisor:
                 self.over.set()
 
     def _poll_backend(self) -> None:
-        for name, (pid, is_up) in self._node_states.read().items():
+        for name, report in self._node_states.read().items():
             node = self.run_.nodes.get(name)
-            if node is None or is_up or node.pid != pid or node.incarnation in self._down:
+            if node is None or not report.down or node.incarnation in self._down:
                 continue
+            if report.agent_pid is None and not self.fleet.is_silent(name):
+                continue  # hearsay, and we hear the node ourselves
+            if report.agent_pid not in (None, node.pid):
+                continue  # of an agent before this one
             self._down.add(node.incarnation)
             if node.state is not NodeState.LOST:
-                since = self.fleet.last_sign(name) or self._inherited_at
-                self.emit(NodeDown(at=time.time(), node=name, reason="its agent ended", since=since))
+                since = self.fleet.last_sign(name) or 0.0
+                self.emit(NodeDown(at=time.time(), node=name, reason=report.down, since=since))
 
     def _write_live(self) -> None:
         with contextlib.suppress(OSError):

@@ -40,6 +40,8 @@ FIRST_EXITS = 64  # failed ranks of an attempt that are remembered one by one
 def observe(state: EngineState, event: Event) -> EngineState:
     """The state with the facts of an event taken in. Events it has no use for change only the time."""
     # Buffered events may carry times older than what is already known; time never goes back.
+    if isinstance(event, EpochStarted) and state.unwatched_since is None and state.attempt:
+        state = evolve(state, unwatched_since=state.now)
     return _observe(event, evolve(state, now=max(state.now, event.at)))
 
 
@@ -187,6 +189,8 @@ def _(event: RankExited, state: EngineState) -> EngineState:
         exits=attempt.exits if len(attempt.exits) >= FIRST_EXITS else (*attempt.exits, evolve(event, at=state.now)),
         exit_kinds=attempt.exit_kinds if kind in attempt.exit_kinds else attempt.exit_kinds | {kind},
         exit_count=attempt.exit_count + 1,
+        # Another node may tell of the first step a moment later than this one of its rank's end.
+        has_stepped=attempt.has_stepped or event.step >= 0,
     )
     return evolve(state, attempt=attempt)
 
@@ -207,6 +211,7 @@ def _(event: StepDone, state: EngineState) -> EngineState:
     return evolve(
         state,
         attempt=evolve(attempt, step=event.step, has_stepped=True),
+        unwatched_since=None,
         step_times=(*state.step_times[1 - STEP_TIMES :], event.step_s),
         steps_done=state.steps_done + 1,
         best_step=max(state.best_step, event.step),

@@ -119,6 +119,7 @@ def _lost_finding(state: EngineState, attempt: Attempt, lost: Mapping[str, str])
     nodes = tuple(sorted(lost))
     agents = [state.agents[node] for node in nodes if node in state.agents]
     signs = [sign for agent in agents for sign in (agent.silent_since, agent.down_since) if sign is not None]
+    signs += [state.unwatched_since] if state.unwatched_since is not None else []
     onset_at = min(signs, default=state.now)
     evidence: dict[str, Json] = {"reasons": dict(lost), "step": attempt.step}
     if signs:

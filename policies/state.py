@@ -115,6 +115,7 @@ class EngineState:
     pending: Pending | None = None
     is_held: bool = False
     is_over: bool = False
+    unwatched_since: float | None = None  # the last word before a new supervisor, while no step was told to it
     commands: Mapping[str, str] = field(default_factory=dict)  # stop and pause commands in force, by id
 
     @property

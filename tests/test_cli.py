@@ -28,6 +28,8 @@ from launcher.events import (
 from launcher.journal import write_first_epoch
 from launcher.paths import RunPaths
 
+# Who runs the tests in the background may have had Ctrl-C ignored, and programs inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 PROGRAM = (sys.executable, "-m", "cli")
 REPOSITORY = Path(__file__).parents[1]
 DEMO = REPOSITORY / "examples" / "demo.yaml"

@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from pathlib import Path
 
 import psutil
 
+from launcher.backends.report import NodeReport
+from launcher.backends.scratch import make_scratch, sweep_scratch
 from launcher.paths import RunPaths, write_atomically
 from launcher.sections import RunSpec
 from launcher.spec import read_resolved
@@ -33,7 +34,6 @@ NEVER_MIN = 60 * 24 * 365 * 10  # the executor wants a time limit; the run has n
 LEAVE_S = 5.0
 _POLL_S = 0.05
 _START_LIMIT_S = 30.0
-_SCRATCH = "opt-launch-"
 _STARTER = "import sys; from launcher.backends import local; local.start_through_submitit(*sys.argv[1:])"
 
 
@@ -80,18 +80,32 @@ class NodeStates:
     def __init__(self, paths: RunPaths, job_id: str) -> None:
         self._file, self._job_id = str(paths.allocation), job_id
         self._seen: tuple[int, int] | None = None
-        self._states: dict[str, tuple[int, bool]] = {}
+        self._states: dict[str, NodeReport] = {}
 
-    def read(self) -> dict[str, tuple[int, bool]]:
-        """(agent's pid, is up) of each node; empty if nothing is said."""
+    def read(self) -> dict[str, NodeReport]:
+        """What is said of each node; empty if nothing is."""
         with contextlib.suppress(OSError, ValueError):
             about = os.stat(self._file)
             if self._seen != (about.st_ino, about.st_mtime_ns):
                 body = json.loads(Path(self._file).read_text())
                 self._seen = about.st_ino, about.st_mtime_ns
                 of_ours = body["nodes"].items() if body["job_id"] == self._job_id else ()
-                self._states = {name: (node["pid"], node["up"]) for name, node in of_ours}
+                self._states = {
+                    name: NodeReport("" if node["up"] else "its agent ended", node["pid"]) for name, node in of_ours
+                }
         return self._states
+
+
+node_states = NodeStates
+
+
+def script(_paths: RunPaths, _spec: RunSpec) -> str:
+    """Nothing that a person could submit by hand."""
+    return ""
+
+
+def end(_job_id: str) -> None:
+    """The allocation leaves by itself when its agents have left."""
 
 
 def is_alive(paths: RunPaths) -> bool:
@@ -138,7 +152,7 @@ class Allocation:
         self.spec = read_resolved(paths.spec)
         self.job_id = f"local-{token}"
         sweep_scratch()
-        self.scratch = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-"))
+        self.scratch = make_scratch()
         self.nodes: list[VirtualNode] = []
         self.ending = False
 
@@ -198,7 +212,7 @@ class Allocation:
             for node in self.nodes
         }
         about = {"token": self.token, "job_id": self.job_id, "pid": os.getpid(), "started": _created(os.getpid())}
-        about["host"] = socket.gethostname()
+        about |= {"backend": "local", "host": socket.gethostname()}
         write_atomically(self.paths.allocation, json.dumps({**about, "nodes": nodes}))
 
     def _end(self) -> None:
@@ -222,14 +236,6 @@ def _created(pid: int) -> float:
         return psutil.Process(pid).create_time()
     except psutil.Error:
         return 0.0
-
-
-def sweep_scratch() -> None:
-    """Delete what allocations that were killed could not delete themselves."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
-        pid = folder.name.removeprefix(_SCRATCH).split("-")[0]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def allocate(root: str, token: str, devices: str | None) -> None:

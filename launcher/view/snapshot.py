@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.accounting import Account, account, detected_s, recovered_s
 from launcher.advance import fold
-from launcher.backends.local import is_alive
+from launcher.backends.choice import is_alive
 from launcher.events import Event
 from launcher.journal import newest_epoch, read_journal
 from launcher.paths import RunPaths

@@ -7,7 +7,7 @@ from typing import Any
 
 from launcher import control
 from launcher.advance import fold
-from launcher.backends.local import is_alive
+from launcher.backends.choice import is_alive
 from launcher.errors import LaunchError
 from launcher.journal import read_journal
 from launcher.paths import RunPaths

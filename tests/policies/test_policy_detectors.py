@@ -103,6 +103,22 @@ def test_an_error_on_one_node_before_the_first_step_waits_for_the_others_and_bla
     assert (decision.rule, decision.blame, decision.nodes, decision.at) == ("rank-exit", "likely", ("n0",), 1002.0)
 
 
+def test_a_rank_that_had_stepped_failed_after_the_first_step_even_if_none_was_told_yet(default: Policy) -> None:
+    story = Story(default)
+    story.start()
+    story.exits(0, 1, "x", "ValueError", step=4)
+    (decision,) = story.wait(5)
+    assert decision.evidence["before_first_step"] is False
+
+
+def test_a_node_lost_with_its_supervisor_was_lost_when_the_last_word_came(story: Story) -> None:
+    last_word = story.at
+    story.wait(6)
+    story.tell(EpochStarted(at=story.at, epoch=2, host="h", pid=2, node="n1", job_id="1"))
+    (decision,) = story.down("n0")
+    assert decision.onset_at <= last_word + 1
+
+
 def test_different_errors_on_two_nodes_blame_nobody(story: Story) -> None:
     story.exits(0, 1, "a", "ValueError")
     (decision,) = story.exits(2, 1, "b", "KeyError")

@@ -1,0 +1,44 @@
+"""The virtual cluster by hand.
+
+    python -m tests.slurm up [NODES]       start it; prints what to export
+    python -m tests.slurm lose NODE        kill everything on a node
+    python -m tests.slurm silence NODE     stop everything on a node
+    python -m tests.slurm return NODE      start it again, or let it go on
+    python -m tests.slurm down             end everything, leave nothing
+
+It lives in OPT_LAUNCH_SLURM, by default /tmp/opt-launch-slurm.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from tests.slurm.cluster import Cluster, missing
+
+
+def main(arguments: list[str]) -> int:
+    cluster = Cluster(Path(os.environ.get("OPT_LAUNCH_SLURM", "/tmp/opt-launch-slurm")))
+    match arguments:
+        case ["up", *count]:
+            if lacks := missing():
+                sys.exit(f"missing: {', '.join(lacks)}")
+            cluster.up(int(count[0]) if count else 8)
+            print(f"export SLURM_CONF={cluster.conf}")
+        case ["lose", node]:
+            cluster.lose(node)
+        case ["silence", node]:
+            cluster.silence(node)
+        case ["return", node]:
+            cluster.give_back(node)
+        case ["down"]:
+            cluster.down()
+        case _:
+            print(__doc__, file=sys.stderr)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

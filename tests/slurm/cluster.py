@@ -1,0 +1,275 @@
+"""A real Slurm of many nodes on this one machine, in a folder of its own, gone without a trace when it is taken down.
+
+Debian's slurmd is built for several daemons on a host: each virtual node is one, with its own port and spool folder.
+Needs root, and the packages slurmctld, slurmd, slurm-client and munge. Every daemon runs in the foreground as our
+child, so that it can be ended by its pid; tasks and step daemons are known by the SLURM_CONF in their environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+SHOWN = ROOT / ".ci" / "shown"  # jobs belong to a user who may not be able to reach our Python otherwise
+COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
+CPUS, MEMORY_MB = 4, 4000
+START_S = 30.0
+_POLL_S = 0.1
+
+_CONF = """\
+ClusterName=virtual
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+CryptoType=crypto/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SwitchType=switch/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=1,bf_interval=2,batch_sched_delay=0,requeue_setup_env_fail
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+ReturnToService=2
+SlurmdTimeout=15
+KillWait=5
+InactiveLimit=0
+SlurmdParameters=config_overrides
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmctldLogFile={folder}/log/slurmctld.log
+SlurmdLogFile={folder}/log/slurmd.%n.log
+GresTypes=gpu
+{nodes}
+PartitionName=train Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10
+PartitionName=short Nodes=ALL MaxTime=5 State=UP PriorityTier=1
+"""
+_NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory={memory} Gres=gpu:2"
+_GRES = "NodeName={name} Name=gpu File=/dev/tty[1-2]"
+
+
+def missing() -> list[str]:
+    """What a cluster needs and this machine has not; empty when one can be started."""
+    path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
+    lacks = [name for name in COMMANDS if shutil.which(name, path=path) is None]
+    return lacks + ([] if os.geteuid() == 0 else ["root"])
+
+
+class Cluster:
+    """Its nodes are node0, node1, ...; what is known of its processes lies in `processes.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.conf = folder / "slurm.conf"
+        self._known = folder / "processes.json"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment in which Slurm's commands mean this cluster."""
+        path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
+        return {**os.environ, "PATH": path, "SLURM_CONF": str(self.conf)}
+
+    @property
+    def nodes(self) -> list[str]:
+        return [line.split()[0].removeprefix("NodeName=") for line in self._lines() if line.startswith("NodeName=")]
+
+    def _lines(self) -> list[str]:
+        return self.conf.read_text().splitlines()
+
+    # ------------------------------------------------------------ up and down
+
+    def up(self, nodes: int = 8) -> None:
+        """Start it and wait until every node is idle. Raises TimeoutError with the logs' ends."""
+        names = [f"node{index}" for index in range(nodes)]
+        for part in ("", "munge", "log", "state", "spool", *(f"spool/{name}" for name in names)):
+            (self.folder / part).mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.folder.chmod(0o755)  # jobs are submitted by others
+        ports = _free_ports(nodes + 1)
+        host = socket.gethostname()
+        lines = [
+            _NODE.format(name=name, host=host, port=port, cpus=CPUS, memory=MEMORY_MB)
+            for name, port in zip(names, ports[1:], strict=True)
+        ]
+        self.conf.write_text(_CONF.format(host=host, port=ports[0], folder=self.folder, nodes="\n".join(lines)))
+        (self.folder / "gres.conf").write_text("\n".join(_GRES.format(name=name) for name in names) + "\n")
+        self._start_munge()
+        self.start_controller()
+        for name in names:
+            self.give_back(name)
+        self.wait_for_nodes(names, "idle")
+
+    def _start_munge(self) -> None:
+        folder = self.folder / "munge"
+        key = folder / "key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o400)
+        files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        self._start(
+            "munged", ["munged", "--foreground", *(f"--{flag}={folder / name}" for flag, name in files.items())]
+        )
+        _wait((folder / "socket").exists, START_S, "munged")
+
+    def start_controller(self) -> None:
+        """Start slurmctld, for the first time or again."""
+        self._start("slurmctld", ["slurmctld", "-D", "-i"])
+        _wait(lambda: self.call("scontrol", "ping", check=False).returncode == 0, START_S, "slurmctld")
+
+    def end_controller(self) -> None:
+        """Kill slurmctld."""
+        self._end("slurmctld")
+
+    def down(self) -> None:
+        """End everything, by pid, and remove the folder."""
+        for process in [*self._processes(), *self.tasks()]:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        _wait(lambda: not self._processes() and not self.tasks(), START_S, "the end of all processes")
+        shutil.rmtree(self.folder)
+
+    # ------------------------------------------------------------ nodes
+
+    def lose(self, node: str) -> None:
+        """The machine is gone: its daemon, step daemons and tasks, none of which gets to report another's death."""
+        for process in self.silence(node):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self._forget(node)
+
+    def silence(self, node: str) -> list[psutil.Process]:
+        """The machine says nothing: all of its processes are stopped, and returned."""
+        stopped = self.processes_of(node)
+        for process in stopped:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(signal.SIGSTOP)
+        return stopped
+
+    def give_back(self, node: str) -> None:
+        """Start the node's daemon, for the first time or after it was lost; a silenced one goes on."""
+        alive = self.processes_of(node)
+        for process in alive:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(signal.SIGCONT)
+        if not alive:
+            self._start(node, [str(SHOWN), sys.executable, "slurmd", "-D", "-N", node])
+
+    def wait_for_nodes(self, nodes: Sequence[str], state: str, limit_s: float = START_S) -> None:
+        """Return once all these nodes are in this state ("idle", "down*", ...)."""
+
+        def states() -> set[str]:
+            said = self.call("sinfo", "-h", "-N", "-p", "train", "-n", ",".join(nodes), "-o", "%T", check=False)
+            return set(said.stdout.split())
+
+        _wait(lambda: states() == {state}, limit_s, f"{state}: {', '.join(nodes)}")
+
+    # ------------------------------------------------------------ processes
+
+    def processes_of(self, node: str) -> list[psutil.Process]:
+        """The node's daemon, its step daemons, and its tasks with all their descendants."""
+        tasks = [process for process in self.tasks() if _variable(process, "SLURMD_NODENAME") == node]
+        found = {process.pid: process for process in tasks}
+        for process in [*self._daemon(node), *tasks]:
+            with contextlib.suppress(psutil.Error):
+                found[process.pid] = process
+                for parent in process.parents():
+                    if parent.name().startswith("slurmstepd"):
+                        found[parent.pid] = parent
+                for child in process.children(recursive=True):
+                    found[child.pid] = child
+        return list(found.values())
+
+    def tasks(self) -> list[psutil.Process]:
+        """Everything that was started in a job of this cluster, with its step daemons."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                of_ours = _variable(process, "SLURM_CONF") == str(self.conf)
+                in_a_job = _variable(process, "SLURM_JOB_ID") or process.name().startswith("slurmstepd")
+                if of_ours and in_a_job and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def _daemon(self, name: str) -> Iterator[psutil.Process]:
+        """A daemon of ours, while it lives."""
+        known = self._read().get(name)
+        with contextlib.suppress(psutil.Error):
+            if known is not None:
+                process = psutil.Process(known[0])
+                if abs(process.create_time() - known[1]) < 1 and process.status() != psutil.STATUS_ZOMBIE:
+                    yield process
+
+    def _processes(self) -> list[psutil.Process]:
+        return [process for name in self._read() for process in self._daemon(name)]
+
+    def _start(self, name: str, command: list[str]) -> None:
+        with (self.folder / "log" / f"{name}.out").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                env=self.env,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._write({**self._read(), name: (process.pid, psutil.Process(process.pid).create_time())})
+
+    def _end(self, name: str) -> None:
+        for process in self._daemon(name):
+            process.kill()
+            process.wait(10)
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self._write({key: known for key, known in self._read().items() if key != name})
+
+    def _read(self) -> dict[str, tuple[int, float]]:
+        return json.loads(self._known.read_text()) if self._known.exists() else {}
+
+    def _write(self, known: dict[str, tuple[int, float]]) -> None:
+        self._known.write_text(json.dumps(known))
+
+    # ------------------------------------------------------------ its commands
+
+    def call(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """One of Slurm's commands, as root."""
+        return subprocess.run(command, env=self.env, capture_output=True, text=True, check=check, timeout=60)
+
+
+def _variable(process: psutil.Process, name: str) -> str:
+    return process.environ().get(name, "")
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _wait(is_so: object, limit_s: float, what: str) -> None:
+    deadline = time.monotonic() + limit_s
+    while not is_so():  # type: ignore[operator]
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {limit_s:.0f} s: {what}")
+        time.sleep(_POLL_S)
