@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev test test-unprivileged lint demo bench clean
+.PHONY: help venv dev slurm test test-unprivileged lint demo bench clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -43,8 +43,18 @@ dev: .venv/.installed-dev
 	$(PIP) -e '.[dev]'
 	@touch $@
 
+# A real Slurm for the tests. Where it cannot be installed they say so, and fail in CI.
+SLURM := slurmctld slurmd slurm-client munge
+slurm:
+	@PATH="$$PATH:/usr/sbin"; command -v slurmctld slurmd srun munged >/dev/null && exit 0; \
+	[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || exit 0; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get install -qq --no-install-recommends $(SLURM) >/dev/null || \
+	{ apt-get update -qq && apt-get install -qq --no-install-recommends $(SLURM) >/dev/null; } || \
+	echo 'no Slurm could be installed' >&2
+
 # Everything as whoever calls, and the parts that need rights once more as a user who has none.
-test: dev
+test: dev slurm
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES)
 	$(MAKE) --no-print-directory test-unprivileged
 

@@ -20,7 +20,8 @@ from launcher.sections import RunSpec
 from launcher.spec import ResolvedSpec, dump_resolved, read_resolved
 from policies.load import dump_policy
 
-DYING_S = 3.0  # processes that were just killed may take a moment to be gone
+ENDING_S, DYING_S = 10.0, 3.0  # what has just ended, or was killed, may take a moment to be gone
+_PAUSE_S = 0.5
 
 
 def submit(resolved: ResolvedSpec, root: Path) -> RunPaths:
@@ -89,13 +90,13 @@ def _submitted(spec: RunSpec) -> RunSubmitted:
 
 def resume(paths: RunPaths, author: str) -> None:
     """Start a new allocation for a run whose processes are gone. Raises LaunchError if it is alive or has succeeded."""
-    deadline = time.monotonic() + DYING_S
-    while is_alive(paths) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    if is_alive(paths):
+    has_ended = fold(read_journal(paths).events).state.is_terminal
+    deadline = time.monotonic() + (ENDING_S if has_ended else DYING_S)
+    while (alive := is_alive(paths, at_once=True)) and time.monotonic() < deadline:
+        time.sleep(_PAUSE_S)
+    if alive:
         raise LaunchError(f"run '{paths.name}' is alive", where=str(paths.root), hint=f"opt-launch status {paths.name}")
-    run = fold(read_journal(paths).events)
-    if run.state == "SUCCEEDED":
+    if fold(read_journal(paths).events).state == "SUCCEEDED":
         raise LaunchError(f"run '{paths.name}' has succeeded", where=str(paths.root), hint="nothing is left to do")
     write_first_epoch(paths, [_epoch(), RunResumed(at=time.time(), author=author)])
     for stale in paths.agents.glob("*.json"):

@@ -24,7 +24,7 @@ class Backend(Protocol):
 
     def script(self, paths: RunPaths, spec: RunSpec, /) -> str: ...
 
-    def is_alive(self, paths: RunPaths, /) -> bool: ...
+    def is_alive(self, paths: RunPaths, /, *, at_once: bool = False) -> bool: ...
 
     def node_states(self, paths: RunPaths, job_id: str, /) -> NodeStates: ...
 
@@ -36,10 +36,10 @@ def backend_of(spec: RunSpec) -> Backend:
     return slurm if spec.cluster.backend == "slurm" else local
 
 
-def is_alive(paths: RunPaths) -> bool:
-    """Whether an allocation of the run waits or lives."""
+def is_alive(paths: RunPaths, *, at_once: bool = False) -> bool:
+    """Whether an allocation of the run waits or lives; `at_once`: now, not as of a moment ago."""
     try:
         name = json.loads(paths.allocation.read_text()).get("backend")
     except (OSError, ValueError):
         return False
-    return (slurm if name == "slurm" else local).is_alive(paths)
+    return (slurm if name == "slurm" else local).is_alive(paths, at_once=at_once)

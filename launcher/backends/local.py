@@ -108,7 +108,7 @@ def end(_job_id: str) -> None:
     """The allocation leaves by itself when its agents have left."""
 
 
-def is_alive(paths: RunPaths) -> bool:
+def is_alive(paths: RunPaths, *, at_once: bool = False) -> bool:  # noqa: ARG001 - asking costs nothing here
     """Whether the run's allocation or any agent of it lives, as far as this machine can tell."""
     try:
         body = json.loads(paths.allocation.read_text())

@@ -67,10 +67,11 @@ def script(paths: RunPaths, spec: RunSpec) -> str:
     return executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
 
 
-def is_alive(paths: RunPaths) -> bool:
+def is_alive(paths: RunPaths, *, at_once: bool = False) -> bool:
     """Whether the run's job waits or runs; where the controller does not answer, it does.
 
-    Many may look at many runs: what Slurm said is kept beside the run, and Slurm asked again after `POLL_S`.
+    Many may look at many runs: what Slurm said is kept beside the run, and Slurm asked again after `POLL_S`, or
+    `at_once`.
     """
     try:
         job_id = str(json.loads(paths.allocation.read_text())["job_id"])
@@ -78,7 +79,7 @@ def is_alive(paths: RunPaths) -> bool:
         return False
     with contextlib.suppress(OSError, ValueError, KeyError):
         known = json.loads(paths.job_state.read_text())
-        if known["job_id"] == job_id and 0 <= time.time() - known["at"] < POLL_S:
+        if not at_once and known["job_id"] == job_id and 0 <= time.time() - known["at"] < POLL_S:
             return not is_over(known["state"])
     state = job_state(job_id)
     if state is None:

@@ -47,8 +47,7 @@ override:
 SPEC = """
 name: NAME
 TRAINER
-cluster: {backend: local, nodes: 2, ranks_per_node: 2, spares: SPARES, silence: 2s, wait_for_node: 30s,
-          local: {return_after: 1s}}
+cluster: {nodes: 2, ranks_per_node: 2, spares: SPARES, silence: 2s, wait_for_node: 30s, BACKEND}
 launch: {first_step: FIRST_STEP}
 policy: [infra]
 """
@@ -60,6 +59,7 @@ class LiveRun:
     """One run, from its submission to the moment when no process of it is left."""
 
     first_step = "30s"
+    backend = "backend: local, local: {return_after: 1s}"
 
     def __init__(self, root: Path, name: str, steps: int = 60, spares: int = 1, **options: Any) -> None:
         self.paths = RunPaths(root / name)
@@ -67,12 +67,19 @@ class LiveRun:
         folder = root / f"{name}.asked"
         folder.mkdir(parents=True)
         (folder / "policy.yaml").write_text(POLICY.replace("FIRST_STEP", self.first_step))
-        text = SPEC.replace("NAME", name).replace("SPARES", str(spares)).replace("FIRST_STEP", self.first_step)
+        text = (
+            SPEC.replace("BACKEND", self.backend)
+            .replace("NAME", name)
+            .replace("SPARES", str(spares))
+            .replace("FIRST_STEP", self.first_step)
+        )
         (folder / "RUN.yaml").write_text(text.replace("TRAINER", self.trainer(**options)))
+        self.policy = load_policy([str(folder / "policy.yaml")])
+        self.submit(folder / "RUN.yaml", root)
+
+    def submit(self, file: Path, root: Path) -> None:
         # The launcher refuses numerics for a command it knows nothing of; this one tells it about its checkpoints.
-        resolved = replace(load_spec(folder / "RUN.yaml"), policy=load_policy([str(folder / "policy.yaml")]))
-        self.policy = resolved.policy
-        submit(resolved, root)
+        submit(replace(load_spec(file), policy=self.policy), root)
 
     def trainer(self, **options: Any) -> str:
         """What RUN.yaml says is to be run."""

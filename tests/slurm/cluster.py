@@ -36,15 +36,13 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket
-CryptoType=crypto/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
-SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
-SchedulerParameters=sched_interval=1,bf_interval=2,batch_sched_delay=0,requeue_setup_env_fail
+SchedulerParameters=sched_interval=1,bf_interval=2,batch_sched_delay=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
@@ -93,6 +91,11 @@ class Cluster:
     def nodes(self) -> list[str]:
         return [line.split()[0].removeprefix("NodeName=") for line in self._lines() if line.startswith("NodeName=")]
 
+    @property
+    def runs(self) -> Path:
+        """Where its users' runs are."""
+        return self.folder / "runs"
+
     def _lines(self) -> list[str]:
         return self.conf.read_text().splitlines()
 
@@ -104,6 +107,8 @@ class Cluster:
         for part in ("", "munge", "log", "state", "spool", *(f"spool/{name}" for name in names)):
             (self.folder / part).mkdir(mode=0o755, parents=True, exist_ok=True)
         self.folder.chmod(0o755)  # jobs are submitted by others
+        self.runs.mkdir(exist_ok=True)
+        self.runs.chmod(0o1777)
         ports = _free_ports(nodes + 1)
         host = socket.gethostname()
         lines = [
@@ -135,8 +140,11 @@ class Cluster:
         _wait(lambda: self.call("scontrol", "ping", check=False).returncode == 0, START_S, "slurmctld")
 
     def end_controller(self) -> None:
-        """Kill slurmctld."""
-        self._end("slurmctld")
+        """Have slurmctld save its state and leave. One killed outright may forget jobs, and kills them when back."""
+        for process in self._daemon("slurmctld"):
+            process.terminate()
+            process.wait(START_S)
+        self._forget("slurmctld")
 
     def down(self) -> None:
         """End everything, by pid, and remove the folder."""
@@ -171,6 +179,14 @@ class Cluster:
                 process.send_signal(signal.SIGCONT)
         if not alive:
             self._start(node, [str(SHOWN), sys.executable, "slurmd", "-D", "-N", node])
+
+    def restore(self) -> None:
+        """All nodes and the controller are up, and no job is."""
+        if not list(self._daemon("slurmctld")):
+            self.start_controller()
+        for node in self.nodes:
+            self.give_back(node)
+        self.wait_for_nodes(self.nodes, "idle", 60)
 
     def wait_for_nodes(self, nodes: Sequence[str], state: str, limit_s: float = START_S) -> None:
         """Return once all these nodes are in this state ("idle", "down*", ...)."""
@@ -232,12 +248,6 @@ class Cluster:
                 start_new_session=True,
             )
         self._write({**self._read(), name: (process.pid, psutil.Process(process.pid).create_time())})
-
-    def _end(self, name: str) -> None:
-        for process in self._daemon(name):
-            process.kill()
-            process.wait(10)
-        self._forget(name)
 
     def _forget(self, name: str) -> None:
         self._write({key: known for key, known in self._read().items() if key != name})

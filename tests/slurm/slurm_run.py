@@ -1,0 +1,88 @@
+"""A real run of the counting trainer in a real Slurm job, submitted by a user without rights."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from cluster import ROOT, Cluster
+from live_run import POLICY, LiveRun
+
+from policies.load import load_policy
+
+NOBODY = 65534
+UNPRIVILEGED = ROOT / ".ci" / "unprivileged"
+
+
+def opt_launch(cluster: Cluster, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command as a user of the cluster gives it."""
+    command = [str(UNPRIVILEGED), sys.executable, "-m", "cli", *map(str, arguments)]
+    environment = {**cluster.env, "OPT_LAUNCH_ROOT": str(cluster.runs)}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+class SlurmRun(LiveRun):
+    """`job` is Slurm's id of it."""
+
+    backend = "backend: slurm, slurm: {partition: PARTITION, time: 30m, cpus_per_task: 2}"
+
+    def __init__(self, cluster: Cluster, name: str, partition: str = "train", **options: Any) -> None:
+        self.cluster = cluster
+        self.backend = self.backend.replace("PARTITION", partition)
+        super().__init__(cluster.runs, name, **options)
+
+    def submit(self, file: Path, root: Path) -> None:
+        policy = POLICY.replace("FIRST_STEP", self.first_step).replace("include: [infra, numerics]", "include: [infra]")
+        (file.parent / "policy.yaml").write_text(policy)
+        self.policy = load_policy([str(file.parent / "policy.yaml")])
+        file.write_text(file.read_text().replace("policy: [infra]", "policy: [./policy.yaml]"))
+        for path in (file.parent, *file.parent.iterdir()):
+            path.chmod(0o755)
+        done = opt_launch(self.cluster, "submit", file)
+        assert (done.returncode, done.stdout.strip()) == (0, self.paths.name), done.stderr
+        self.job = self.wait("a job", lambda run: run.job_id).job_id
+
+    def call(self, verb: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return opt_launch(self.cluster, verb, self.paths.name, *arguments)
+
+    def job_state(self) -> str:
+        """Slurm's word for the job."""
+        said = self.cluster.call("scontrol", "show", "job", self.job)
+        return next(word.removeprefix("JobState=") for word in said.stdout.split() if word.startswith("JobState="))
+
+    def node(self, index: int) -> str:
+        """The name of the job's node of this index."""
+        run = self.wait(f"node {index}", lambda run: any(node.index == index for node in run.nodes.values()))
+        return next(node.name for node in run.nodes.values() if node.index == index)
+
+    def trains_on(self, more: int = 10) -> None:
+        """Wait until so many more steps are done."""
+        now = self.run.step
+        self.wait(f"step {now + more}", lambda run: run.step >= now + more)
+
+    def scratch(self) -> list[Path]:
+        left = []
+        for folder in Path(tempfile.gettempdir()).glob("opt-launch-*-node*"):
+            with contextlib.suppress(OSError):
+                owner = int(folder.name.split("-")[2])
+                if folder.stat().st_uid == NOBODY and os.path.exists(f"/proc/{owner}"):
+                    left.append(folder)
+        return [folder for folder in left if self._is_of_ours(folder)]
+
+    def _is_of_ours(self, folder: Path) -> bool:
+        with contextlib.suppress(OSError):
+            pid = folder.name.split("-")[2]
+            return str(self.paths.root) in Path(f"/proc/{pid}/cmdline").read_text()
+        return False
+
+    def clean_up(self) -> None:
+        self.cluster.call("scancel", self.job, check=False)
+        super().clean_up()

@@ -1,0 +1,120 @@
+"""Runs as Slurm jobs: they train, lose nodes, and are not disturbed by what is none of their business."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+from cluster import Cluster
+from slurm_run import SlurmRun, opt_launch
+
+from launcher.events import NodeBack, NodeSilent
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+Launch = Callable[..., SlurmRun]
+
+
+def test_a_job_trains_ends_and_leaves_nothing(launch: Launch) -> None:
+    run = launch(steps=60)
+
+    end = run.ends()
+
+    run.cluster.wait_for_nodes(run.cluster.nodes, "idle")
+    assert run.job_state() == "COMPLETED"
+    assert (run.decisions(), len(end.attempts), end.job_id) == ([], 1, run.job)
+
+
+def test_spares_take_the_places_of_lost_nodes_the_first_one_included(launch: Launch) -> None:
+    run = launch(steps=400, spares=2)
+    run.saved(10)
+
+    run.cluster.lose(run.node(1))
+    run.wait("a second attempt", lambda run: len(run.attempts) == 2 and run.state == "RUNNING")
+    run.trains_on()
+    run.cluster.lose(run.node(0))
+    end = run.ends()
+
+    assert [decision.detector for decision in run.decisions()] == ["node_lost", "node_lost"]
+    assert set(end.attempts[-1].slots) == {run.node(2), run.node(3)}
+    assert run.job_state() in ("CANCELLED", "COMPLETED", "COMPLETING")
+
+
+def test_a_silent_node_is_lost_because_steps_stopped_and_its_ranks_end_when_it_is_heard_again(launch: Launch) -> None:
+    run = launch(steps=300)
+    run.saved(10)
+    node = run.node(1)
+
+    frozen = run.cluster.silence(node)
+    run.wait("a second attempt", lambda run: len(run.attempts) == 2 and run.state == "RUNNING")
+    for process in frozen:
+        process.send_signal(signal.SIGCONT)
+    end = run.ends()
+
+    assert [(one.detector, one.nodes) for one in run.decisions()] == [("node_lost", (node,))]
+    assert node not in end.attempts[-1].slots
+
+
+def test_training_does_not_notice_that_the_controller_is_away(launch: Launch) -> None:
+    run = launch(steps=200)
+    run.saved(10)
+
+    run.cluster.end_controller()
+    run.trains_on(60)
+    run.cluster.start_controller()
+    end = run.ends()
+
+    assert (run.decisions(), end.lost_steps, len(end.attempts)) == ([], 0, 1)
+
+
+def test_a_suspended_job_goes_on_where_it_was(launch: Launch) -> None:
+    run = launch(steps=120)
+    run.saved(10)
+
+    run.cluster.call("scontrol", "suspend", run.job)
+    time.sleep(6)  # longer than any silence is borne
+    run.cluster.call("scontrol", "resume", run.job)
+    end = run.ends()
+
+    assert (run.decisions(), end.lost_steps, len(end.attempts)) == ([], 0, 1)
+    assert len(run.of(NodeBack)) == len(run.of(NodeSilent))
+
+
+def test_a_stop_from_the_login_node_saves_and_a_resumed_run_loses_no_step(launch: Launch) -> None:
+    run = launch(steps=300, save_every=1000)
+    run.trains_on(20)
+
+    stopped = run.call("stop", "--yes")
+    end = run.ends("STOPPED")
+    resumed = run.call("resume")
+
+    assert (stopped.returncode, resumed.returncode) == (0, 0), (stopped.stderr, resumed.stderr)
+    run.job = run.wait("another job", lambda now: now.job_id != run.job).job_id
+    assert end.head == (end.step, 1)
+    assert run.ends().lost_steps == 0
+
+
+def test_the_dry_run_prints_the_very_script(launch: Launch) -> None:
+    run = launch(steps=10)
+    asked = run.paths.root.parent / f"{run.paths.name}.asked" / "RUN.yaml"
+
+    shown = opt_launch(run.cluster, "submit", asked, "--name", run.paths.name, "--dry-run").stdout
+    (submitted,) = run.paths.submitit.glob("*_submission.sh")
+
+    lines = [line.strip() for line in submitted.read_text().splitlines() if line.strip()]
+    assert [line for line in lines if line not in [one.strip() for one in shown.splitlines()]] == []
+    run.ends()
+
+
+def test_what_slurm_refuses_is_told_in_its_words_and_leaves_nothing(cluster: Cluster, launch: Launch) -> None:
+    asked = launch(steps=5)
+    asked.ends()
+    file = cluster.runs / f"{asked.paths.name}.asked" / "RUN.yaml"
+
+    refused = opt_launch(cluster, "submit", file, "--name", "refused", "--set", "cluster.slurm.partition=nowhere")
+
+    assert refused.returncode == 3
+    assert "invalid partition" in refused.stderr.lower()
+    assert not (cluster.runs / "refused").exists()
