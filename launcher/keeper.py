@@ -51,6 +51,7 @@ class Keeper:
         self._failed: set[CheckpointId] = set()
         self._run = Run()
         self._busy: set[str] = set()
+        self._read: set[CheckpointId] = set()  # read back in full, by us
         self._tasks: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="keeper")
         self.inspected: frozenset[CheckpointId] = frozenset()
@@ -156,7 +157,8 @@ class Keeper:
 
     def _look_after(self, run: Run) -> None:
         """Read back the newest checkpoint that has not been yet; let go of what retention does not keep."""
-        unread = next((c for c in run.lineage() if c.usable and not c.verified), None)
+        line = (one for one in run.lineage() if one.usable and not one.verified)
+        unread = next((one for one in line if one.id not in self._read), None)
         if unread is not None:
             self._once("scrub", self._scrub(unread))
         for checkpoint in removable(run, self._retention.keep, self._retention.keep_every):
@@ -167,6 +169,7 @@ class Keeper:
 
     async def _scrub(self, checkpoint: Checkpoint) -> None:
         wrong = await self._in_thread(saves.scrub, self._paths, checkpoint)
+        self._read.add(checkpoint.id)
         known = self._run.checkpoints.get(checkpoint.id)
         if known is None or not known.usable:
             return  # let go of meanwhile
