@@ -34,6 +34,7 @@ from launcher.events import (
     Decision,
     EpochStarted,
     Event,
+    JobEnding,
     NodeBack,
     NodeDown,
     NodeSilent,
@@ -96,6 +97,12 @@ def _epoch_started(run: Run, event: EpochStarted) -> Run:
     )
 
 
+def _job_ending(run: Run, event: JobEnding) -> Run:
+    if run.state.is_terminal:
+        return run
+    return evolve(run, job_ending=event.reason, job_ending_at=event.at, job_decided=event.decided)
+
+
 def _held(run: Run, event: RunHeld) -> Run:
     if run.state.is_terminal:
         return run
@@ -139,6 +146,7 @@ def _resumed(run: Run, event: RunResumed) -> Run:
         hold_requested="",
         stop_requested="",
         ended_reason="",
+        job_ending="",
         steps_stopped=False,
         recovering_since=None,
     )
@@ -238,7 +246,10 @@ def _rank_exited(run: Run, event: RankExited) -> Run:
 def _attempt_ended(run: Run, event: AttemptEnded) -> Run:
     if not _is_current(run, event.attempt):
         return run
-    return _end_attempt(run, event.at, event.reason)
+    run = _end_attempt(run, event.at, event.reason)
+    return (
+        evolve(run, state=RunState.PENDING, pending=None) if run.job_ending and run.state is not RunState.HELD else run
+    )
 
 
 def _end_attempt(run: Run, at: float, reason: str) -> Run:
@@ -302,6 +313,7 @@ _HANDLERS = {
     RunReleased: _released,
     RunEnded: _ended,
     RunResumed: _resumed,
+    JobEnding: _job_ending,
     AgentJoined: _agent_joined,
     NodeSilent: _node_silent,
     NodeBack: _node_back,

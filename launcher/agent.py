@@ -25,6 +25,7 @@ from pathlib import Path
 import psutil
 
 from launcher import wire
+from launcher.backends import slurm
 from launcher.backends.choice import backend_of
 from launcher.environment import environment
 from launcher.evidence import collect
@@ -83,6 +84,7 @@ class Agent:
         self._asking = False  # whether the other agents are being asked for a supervisor
         self._leaving = asyncio.Event()
         self._ending = False  # the run is over, and we leave
+        self._ended_by_scheduler = False
         self._exit_code = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -95,7 +97,8 @@ class Agent:
         if starts_supervisor:
             self._start_supervisor()
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._leaving.set)
+        loop.add_signal_handler(signal.SIGTERM, self._terminated)
+        loop.add_signal_handler(signal.SIGUSR2, self._job_ends, "the time limit of the job", False)
         loop.call_soon(self._turn, time.monotonic())
         await self._leaving.wait()
         self.paths.agent(self.node).unlink(missing_ok=True)
@@ -158,6 +161,8 @@ class Agent:
                 self._send_outbox()
             self.link.send({"type": "beat", "ranks": self.ranks.progress(), "gap_p99": self.ranks.gap_p99()})
         self._watch_supervisor(now)
+        if self._ended_by_scheduler and not any(rank.alive for rank in self.ranks.by_rank.values()):
+            self._leaving.set()
         if not self._leaving.is_set():
             pause_s = SAMPLE_S if self.ranks.by_rank else BEAT_S
             asyncio.get_running_loop().call_later(pause_s, self._turn, now + pause_s)
@@ -214,6 +219,17 @@ class Agent:
             case "leave" if not self._ending:
                 self._ending = True
                 self._spawn(self._leave())
+
+    def _job_ends(self, reason: str, decided: bool) -> None:
+        self.say({"type": "job_ending", "reason": reason, "decided": decided})
+
+    def _terminated(self) -> None:
+        """Slurm ends the job and leaves us a moment to save in; who else ends us does not."""
+        if self._backend is slurm and self.ranks.by_rank and not self._ended_by_scheduler:
+            self._ended_by_scheduler = True
+            self._job_ends("Slurm ends the job", True)
+        else:
+            self._leaving.set()
 
     async def _leave(self) -> None:
         """The run is over. An allocation that lost its first node does not end by itself: see to it."""
@@ -333,7 +349,9 @@ class Agent:
         """Start a supervisor as our child: it dies with us. An older one of ours is fenced off by its epoch."""
         command = [sys.executable, "-P", "-m", "launcher.supervisor", str(self.paths.root), self.node]
         with self.paths.supervisor_log(self.node).open("ab") as log:
-            started = subprocess.Popen([*command, str(os.getpid())], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            started = subprocess.Popen(  # in a group of its own: Slurm signals ours
+                [*command, str(os.getpid())], stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
+            )
         self._starting = started, time.monotonic(), self.epoch
 
     def _supervisor_starts(self) -> bool:

@@ -105,9 +105,20 @@ class RunEnded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RunResumed(Event):
-    """A person started a new allocation for a run that had ended or had lost every process."""
+    """There is a new allocation: a person started one, or the scheduler has begun the job anew."""
 
     author: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEnding(Event):
+    """The scheduler will end the job soon. What is trained is saved, and goes on when the job begins anew.
+
+    `decided`: the scheduler knows already whether it will; else it is up to us.
+    """
+
+    reason: str
+    decided: bool = False
 
 
 # ---------------------------------------------------------------- nodes

@@ -99,8 +99,9 @@ class Ranks:
         threads = {"OMP_NUM_THREADS": str(self.program.threads), "OPENBLAS_NUM_THREADS": "1"}  # OpenBLAS starts its own
         env = {**os.environ, **self.program.env, **threads}
         self._warm = subprocess.Popen(
-            command, pass_fds=(theirs.fileno(),), env=env, cwd=self.program.cwd, stdin=subprocess.DEVNULL
-        )
+            command, pass_fds=(theirs.fileno(),), env=env, cwd=self.program.cwd, stdin=subprocess.DEVNULL,
+            process_group=0,  # Slurm signals our group
+        )  # fmt: skip
         theirs.close()
         ours.setblocking(False)
         self._sock = ours

@@ -56,6 +56,7 @@ class Limits:
     """The part of the spec that recovery needs."""
 
     wait_for_node_s: float = 120.0
+    requeues: bool = True  # when the scheduler ends the job; else the run stops there
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,12 @@ class Inspect:
     checkpoint: CheckpointId
 
 
-Move = Emit | Send | Inspect
+@dataclass(frozen=True)
+class Requeue:
+    """Have the scheduler begin the job anew."""
+
+
+Move = Emit | Send | Inspect | Requeue
 
 
 def plan(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
@@ -97,6 +103,8 @@ def _next(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         return _hold(run, fleet)
     if run.state is RunState.HELD:
         return _clear(run, fleet, "held") if run.live_attempt else []
+    if run.job_ending:
+        return _hand_over(run, fleet, limits)
     if run.pending is not None:
         return _carry_out(run, fleet, limits, run.pending)
     if run.live_attempt is None or run.state in (RunState.RECOVERING, RunState.PENDING):
@@ -140,6 +148,15 @@ def _hold(run: Run, fleet: Fleet) -> list[Move]:
     if run.live_attempt is None:
         return [Emit(RunHeld(at=fleet.now, reason=run.hold_requested))]
     return _end_gently(run, run.live_attempt, fleet, run.hold_requested_at, f"held by {run.hold_requested}")
+
+
+def _hand_over(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
+    """The job ends: save, and have it begin anew."""
+    if run.live_attempt is not None:
+        return _end_gently(run, run.live_attempt, fleet, run.job_ending_at, run.job_ending)
+    if run.job_decided:
+        return []
+    return [Requeue()] if limits.requeues else [Emit(RunEnded(at=fleet.now, state="STOPPED", reason=run.job_ending))]
 
 
 def _end_gently(run: Run, attempt: Attempt, fleet: Fleet, since: float, reason: str) -> list[Move]:

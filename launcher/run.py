@@ -156,6 +156,9 @@ class Run:
     hold_reason: str = ""
     stop_requested: str = ""  # who asked
     stop_requested_at: float = 0.0
+    job_ending: str = ""  # why
+    job_ending_at: float = 0.0
+    job_decided: bool = False  # whether it begins anew, the scheduler knows
     hold_requested: str = ""  # why
     hold_requested_at: float = 0.0
     save_requested_at: float | None = None

@@ -33,9 +33,12 @@ from launcher.events import (
     Decision,
     EpochStarted,
     Event,
+    JobEnding,
     NodeDown,
     Notified,
     RankExited,
+    RunHeld,
+    RunResumed,
     StepDone,
     Tick,
     TrainerDone,
@@ -46,9 +49,9 @@ from launcher.journal import JournalWriter, claim_epoch, newest_epoch, read_jour
 from launcher.keeper import Keeper
 from launcher.live import live_view
 from launcher.paths import RunPaths, write_atomically
-from launcher.recovery import Emit, Inspect, Limits, Send, plan
+from launcher.recovery import Emit, Inspect, Limits, Requeue, Send, plan
 from launcher.recovery import Fleet as FleetView
-from launcher.run import ENDING, NodeState, Run
+from launcher.run import ENDING, NodeState, Run, RunState
 from launcher.spec import read_resolved
 from launcher.warm import die_with
 from policies.engine import decide, initial
@@ -60,6 +63,7 @@ SETTLE_S = 2.0
 LEAVE_S = 5.0
 LIVE_S = 1.0
 _POLL_S = 0.7
+_REQUEUE_AGAIN_S = 15.0
 _RESEND_S = {"to_rank": 5.0, "collect": 15.0, "store": 2.0, "start": 2.0}
 
 log = logging.getLogger("supervisor")
@@ -74,7 +78,8 @@ class Supervisor:
         self.policy = read_policy(paths.policy)
         self.job_id = os.environ.get("OPT_LAUNCH_JOB", "")
         self.host = os.environ.get("OPT_LAUNCH_HOST", "127.0.0.1")
-        self.limits = Limits(self.spec.cluster.wait_for_node)
+        requeues = self.spec.cluster.continue_by == "requeue"
+        self.limits = Limits(self.spec.cluster.wait_for_node, requeues)
         self.run_ = Run()
         self.engine = initial(self.policy)
         self.deadline: float | None = None
@@ -93,6 +98,8 @@ class Supervisor:
         self._node_states = self._backend.node_states(paths, self.job_id)
         self._live_draft = paths.live.with_suffix(f".{os.getpid()}")
         self._ended_at: float | None = None
+        self._requeued_at = -1e9
+        self._warned_of_end = False
         self._polled_at = self._live_at = self._ticked_at = 0.0
         self._tick_due = asyncio.Event()
 
@@ -123,6 +130,8 @@ class Supervisor:
             sealed=sealed,
         )  # fmt: skip
         self.emit(started)
+        if begun_anew := bool(self.run_.nodes) and self.run_.job_id != self.job_id and not self.run_.state.is_terminal:
+            self._begin_anew(self.run_)
         for damage in journal.damage:
             self.emit(Warned(at=time.time(), text=f"{damage.file} at byte {damage.offset}: {damage.reason}"))
         for decision in undecided:
@@ -130,7 +139,7 @@ class Supervisor:
         server = await wire.serve(self.host, 0, self.paths.secret.read_bytes(), self.commands.serve)
         address = {"host": self.host, "port": server.sockets[0].getsockname()[1], "pid": os.getpid(), "node": self.node}
         write_atomically(self.paths.supervisor_address(self.epoch), json.dumps(address))
-        for known in self.run_.nodes.values():
+        for known in () if begun_anew else self.run_.nodes.values():
             self.fleet.know(known)
         for unanswered in list(self.run_.commands.values()):
             self.commands.execute(self.run_, unanswered)
@@ -138,6 +147,12 @@ class Supervisor:
         server.close()
         self.fleet.close()
         self.writer.close()
+
+    def _begin_anew(self, former: Run) -> None:
+        """The scheduler has begun the job anew: the processes that the journal knows are gone. A hold stays."""
+        self.emit(RunResumed(at=time.time(), author="the scheduler"))
+        if former.state is RunState.HELD:
+            self.emit(RunHeld(at=time.time(), reason=former.hold_reason))
 
     def _fold(self, events: tuple[Event, ...]) -> list[Decision]:
         """Bring run and engine up to date; the decisions that the predecessor had no time to journal."""
@@ -297,6 +312,14 @@ class Supervisor:
                     self._send(node, message)
                 case Inspect(checkpoint):
                     self.keeper.inspect(self.run_.checkpoints[checkpoint])
+                case Requeue():
+                    self._requeue()
+
+    def _requeue(self) -> None:
+        now = time.monotonic()
+        if now - self._requeued_at > _REQUEUE_AGAIN_S:
+            self._requeued_at = now
+            self._backend.requeue(self.job_id)
 
     def _settled(self) -> bool:
         expected = self.run_.nodes_wanted + self.run_.spares_wanted
@@ -341,6 +364,11 @@ class Supervisor:
         attempt, at = message.get("attempt", 0), message["at"]
         if message["type"] == "warned":
             return Warned(at=at, text=message["text"])
+        if message["type"] == "job_ending":
+            if self._warned_of_end or self.run_.job_ending:
+                return None
+            self._warned_of_end = True
+            return JobEnding(at=at, reason=message["reason"], decided=message["decided"])
         if message["type"] == "unkillable":
             return NodeDown(at=at, node=node, reason=f"processes {message['pids']} survive SIGKILL")
         if message["type"] == "checkpoint_rejected":

@@ -15,6 +15,7 @@ from launcher.events import (
     Decision,
     EpochStarted,
     Event,
+    JobEnding,
     NodeBack,
     NodeDown,
     NodeSilent,
@@ -78,6 +79,11 @@ def _(_event: Event, state: EngineState) -> EngineState:
 @_observe.register
 def _(_event: RunEnded, state: EngineState) -> EngineState:
     return evolve(state, is_over=True)
+
+
+@_observe.register
+def _(event: JobEnding, state: EngineState) -> EngineState:
+    return evolve(state, commands={**state.commands, f"{event.at}": "stop"})
 
 
 @_observe.register

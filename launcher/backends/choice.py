@@ -1,4 +1,4 @@
-"""Which backend a run is on. A backend is a module: submit, script, is_alive, node_states, end."""
+"""Which backend a run is on. A backend is a module: submit, script, is_alive, node_states, requeue, end."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ class Backend(Protocol):
     def is_alive(self, paths: RunPaths, /, *, at_once: bool = False) -> bool: ...
 
     def node_states(self, paths: RunPaths, job_id: str, /) -> NodeStates: ...
+
+    def requeue(self, job_id: str, /) -> None: ...
 
     def end(self, job_id: str, /) -> None: ...
 

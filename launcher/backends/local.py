@@ -104,6 +104,10 @@ def script(_paths: RunPaths, _spec: RunSpec) -> str:
     return ""
 
 
+def requeue(_job_id: str) -> None:
+    """Nothing ends this allocation but the run."""
+
+
 def end(_job_id: str) -> None:
     """The allocation leaves by itself when its agents have left."""
 

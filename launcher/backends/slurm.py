@@ -102,9 +102,24 @@ def is_over(state: str) -> bool:
     return state == "" or state.split(maxsplit=1)[0] in _OVER
 
 
+def requeue(job_id: str) -> None:
+    """Have the job begin anew. Returns before it is done: it ends us too.
+
+    Slurm lets two minutes pass before a requeued job may start, and sets that time when the last of us is gone:
+    only from outside can it be shortened (scontrol update JobId=... StartTime=now).
+    """
+    null = subprocess.DEVNULL
+    subprocess.Popen(["scontrol", "requeue", _slurm_id(job_id)], stdin=null, stdout=null, stderr=null)
+
+
 def end(job_id: str) -> None:
     """The last act of a run whose first node is gone: the batch script went with it, and nobody else ends the job."""
-    _call("scancel", job_id.split(".", maxsplit=1)[0])
+    _call("scancel", _slurm_id(job_id))
+
+
+def _slurm_id(job_id: str) -> str:
+    """Without the number of the job's life."""
+    return job_id.split(".", maxsplit=1)[0]
 
 
 def _executor(paths: RunPaths, spec: RunSpec) -> Any:

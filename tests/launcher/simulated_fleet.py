@@ -15,7 +15,7 @@ from launcher.events import (
     RankExited,
     StepDone,
 )
-from launcher.recovery import Emit, Fleet, Inspect, Inventory, Limits, Move, Send, plan
+from launcher.recovery import Emit, Fleet, Inspect, Inventory, Limits, Move, Requeue, Send, plan
 from launcher.reporter import SAVE, STOP
 from launcher.run import Run, RunState
 
@@ -32,6 +32,7 @@ class Simulation:
     inspected: frozenset[tuple[int, int]] = frozenset()
     damaged: frozenset[tuple[int, int]] = frozenset()
     dead: frozenset[str] = frozenset()
+    limits: Limits = LIMITS
     left: set[str] = field(default_factory=set)
     log: list[tuple[float, Move]] = field(default_factory=list)
 
@@ -55,7 +56,7 @@ class Simulation:
         return Fleet(self.tale.at, answering, store=self.store, inspected=self.inspected)
 
     def moves(self) -> list[Move]:
-        return plan(self.run, self.fleet, LIMITS)
+        return plan(self.run, self.fleet, self.limits)
 
     def turn(self) -> list[Move]:
         """One turn of the supervisor's loop, and a second of everybody's time."""
@@ -70,6 +71,8 @@ class Simulation:
                         self.obey(node, dict(message))
                 case Inspect(checkpoint):
                     self.inspect(checkpoint)
+                case Requeue():
+                    pass  # the scheduler does the rest
         self.train()
         self.tale.at += 1
         return moves

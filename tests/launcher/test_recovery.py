@@ -12,8 +12,19 @@ from hypothesis import strategies as st
 from simulated_fleet import LIMITS, Simulation
 from tale import Tale
 
-from launcher.events import ActionDone, AttemptEnded, AttemptStarted, CommandReceived, RunEnded, RunHeld
-from launcher.recovery import COLLECT_LIMIT_S, SAVE_LIMIT_S, STOP_LIMIT_S, Emit, Inspect, Inventory, Send, plan
+from launcher.events import ActionDone, AttemptEnded, AttemptStarted, CommandReceived, JobEnding, RunEnded, RunHeld
+from launcher.recovery import (
+    COLLECT_LIMIT_S,
+    SAVE_LIMIT_S,
+    STOP_LIMIT_S,
+    Emit,
+    Inspect,
+    Inventory,
+    Limits,
+    Requeue,
+    Send,
+    plan,
+)
 from launcher.reporter import SAVE, STOP
 from launcher.run import RunState
 
@@ -250,6 +261,28 @@ def test_a_hold_asked_for_by_a_person_saves_first_and_loses_no_step() -> None:
     assert world.run.hold_reason == "ann: lunch"
     assert world.run.head is not None
     assert world.run.head[0] == world.run.step
+
+
+def test_before_its_job_ends_a_run_is_saved_and_waits_to_begin_anew() -> None:
+    tale = Tale().train(15)
+    world = Simulation(tale.tell(JobEnding(at=tale.at, reason="the time limit of the job")))
+
+    world.until(lambda run: run.state is RunState.PENDING)
+
+    assert world.moves() == [Requeue()]
+    assert world.run.head is not None
+    assert world.run.head[0] == world.run.step
+
+
+def test_where_jobs_may_not_begin_anew_the_run_is_stopped_after_its_save() -> None:
+    tale = Tale().train(15)
+    world = Simulation(tale.tell(JobEnding(at=tale.at, reason="the time limit")))
+    world.limits = Limits(requeues=False)
+
+    world.until(lambda run: run.state is RunState.STOPPED)
+
+    assert world.run.ended_reason == "the time limit"
+    assert world.run.lost_steps == 0
 
 
 def test_before_the_first_step_a_hold_waits_for_no_save() -> None:

@@ -96,6 +96,33 @@ def test_a_stop_from_the_login_node_saves_and_a_resumed_run_loses_no_step(launch
     assert run.ends().lost_steps == 0
 
 
+def test_a_run_that_outlives_its_job_is_saved_before_the_limit_and_goes_on_without_losing_a_step(
+    launch: Launch,
+) -> None:
+    run = launch(steps=850, save_every=5000, limit="2m", lead="90s")
+
+    run.wait("its end", lambda run: run.state == "PENDING", 100)
+    run.start_at_once()
+    end = run.ends(limit_s=120)
+
+    assert (run.decisions(), end.lost_steps, len(end.attempts)) == ([], 0, 2)
+    assert end.attempts[0].reason == "the time limit of the job"
+    assert end.job_id == f"{run.job}.1"
+
+
+def test_a_job_that_an_admin_requeues_goes_on_from_its_newest_checkpoint(launch: Launch) -> None:
+    run = launch(steps=200)
+    run.saved(20)
+
+    run.cluster.call("scontrol", "requeue", run.job)
+    run.start_at_once()
+    end = run.ends(limit_s=120)
+
+    assert run.decisions() == []
+    assert len(end.attempts) == 2
+    assert end.attempts[1].restore is not None
+
+
 def test_the_dry_run_prints_the_very_script(launch: Launch) -> None:
     run = launch(steps=10)
     asked = run.paths.root.parent / f"{run.paths.name}.asked" / "RUN.yaml"
