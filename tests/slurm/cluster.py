@@ -157,8 +157,11 @@ class Cluster:
     # ------------------------------------------------------------ nodes
 
     def lose(self, node: str) -> None:
-        """The machine is gone: its daemon, step daemons and tasks, none of which gets to report another's death."""
-        for process in self.silence(node):
+        """The machine is gone: its daemon, step daemons and tasks, none of which gets to report another's death.
+
+        The youngest first: the kernel wakes stopped children whose parent dies, and srun has one that ends the step.
+        """
+        for process in sorted(self.silence(node), key=lambda one: one.pid, reverse=True):
             with contextlib.suppress(psutil.Error):
                 process.kill()
         self._forget(node)
