@@ -54,7 +54,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # its help takes twice as long to appear
     help="Fault-tolerant launcher for PyTorch training on clusters: submit once, sleep, read the logbook in the "
-    "morning. Today its nodes are processes of this machine; Slurm is not built yet.",
+    "morning. On Slurm, or on virtual nodes of this machine.",
 )
 policy_app = typer.Typer(no_args_is_help=True, help="Look at policies.")
 app.add_typer(policy_app, name="policy")
@@ -89,7 +89,7 @@ def _common(
 @app.command()
 def submit(
     file: Annotated[Path, typer.Argument(metavar="RUN.yaml")],
-    backend: Annotated[Literal["local", "slurm"] | None, typer.Option(help="Where; today: local.")] = None,
+    backend: Annotated[Literal["local", "slurm"] | None, typer.Option(help="Where.")] = None,
     policy: Annotated[list[str] | None, typer.Option(help="A shipped policy or a file; may be repeated.")] = None,
     nodes: Annotated[int | None, typer.Option(help="Nodes that train.")] = None,
     spares: Annotated[int | None, typer.Option(help="Nodes in reserve.")] = None,

@@ -28,6 +28,7 @@ NOT_BUILT: dict[str, tuple[object, ...]] = {
     "trainer.tokenizer": ("bytes",),
     "trainer.dtype": ("fp32", "bf16"),
     "trainer.checkpoint.memory": (None, False),
+    "cluster.continue_by": ("requeue", "none"),
     "launch.prefix": ((),),
     "launch.bind": ("auto", "none"),
     "launch.mode": ("per_rank",),
