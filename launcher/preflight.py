@@ -80,6 +80,9 @@ def _what_is_trained(spec: RunSpec) -> Iterator[Problem]:
 
 def _cluster(spec: RunSpec) -> Iterator[Problem]:
     cluster = spec.cluster
+    if spec.launch.setup and cluster.backend != "slurm":
+        message = f"'launch.setup' runs in the script of a Slurm job, and backend {cluster.backend} has none"
+        yield message, ("launch.setup", "cluster.backend")
     least = cluster.min_nodes
     if least is not None and least > cluster.nodes:
         message = f"min_nodes is {least}, more than the {cluster.nodes} nodes of the run"

@@ -183,7 +183,7 @@ def test_values_that_do_not_fit_together_are_a_mistake(tmp_path: Path, text: str
 ASKED = {
     "trainer.size": "760m",
     "trainer.tokenizer": "gpt2", "trainer.dtype": "fp16", "trainer.checkpoint.memory": "{every: 5}",
-    "cluster.backend": "slurm", "launch.prefix": "[apptainer, exec]", "launch.setup": "[module load cuda]",
+    "cluster.continue_by": "chain", "launch.prefix": "[apptainer, exec]",
     "launch.bind": "numa", "launch.mode": "per_node", "health.before_start": "standard", "health.every": "60s",
     "access.group": "lab", "access.control": "true", "checkpoints": "{glob: x}", "telemetry": "{preset: nanogpt}",
     "capabilities": "{skip: none}", "on_good_checkpoint": "{run: [x]}",
@@ -233,6 +233,13 @@ def test_mistakes_of_shape_meaning_flags_and_policies_are_told_at_once(tmp_path:
     text = changed("seq_len: 128", "seq_len: 128\n  sede: 3") + "policy: [defualt]\nlaunch: {env: {RANK: '1'}}\n"
     found = mistakes(tmp_path, text, "trainer.lr=x", spares=-2)
     assert [one.split(": ")[0] for one in found] == ["7:3", "12:10", "13:22", "--set trainer.lr=x", "--spares -2"]
+
+
+def test_commands_that_only_a_job_script_can_run_are_refused_elsewhere(tmp_path: Path) -> None:
+    setup = "launch.setup=[module load cuda]"
+    (found,) = mistakes(tmp_path, RUN, setup)
+    assert "'launch.setup' runs in the script of a Slurm job" in found
+    assert mistakes(tmp_path, RUN, setup, backend="slurm") == []
 
 
 def test_nothing_is_said_about_what_a_wrong_value_might_have_meant(tmp_path: Path) -> None:
