@@ -24,7 +24,6 @@ OWN_VARIABLES = frozenset(
 
 # Grammar whose deeds do not exist yet: the key, and the values that ask for nothing.
 NOT_BUILT: dict[str, tuple[object, ...]] = {
-    "trainer.size": tuple(size for size in SIZES if size != "760m"),
     "trainer.tokenizer": ("bytes",),
     "trainer.dtype": ("fp32", "bf16"),
     "trainer.checkpoint.memory": (None, False),

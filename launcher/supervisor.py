@@ -53,7 +53,7 @@ from launcher.recovery import Emit, Inspect, Limits, Requeue, Send, plan
 from launcher.recovery import Fleet as FleetView
 from launcher.run import ENDING, NodeState, Run, RunState
 from launcher.spec import read_resolved
-from launcher.warm import die_with
+from launcher.warm import ENDS_OF_A_JOB, die_with
 from policies.engine import decide, initial
 from policies.load import read_policy
 
@@ -409,7 +409,8 @@ def main(argv: list[str]) -> int:
     root, node, agent_pid = argv
     die_with(int(agent_pid))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in ENDS_OF_A_JOB:
+        signal.signal(number, signal.SIG_IGN)
     gc.freeze()  # what the imports made stays: no collection need look at it again
     asyncio.run(Supervisor(RunPaths(Path(root)), node).serve())
     return 0

@@ -26,6 +26,8 @@ import time
 import traceback
 
 MAX_PACKET_BYTES = 1 << 20
+# A scheduler may send these to every process of a job at once. The agent alone answers; whoever dies with it ignores them.
+ENDS_OF_A_JOB = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_PTRACER = 0x59616D61
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -82,8 +84,10 @@ def become_rank(request, fds, parent_pid, inherited):
         die_with(parent_pid)
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
+        for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
+        if not request.get("target"):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a target is told by its agent what is to be done
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
@@ -179,7 +183,8 @@ class Warm:
         os.set_blocking(self.wake, False)
         self.wake_in = wake_in
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in ENDS_OF_A_JOB:
+            signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(self.wake)
 
     def run(self, modules):

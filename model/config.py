@@ -23,12 +23,13 @@ class Size(NamedTuple):
     heads: int
 
 
-# `tiny` is for tests, `8m` is metaseq's own test size, the others are table 1 of the OPT paper (arXiv 2205.01068).
+# `tiny` is for tests; `8m` (its test size) and `760m` are metaseq's, the others table 1 of the OPT paper (arXiv 2205.01068).
 SIZES = {
     "tiny": Size(2, 64, 2),
     "8m": Size(4, 128, 2),
     "125m": Size(12, 768, 12),
     "350m": Size(24, 1024, 16),
+    "760m": Size(24, 1536, 16),
     "1.3b": Size(24, 2048, 32),
     "2.7b": Size(32, 2560, 32),
     "6.7b": Size(32, 4096, 32),

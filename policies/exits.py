@@ -26,6 +26,9 @@ def failed_rank(state: EngineState) -> Answer:
         return None, until
     own = [one for one in attempt.exits if not is_broken_link(one)]
     if killed := next((one for one in own if one.code < 0), None):
+        due = killed.at + SETTLE_S  # who ends a whole job sends SIGTERM, and word of it may still be on its way
+        if killed.code == -15 and state.now < due and not attempt.ended:
+            return None, due
         return _exit_finding(attempt, killed, blame="none"), None
     first = attempt.exits[0]
     # Peers of a silent node die of it: as long as it may still be found lost, they are not judged.

@@ -181,7 +181,6 @@ def test_values_that_do_not_fit_together_are_a_mistake(tmp_path: Path, text: str
 
 
 ASKED = {
-    "trainer.size": "760m",
     "trainer.tokenizer": "gpt2", "trainer.dtype": "fp16", "trainer.checkpoint.memory": "{every: 5}",
     "cluster.continue_by": "chain", "launch.prefix": "[apptainer, exec]",
     "launch.bind": "numa", "launch.mode": "per_node", "health.before_start": "standard", "health.every": "60s",

@@ -3,7 +3,7 @@
 import pytest
 from story import NAN, PEER, Story, ending
 
-from launcher.events import CommandAnswered, CommandReceived, EpochStarted, RunEnded, RunHeld, TrainerDone
+from launcher.events import CommandAnswered, CommandReceived, EpochStarted, JobEnding, RunEnded, RunHeld, TrainerDone
 from policies.load import load_policy
 from policies.schema import Policy
 
@@ -28,6 +28,19 @@ def test_a_rank_killed_from_outside_restarts_at_once_and_blames_nobody(story: St
     assert decision.evidence["signal"] == "SIGKILL"
     assert decision.evidence["rank"] == 1
     assert (decision.attempt, decision.incident, decision.id, decision.epoch, decision.seq) == (1, 1, "d0001", 0, 0)
+
+
+def test_a_rank_ended_by_sigterm_waits_for_word_that_the_whole_job_is_ended(story: Story) -> None:
+    assert story.exits(1, -15) == []
+    story.at += 0.5
+    assert story.tell(JobEnding(at=story.at, reason="Slurm ends the job", decided=True)) == []
+    assert story.wait(10) == []
+
+
+def test_a_rank_ended_by_sigterm_alone_restarts_after_that_wait(story: Story) -> None:
+    story.exits(1, -15)
+    (decision,) = story.wait(10)
+    assert (ending(decision), decision.blame, decision.evidence["signal"]) == ("restart", "none", "SIGTERM")
 
 
 def test_an_exit_without_error_is_nothing(story: Story) -> None:
@@ -147,9 +160,9 @@ def test_exits_of_an_earlier_attempt_or_after_the_end_are_ignored(story: Story) 
 @pytest.mark.parametrize("verb", ["stop", "pause"])
 def test_after_a_persons_stop_nothing_is_judged_unless_it_was_refused(story: Story, verb: str) -> None:
     story.tell(CommandReceived(at=story.at, id="c1", verb=verb, author="me"))
-    assert story.exits(0, -15) == []
+    assert story.exits(0, -9) == []
     story.tell(CommandAnswered(at=story.at, id="c1", ok=False))
-    assert len(story.exits(1, -15)) == 1
+    assert len(story.exits(1, -9)) == 1
 
 
 def test_an_ended_or_held_run_is_left_alone(default: Policy) -> None:

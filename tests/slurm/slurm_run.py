@@ -14,6 +14,7 @@ from typing import Any
 from cluster import ROOT, Cluster
 from live_run import POLICY, LiveRun
 
+from launcher.run import Run
 from policies.load import load_policy
 
 NOBODY = 65534
@@ -58,12 +59,24 @@ class SlurmRun(LiveRun):
         return next(word.removeprefix("JobState=") for word in said.stdout.split() if word.startswith("JobState="))
 
     def start_at_once(self) -> None:
-        """Take from the requeued job the two minutes for which Slurm would have it wait."""
-        deadline = time.monotonic() + 30
-        while self.job_state() != "PENDING":
+        """Take from the requeued job the two minutes for which Slurm would have it wait.
+
+        Slurm sets that time when the last process is gone, and by then the job has been PENDING for a while.
+        """
+        deadline = time.monotonic() + 60
+        while self.job_state() != "RUNNING":
             assert time.monotonic() < deadline, self.job_state()
+            self.cluster.call("scontrol", "update", f"JobId={self.job}", "StartTime=now", check=False)
+            time.sleep(0.3)
+
+    def lives_again_until_it_ends(self, limit_s: float = 200) -> Run:
+        """As `ends`, with each new life of the job begun at once."""
+        deadline = time.monotonic() + limit_s
+        while not self.run.state.is_terminal and time.monotonic() < deadline:
+            if self.run.job_ending and self.job_state() == "PENDING":
+                self.start_at_once()
             time.sleep(0.2)
-        self.cluster.call("scontrol", "update", f"JobId={self.job}", "StartTime=now")
+        return self.ends()
 
     def node(self, index: int) -> str:
         """The name of the job's node of this index."""

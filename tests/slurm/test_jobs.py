@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 
@@ -47,10 +46,9 @@ def test_a_silent_node_is_lost_because_steps_stopped_and_its_ranks_end_when_it_i
     run.saved(10)
     node = run.node(1)
 
-    frozen = run.cluster.silence(node)
+    run.cluster.silence(node)
     run.wait("a second attempt", lambda run: len(run.attempts) == 2 and run.state == "RUNNING")
-    for process in frozen:
-        process.send_signal(signal.SIGCONT)
+    run.cluster.give_back(node)
     end = run.ends()
 
     assert [(one.detector, one.nodes) for one in run.decisions()] == [("node_lost", (node,))]
@@ -99,15 +97,15 @@ def test_a_stop_from_the_login_node_saves_and_a_resumed_run_loses_no_step(launch
 def test_a_run_that_outlives_its_job_is_saved_before_the_limit_and_goes_on_without_losing_a_step(
     launch: Launch,
 ) -> None:
-    run = launch(steps=850, save_every=5000, limit="2m", lead="90s")
+    run = launch(steps=1200, save_every=5000, limit="2m", lead="90s")
 
-    run.wait("its end", lambda run: run.state == "PENDING", 100)
-    run.start_at_once()
-    end = run.ends(limit_s=120)
+    end = run.lives_again_until_it_ends()
 
-    assert (run.decisions(), end.lost_steps, len(end.attempts)) == ([], 0, 2)
-    assert end.attempts[0].reason == "the time limit of the job"
-    assert end.job_id == f"{run.job}.1"
+    lives = len(end.attempts)
+    assert lives >= 2
+    assert (run.decisions(), end.lost_steps) == ([], 0)
+    assert {one.reason for one in end.attempts[:-1]} == {"the time limit of the job"}
+    assert end.job_id == f"{run.job}.{lives - 1}"
 
 
 def test_a_job_that_an_admin_requeues_goes_on_from_its_newest_checkpoint(launch: Launch) -> None:
