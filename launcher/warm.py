@@ -26,7 +26,7 @@ import time
 import traceback
 
 MAX_PACKET_BYTES = 1 << 20
-# A scheduler may send these to every process of a job at once. The agent alone answers; whoever dies with it ignores them.
+# A scheduler may send these to every process of a job at once. The agent answers; whoever dies with it ignores them.
 ENDS_OF_A_JOB = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_PTRACER = 0x59616D61

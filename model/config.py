@@ -23,7 +23,7 @@ class Size(NamedTuple):
     heads: int
 
 
-# `tiny` is for tests; `8m` (its test size) and `760m` are metaseq's, the others table 1 of the OPT paper (arXiv 2205.01068).
+# `tiny` is for tests, `8m` and `760m` are metaseq's, the others table 1 of the OPT paper (arXiv 2205.01068).
 SIZES = {
     "tiny": Size(2, 64, 2),
     "8m": Size(4, 128, 2),
