@@ -35,6 +35,7 @@ from launcher.events import (
     EpochStarted,
     Event,
     JobEnding,
+    JobOver,
     NodeBack,
     NodeDown,
     NodeSilent,
@@ -94,6 +95,8 @@ def _epoch_started(run: Run, event: EpochStarted) -> Run:
         supervisor_pid=event.pid,
         supervisor_node=event.node,
         job_id=event.job_id,
+        job_epoch=event.epoch,
+        past_jobs=(run.past_jobs | {run.job_id}) - {event.job_id, ""},
     )
 
 
@@ -101,6 +104,10 @@ def _job_ending(run: Run, event: JobEnding) -> Run:
     if run.state.is_terminal:
         return run
     return evolve(run, job_ending=event.reason, job_ending_at=event.at, job_decided=event.decided)
+
+
+def _job_over(run: Run, event: JobOver) -> Run:
+    return evolve(run, job_over=event.reason) if run.job_ending else run
 
 
 def _held(run: Run, event: RunHeld) -> Run:
@@ -136,6 +143,8 @@ def _ended(run: Run, event: RunEnded) -> Run:
 def _resumed(run: Run, event: RunResumed) -> Run:
     """All processes of the former allocation are gone; so is everything known about its nodes."""
     run = _end_attempt(run, event.at, "resumed in a new allocation")
+    if event.epoch != run.job_epoch:  # by a person, before the new job has begun
+        run = evolve(run, past_jobs=run.past_jobs | {run.job_id})
     return evolve(
         run,
         state=RunState.PENDING,
@@ -147,6 +156,7 @@ def _resumed(run: Run, event: RunResumed) -> Run:
         stop_requested="",
         ended_reason="",
         job_ending="",
+        job_over="",
         steps_stopped=False,
         recovering_since=None,
     )
@@ -314,6 +324,7 @@ _HANDLERS = {
     RunEnded: _ended,
     RunResumed: _resumed,
     JobEnding: _job_ending,
+    JobOver: _job_over,
     AgentJoined: _agent_joined,
     NodeSilent: _node_silent,
     NodeBack: _node_back,

@@ -44,6 +44,7 @@ ABANDONED_S = 600.0
 STARTING_S = 30.0  # how long a supervisor may take from its start to its first word
 END_GRACE_S = 1.0  # for a first node that is just leaving
 EXIT_ABANDONED = 75
+EXIT_PAST_JOB = 76  # of a supervisor whose job another has taken the place of
 
 
 def program_of(spec: RunSpec) -> Program:
@@ -65,9 +66,9 @@ class Agent:
         self.secret = paths.secret.read_bytes()
         parent = os.environ.get("OPT_LAUNCH_SCRATCH") or None
         self.scratch = Path(tempfile.mkdtemp(prefix=f"opt-launch-{os.getpid()}-{node}-", dir=parent))
-        spec = read_resolved(paths.spec)
-        self._backend = backend_of(spec)
-        program = program_of(spec)
+        self._spec = read_resolved(paths.spec)
+        self._backend = backend_of(self._spec)
+        program = program_of(self._spec)
         self.environment = environment(program.threads)
         self.ranks = Ranks(node, self.scratch, program, self.say)
         self.epoch = 0
@@ -101,7 +102,7 @@ class Agent:
         loop.add_signal_handler(signal.SIGUSR2, self._job_ends, "the time limit of the job", False)
         loop.call_soon(self._turn, time.monotonic())
         await self._leaving.wait()
-        self.paths.agent(self.node).unlink(missing_ok=True)
+        self._withdraw()
         server.close()
         await self.ranks.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
@@ -110,6 +111,12 @@ class Agent:
     def _announce(self) -> None:
         address = {**self._address(), "job_id": self.job_id}
         write_atomically(self.paths.agent(self.node), json.dumps(address))
+
+    def _withdraw(self) -> None:
+        """Take our address away, unless another agent of this node has put its own there."""
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(self.paths.agent(self.node).read_text())["incarnation"] == self.incarnation:
+                self.paths.agent(self.node).unlink()
 
     def _address(self) -> Message:
         return {
@@ -240,6 +247,16 @@ class Agent:
                 await asyncio.to_thread(self._backend.end, self.job_id)
         self._leaving.set()
 
+    async def _abandon(self) -> None:
+        """No supervisor can be had. The last agent here has the job begun anew, or given back: nothing works in it."""
+        self._exit_code = EXIT_ABANDONED
+        if all(answer == "refused" for answer in await self._ask_peers()):
+            if self._spec.cluster.continue_by == "requeue":
+                self._backend.requeue(self.job_id, ())
+            else:
+                await asyncio.to_thread(self._backend.end, self.job_id)
+        self._leaving.set()
+
     async def _store(self, attempt: int) -> None:
         with contextlib.suppress(asyncio.CancelledError, TimeoutError):
             port = await self.ranks.store(attempt, self.host)
@@ -297,9 +314,11 @@ class Agent:
     def _watch_supervisor(self, now: float) -> None:
         """See to it that there is a supervisor: ask the others, start one, or leave in the end."""
         silent_s = now - self.heard_at
-        if silent_s > ABANDONED_S:
-            self._exit_code = EXIT_ABANDONED
-            self._leaving.set()
+        if self._starting is not None and self._starting[0].poll() == EXIT_PAST_JOB:
+            self._leaving.set()  # the run has gone on in another job
+        elif silent_s > ABANDONED_S and not self._ending:
+            self._ending = True
+            self._spawn(self._abandon())
         elif silent_s > TAKEOVER_S * (self.index + 1) and not self._asking and not self._supervisor_starts():
             self._asking = True
             self._spawn(self._succeed(silent_s))

@@ -121,6 +121,13 @@ class JobEnding(Event):
     decided: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class JobOver(Event):
+    """The job that is being ended will not begin again."""
+
+    reason: str
+
+
 # ---------------------------------------------------------------- nodes
 
 

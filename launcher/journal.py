@@ -70,10 +70,11 @@ class Journal:
     damage: tuple[Damage, ...]
 
 
-def read_journal(paths: RunPaths, sealed: Sequence[Sealed] | None = None) -> Journal:
+def read_journal(paths: RunPaths, sealed: Sequence[Sealed] | None = None, *, steps: bool = True) -> Journal:
     """Read all that counts. A torn last line of an unsealed file is left out silently: it was never acted upon.
 
-    A new supervisor passes the seals it is about to write, and so reads exactly what it seals.
+    A new supervisor passes the seals it is about to write, and so reads exactly what it seals. Without `steps` the
+    metrics stay unread, which are most of a long run.
     """
     files = _journal_files(paths)
     if sealed is None:
@@ -82,7 +83,7 @@ def read_journal(paths: RunPaths, sealed: Sequence[Sealed] | None = None) -> Jou
         seals = _Seals(newest_epoch(paths) + 1, {seal.file: seal.length for seal in sealed})
     damage: list[Damage] = []
     events: list[Event] = []
-    for file in sorted((*files, *_metrics_files(paths))):
+    for file in sorted((*files, *(_metrics_files(paths) if steps else ()))):
         name = _name(file)
         if seals is not None and _epoch_of(file) < seals.epoch and name not in seals.lengths:
             continue

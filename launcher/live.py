@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from launcher.fleet import Contact
@@ -12,11 +12,12 @@ from launcher.run import Run, RunState
 SCHEMA = 1
 
 
-def live_view(run: Run, epoch: int, contacts: Iterable[Contact], at: float) -> dict[str, Any]:
-    """The content of live.json at `at` (Unix seconds)."""
+def live_view(run: Run, epoch: int, contacts: Iterable[Contact], job: Mapping[str, Any], at: float) -> dict[str, Any]:
+    """The content of live.json at `at` (Unix seconds). `job`: what the scheduler says of it, or that it does not."""
     now = time.monotonic()
     nodes = {contact.node: {"beat_s": round(now - contact.heard_at, 3), "ranks": contact.ranks} for contact in contacts}
-    return {"schema": SCHEMA, "epoch": epoch, "at": at, "next_action": next_action(run, at), "nodes": nodes}
+    told = {"next_action": next_action(run, at), "nodes": nodes, "job": job}
+    return {"schema": SCHEMA, "epoch": epoch, "at": at, **told}
 
 
 def next_action(run: Run, at: float) -> str:
@@ -24,6 +25,8 @@ def next_action(run: Run, at: float) -> str:
     pending = run.pending
     if run.stop_requested and not run.state.is_terminal:
         return f"save, then stop, as {run.stop_requested} asked"
+    if run.job_ending and not run.state.is_terminal:
+        return f"save, and go on in the next job: {run.job_ending}"
     if run.hold_requested:
         return f"save, then hold: {run.hold_requested}"
     if run.state is RunState.HELD:

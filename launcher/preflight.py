@@ -27,7 +27,6 @@ NOT_BUILT: dict[str, tuple[object, ...]] = {
     "trainer.tokenizer": ("bytes",),
     "trainer.dtype": ("fp32", "bf16"),
     "trainer.checkpoint.memory": (None, False),
-    "cluster.continue_by": ("requeue", "none"),
     "launch.prefix": ((),),
     "launch.bind": ("auto", "none"),
     "launch.mode": ("per_rank",),
@@ -82,6 +81,12 @@ def _cluster(spec: RunSpec) -> Iterator[Problem]:
     if spec.launch.setup and cluster.backend != "slurm":
         message = f"'launch.setup' runs in the script of a Slurm job, and backend {cluster.backend} has none"
         yield message, ("launch.setup", "cluster.backend")
+    if cluster.backend == "slurm" and cluster.slurm.time and cluster.slurm.time <= cluster.slurm.lead:
+        message = (
+            f"the job ends after {cluster.slurm.time:g} s and is to be saved {cluster.slurm.lead:g} s before: "
+            "nothing would be trained"
+        )
+        yield message, ("cluster.slurm.time", "cluster.slurm.lead")
     least = cluster.min_nodes
     if least is not None and least > cluster.nodes:
         message = f"min_nodes is {least}, more than the {cluster.nodes} nodes of the run"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from launcher.checkpoints import NoChoice, choose
 from launcher.events import (
@@ -56,7 +57,7 @@ class Limits:
     """The part of the spec that recovery needs."""
 
     wait_for_node_s: float = 120.0
-    requeues: bool = True  # when the scheduler ends the job; else the run stops there
+    continue_by: Literal["requeue", "chain", "none"] = "requeue"  # when the scheduler ends the job
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,9 @@ class Inspect:
 
 @dataclass(frozen=True)
 class Requeue:
-    """Have the scheduler begin the job anew."""
+    """Have the scheduler begin the job anew, without these nodes."""
+
+    exclude: tuple[str, ...] = ()
 
 
 Move = Emit | Send | Inspect | Requeue
@@ -151,12 +154,23 @@ def _hold(run: Run, fleet: Fleet) -> list[Move]:
 
 
 def _hand_over(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
-    """The job ends: save, and have it begin anew."""
+    """The job ends: save, and have another go on. What the scheduler has decided already is not asked of it."""
     if run.live_attempt is not None:
         return _end_gently(run, run.live_attempt, fleet, run.job_ending_at, run.job_ending)
+    if run.job_over:
+        return [Emit(RunEnded(at=fleet.now, state="STOPPED", reason=run.job_over))]
     if run.job_decided:
         return []
-    return [Requeue()] if limits.requeues else [Emit(RunEnded(at=fleet.now, state="STOPPED", reason=run.job_ending))]
+    if limits.continue_by == "none":
+        return [Emit(RunEnded(at=fleet.now, state="STOPPED", reason=run.job_ending))]
+    if limits.continue_by == "chain":
+        return [Send(node, {"type": "leave"}) for node in fleet.answering]
+    return [Requeue(lost_nodes(run))]
+
+
+def lost_nodes(run: Run) -> tuple[str, ...]:
+    """The nodes of this job that a next one should do without."""
+    return tuple(sorted(node.name for node in run.nodes.values() if node.state is NodeState.LOST))
 
 
 def _end_gently(run: Run, attempt: Attempt, fleet: Fleet, since: float, reason: str) -> list[Move]:

@@ -137,6 +137,8 @@ class Run:
     supervisor_pid: int = 0
     supervisor_node: str = ""
     job_id: str = ""
+    job_epoch: int = 0  # the last one whose supervisor was part of the job
+    past_jobs: frozenset[str] = frozenset()  # jobs, and lives of jobs, that another has taken the place of
     nodes_wanted: int = 0
     ranks_per_node: int = 0
     spares_wanted: int = 0
@@ -159,6 +161,7 @@ class Run:
     job_ending: str = ""  # why
     job_ending_at: float = 0.0
     job_decided: bool = False  # whether it begins anew, the scheduler knows
+    job_over: str = ""  # why it does not
     hold_requested: str = ""  # why
     hold_requested_at: float = 0.0
     save_requested_at: float | None = None

@@ -137,7 +137,10 @@ class Local(Section):
 
 
 class Slurm(Section):
-    """What the job asks of Slurm; what is not said is left to the site. `lead`: warned so long before the limit."""
+    """What the job asks of Slurm; what is not said is left to the site.
+
+    `lead`: the run is saved so long before the limit. `chain`: jobs that are submitted ahead with continue_by: chain.
+    """
 
     partition: Word | None = None
     account: Word | None = None
@@ -155,6 +158,7 @@ class Slurm(Section):
     exclusive: bool = False
     python: Word | None = None
     lead: Annotated[Duration, Field(gt=0)] = 120.0
+    chain: Annotated[int, Field(ge=1, le=20)] = 2
     extra: dict[Word, Annotated[str, Field(pattern=ONE_LINE)] | int | bool] = {}
 
 

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher import wire
-from launcher.advance import advance
+from launcher.advance import advance, fold
+from launcher.agent import EXIT_PAST_JOB
 from launcher.backends.choice import backend_of
 from launcher.commands import Commands
 from launcher.environment import of_attempt
@@ -33,7 +34,6 @@ from launcher.events import (
     Decision,
     EpochStarted,
     Event,
-    JobEnding,
     NodeDown,
     Notified,
     RankExited,
@@ -53,6 +53,7 @@ from launcher.recovery import Emit, Inspect, Limits, Requeue, Send, plan
 from launcher.recovery import Fleet as FleetView
 from launcher.run import ENDING, NodeState, Run, RunState
 from launcher.spec import read_resolved
+from launcher.succession import Succession
 from launcher.warm import ENDS_OF_A_JOB, die_with
 from policies.engine import decide, initial
 from policies.load import read_policy
@@ -63,7 +64,6 @@ SETTLE_S = 2.0
 LEAVE_S = 5.0
 LIVE_S = 1.0
 _POLL_S = 0.7
-_REQUEUE_AGAIN_S = 15.0
 _RESEND_S = {"to_rank": 5.0, "collect": 15.0, "store": 2.0, "start": 2.0}
 
 log = logging.getLogger("supervisor")
@@ -78,8 +78,7 @@ class Supervisor:
         self.policy = read_policy(paths.policy)
         self.job_id = os.environ.get("OPT_LAUNCH_JOB", "")
         self.host = os.environ.get("OPT_LAUNCH_HOST", "127.0.0.1")
-        requeues = self.spec.cluster.continue_by == "requeue"
-        self.limits = Limits(self.spec.cluster.wait_for_node, requeues)
+        self.limits = Limits(self.spec.cluster.wait_for_node, self.spec.cluster.continue_by)
         self.run_ = Run()
         self.engine = initial(self.policy)
         self.deadline: float | None = None
@@ -94,20 +93,26 @@ class Supervisor:
         self._exits: set[tuple[int, int]] = set()
         self._down: set[str] = set()
         self.commands = Commands(paths, self.emit)
-        self._backend = backend_of(self.spec)
-        self._node_states = self._backend.node_states(paths, self.job_id)
+        backend = backend_of(self.spec)
+        self._node_states = backend.node_states(paths, self.job_id)
+        self.succession = Succession(paths, self.spec, self.job_id, backend, self._node_states, self.emit)
         self._live_draft = paths.live.with_suffix(f".{os.getpid()}")
         self._ended_at: float | None = None
-        self._requeued_at = -1e9
-        self._warned_of_end = False
         self._polled_at = self._live_at = self._ticked_at = 0.0
         self._tick_due = asyncio.Event()
 
     # ------------------------------------------------------------ taking over
 
-    async def serve(self) -> None:
-        """Take over and supervise until the run is over or a successor exists."""
+    async def serve(self) -> int:
+        """Take over and supervise until the run is over or a successor exists; the exit status.
+
+        The processes of a job that another has taken the place of, stopped perhaps and woken much later, must not
+        take the run away from it.
+        """
         loop = asyncio.get_running_loop()
+        if self.job_id in fold(read_journal(self.paths, steps=False).events).past_jobs:
+            log.warning("job %s is a matter of the past", self.job_id)
+            return EXIT_PAST_JOB
         self.epoch = claim_epoch(self.paths)
         sealed = seal(self.paths, self.epoch)
         journal = read_journal(self.paths, sealed)
@@ -147,12 +152,14 @@ class Supervisor:
         server.close()
         self.fleet.close()
         self.writer.close()
+        return 0
 
     def _begin_anew(self, former: Run) -> None:
         """The scheduler has begun the job anew: the processes that the journal knows are gone. A hold stays."""
         self.emit(RunResumed(at=time.time(), author="the scheduler"))
         if former.state is RunState.HELD:
             self.emit(RunHeld(at=time.time(), reason=former.hold_reason))
+        self.succession.begun()
 
     def _fold(self, events: tuple[Event, ...]) -> list[Decision]:
         """Bring run and engine up to date; the decisions that the predecessor had no time to journal."""
@@ -210,6 +217,7 @@ class Supervisor:
             case Decision() if event.mode == "act":
                 self._act_beside(event)
         self.keeper.durable(self.run_, event)
+        self.succession.durable(self.run_, event)
         self.commands.durable(self.run_, event)
 
     def _act_beside(self, decision: Decision) -> None:
@@ -263,11 +271,12 @@ class Supervisor:
             self._polled_at = now
             self._replan()  # some moves are due by time alone
             self._poll_backend()
+            self.succession.look()
             self.commands.look_for_files(self.run_)
         if now - self._live_at > LIVE_S or self.fleet.changed:
             self._live_at, self.fleet.changed = now, False
             self._write_live()
-        if self.run_.state.is_terminal:
+        if self.run_.state.is_terminal or self.succession.has_left(bool(self.fleet.answering())):
             self._ended_at = self._ended_at or now
             if now - self._ended_at > LEAVE_S or (now - self._ended_at > 1.0 and not self.fleet.answering()):
                 self.over.set()
@@ -288,7 +297,8 @@ class Supervisor:
 
     def _write_live(self) -> None:
         with contextlib.suppress(OSError):
-            text = json.dumps(live_view(self.run_, self.epoch, self.fleet.contacts.values(), time.time()))
+            contacts, job = self.fleet.contacts.values(), self.succession.told
+            text = json.dumps(live_view(self.run_, self.epoch, contacts, job, time.time()))
             self._live_draft.write_bytes(text.encode())
             self._live_draft.replace(self.paths.live)
 
@@ -312,14 +322,8 @@ class Supervisor:
                     self._send(node, message)
                 case Inspect(checkpoint):
                     self.keeper.inspect(self.run_.checkpoints[checkpoint])
-                case Requeue():
-                    self._requeue()
-
-    def _requeue(self) -> None:
-        now = time.monotonic()
-        if now - self._requeued_at > _REQUEUE_AGAIN_S:
-            self._requeued_at = now
-            self._backend.requeue(self.job_id)
+                case Requeue(exclude):
+                    self.succession.requeue(exclude)
 
     def _settled(self) -> bool:
         expected = self.run_.nodes_wanted + self.run_.spares_wanted
@@ -365,10 +369,7 @@ class Supervisor:
         if message["type"] == "warned":
             return Warned(at=at, text=message["text"])
         if message["type"] == "job_ending":
-            if self._warned_of_end or self.run_.job_ending:
-                return None
-            self._warned_of_end = True
-            return JobEnding(at=at, reason=message["reason"], decided=message["decided"])
+            return self.succession.ending(at, message["reason"], decided=message["decided"])
         if message["type"] == "unkillable":
             return NodeDown(at=at, node=node, reason=f"processes {message['pids']} survive SIGKILL")
         if message["type"] == "checkpoint_rejected":
@@ -412,8 +413,7 @@ def main(argv: list[str]) -> int:
     for number in ENDS_OF_A_JOB:
         signal.signal(number, signal.SIG_IGN)
     gc.freeze()  # what the imports made stays: no collection need look at it again
-    asyncio.run(Supervisor(RunPaths(Path(root)), node).serve())
-    return 0
+    return asyncio.run(Supervisor(RunPaths(Path(root)), node).serve())
 
 
 if __name__ == "__main__":

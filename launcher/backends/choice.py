@@ -1,8 +1,9 @@
-"""Which backend a run is on. A backend is a module: submit, script, is_alive, node_states, requeue, end."""
+"""Which backend a run is on. A backend is a module with the functions of `Backend`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Protocol
 
 from launcher.backends import local, slurm
@@ -12,7 +13,13 @@ from launcher.sections import RunSpec
 
 
 class NodeStates(Protocol):
-    """Asked again and again by the supervisor; answers at once, from what it last learned."""
+    """Asked again and again by the supervisor; answers at once, from what it last learned.
+
+    `ends_at`: when the allocation does; `away_since`: since when nobody answers. Unix seconds, None if not so.
+    """
+
+    ends_at: float | None
+    away_since: float | None
 
     def read(self) -> dict[str, NodeReport]: ...
 
@@ -28,7 +35,13 @@ class Backend(Protocol):
 
     def node_states(self, paths: RunPaths, job_id: str, /) -> NodeStates: ...
 
-    def requeue(self, job_id: str, /) -> None: ...
+    def begun(self, paths: RunPaths, spec: RunSpec, job_id: str, /) -> str: ...
+
+    def requeue(self, job_id: str, exclude: Sequence[str], /) -> None: ...
+
+    def fate(self, job_id: str, exclude: Sequence[str], /) -> str | None: ...
+
+    def ended(self, paths: RunPaths, job_id: str, /) -> None: ...
 
     def end(self, job_id: str, /) -> None: ...
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +78,9 @@ def start_through_submitit(root: str, token: str) -> None:
 class NodeStates:
     """What the allocation of a job says of its virtual nodes; read again only when it has changed."""
 
+    ends_at: float | None = None
+    away_since: float | None = None
+
     def __init__(self, paths: RunPaths, job_id: str) -> None:
         self._file, self._job_id = str(paths.allocation), job_id
         self._seen: tuple[int, int] | None = None
@@ -104,8 +108,22 @@ def script(_paths: RunPaths, _spec: RunSpec) -> str:
     return ""
 
 
-def requeue(_job_id: str) -> None:
+def begun(_paths: RunPaths, _spec: RunSpec, _job_id: str) -> str:
+    """No other allocation ever has to go on."""
+    return ""
+
+
+def requeue(_job_id: str, _exclude: Sequence[str]) -> None:
     """Nothing ends this allocation but the run."""
+
+
+def fate(_job_id: str, _exclude: Sequence[str]) -> str | None:
+    """Nobody else decides."""
+    return None
+
+
+def ended(_paths: RunPaths, _job_id: str) -> None:
+    """There is only the one allocation."""
 
 
 def end(_job_id: str) -> None:

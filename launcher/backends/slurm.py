@@ -14,23 +14,28 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from launcher.advance import fold
+from launcher.backends import slurm_calls
 from launcher.backends.report import NodeReport
 from launcher.backends.scratch import sweep_scratch
+from launcher.backends.slurm_calls import call, cancel, is_over, job_states, show_job
 from launcher.errors import LaunchError
+from launcher.journal import read_journal
 from launcher.paths import RunPaths, write_atomically
 from launcher.sections import RunSpec
 
-CALL_LIMIT_S = 20.0
 POLL_S = 30.0  # sites ask for no more
+AWAY_POLL_S = 300.0
 # What srun must not do: end the step because of one node, or bind what the agent binds itself.
 SRUN: tuple[str, ...] = (
     "--no-kill",
@@ -42,9 +47,6 @@ SRUN: tuple[str, ...] = (
 )
 UNLIMITED_MIN = 365 * 24 * 60
 
-_OVER = frozenset(
-    {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT"}
-)
 _DOWN = frozenset({"down", "fail", "failing", "error", "powered_down", "powering_down", "no_respond"})
 
 
@@ -52,98 +54,119 @@ _DOWN = frozenset({"down", "fail", "failing", "error", "powered_down", "powering
 
 
 def submit(paths: RunPaths, spec: RunSpec) -> None:
-    """Submit the job. Raises LaunchError with Slurm's own words if it is refused."""
-    executor = _executor(paths, spec)
+    """Submit the job, and where the run goes on by a chain the next ones. Raises LaunchError with Slurm's own words."""
+    links = 1 + (spec.cluster.slurm.chain if spec.cluster.continue_by == "chain" else 0)
+    token = uuid.uuid4().hex[:6]
+    jobs: list[str] = []
     try:
-        job = executor.submit(run_node, str(paths.root))
+        for _ in range(links):
+            jobs.append(_submit_job(paths, spec, token))
+    except LaunchError:
+        cancel(*jobs) if jobs else None
+        raise
+    _write_jobs(paths, token, jobs)
+
+
+def _submit_job(paths: RunPaths, spec: RunSpec, token: str) -> str:
+    executor = _executor(paths, spec, token)
+    try:
+        return executor.submit(run_node, str(paths.root)).job_id
     except Exception as error:  # submitit's errors have no common parent
         raise _refusal(error) from error
-    write_atomically(paths.allocation, json.dumps({"backend": "slurm", "job_id": job.job_id}))
+
+
+def _write_jobs(paths: RunPaths, token: str, jobs: Sequence[str]) -> None:
+    write_atomically(paths.allocation, json.dumps({"backend": "slurm", "token": token, "jobs": list(jobs)}))
+
+
+def jobs_of(paths: RunPaths) -> list[str]:
+    """The jobs of the run in their order; all but one wait, or are over. Raises OSError, ValueError, KeyError."""
+    return [str(job) for job in json.loads(paths.allocation.read_text())["jobs"]]
 
 
 def script(paths: RunPaths, spec: RunSpec) -> str:
     """The very script that would be submitted. Touches nothing."""
-    executor = _executor(paths, spec)
+    executor = _executor(paths, spec, "dry-run")
     return executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
 
 
 def is_alive(paths: RunPaths, *, at_once: bool = False) -> bool:
-    """Whether the run's job waits or runs; where the controller does not answer, it does.
+    """Whether a job of the run waits or runs; where the controller does not answer, one does.
 
     Many may look at many runs: what Slurm said is kept beside the run, and Slurm asked again after `POLL_S`, or
     `at_once`.
     """
     try:
-        job_id = str(json.loads(paths.allocation.read_text())["job_id"])
+        jobs = jobs_of(paths)
     except (OSError, ValueError, KeyError):
         return False
     with contextlib.suppress(OSError, ValueError, KeyError):
         known = json.loads(paths.job_state.read_text())
-        if not at_once and known["job_id"] == job_id and 0 <= time.time() - known["at"] < POLL_S:
-            return not is_over(known["state"])
-    state = job_state(job_id)
-    if state is None:
+        if not at_once and known["jobs"] == jobs and 0 <= time.time() - known["at"] < POLL_S:
+            return not all(map(is_over, known["states"]))
+    states = job_states(jobs)
+    if states is None:
         return True
     with contextlib.suppress(OSError):
-        write_atomically(paths.job_state, json.dumps({"job_id": job_id, "state": state, "at": time.time()}))
-    return not is_over(state)
+        write_atomically(paths.job_state, json.dumps({"jobs": jobs, "states": states, "at": time.time()}))
+    return not all(map(is_over, states))
 
 
-def job_state(job_id: str) -> str | None:
-    """The word of squeue for a job, "" when it knows it no more; None when Slurm does not answer."""
-    said = _call("squeue", "-h", "-j", job_id, "-o", "%T")
-    if said is None or (said.returncode != 0 and "Invalid job id" not in said.stderr):
-        return None
-    return said.stdout.strip()
+def begun(paths: RunPaths, spec: RunSpec, job_id: str) -> str:
+    """A job of the run has begun: see to the one that is to go on some day. What went wrong, or ""."""
+    if spec.cluster.continue_by != "chain":
+        return ""
+    try:
+        about = json.loads(paths.allocation.read_text())
+        jobs = [str(job) for job in about["jobs"]]
+        ahead = jobs[jobs.index(job_id) + 1 :] if job_id in jobs else jobs
+        if len(ahead) < spec.cluster.slurm.chain:
+            _write_jobs(paths, about["token"], [*jobs, _submit_job(paths, spec, about["token"])])
+    except (OSError, ValueError, KeyError, LaunchError) as error:
+        return f"no further job could be submitted from a node: {error}"
+    return ""
 
 
-def is_over(state: str) -> bool:
-    """Whether a job in this state will never run again; an unknown state is not over."""
-    return state == "" or state.split(maxsplit=1)[0] in _OVER
+def ended(paths: RunPaths, job_id: str) -> None:
+    """The run is over: the jobs that were to go on are not needed."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        if waiting := [job for job in jobs_of(paths) if job != job_id]:
+            cancel(*waiting)
 
 
-def requeue(job_id: str) -> None:
-    """Have the job begin anew. Returns before it is done: it ends us too.
-
-    Slurm lets two minutes pass before a requeued job may start, and sets that time when the last of us is gone:
-    only from outside can it be shortened (scontrol update JobId=... StartTime=now).
-    """
-    null = subprocess.DEVNULL
-    subprocess.Popen(["scontrol", "requeue", _slurm_id(job_id)], stdin=null, stdout=null, stderr=null)
+requeue, fate = slurm_calls.requeue, slurm_calls.fate
 
 
 def end(job_id: str) -> None:
     """The last act of a run whose first node is gone: the batch script went with it, and nobody else ends the job."""
-    _call("scancel", _slurm_id(job_id))
+    cancel(job_id)
 
 
-def _slurm_id(job_id: str) -> str:
-    """Without the number of the job's life."""
-    return job_id.split(".", maxsplit=1)[0]
-
-
-def _executor(paths: RunPaths, spec: RunSpec) -> Any:
+def _executor(paths: RunPaths, spec: RunSpec, token: str) -> Any:
     import submitit
 
     if shutil.which("sbatch") is None:
         hint = "run it on a login node of the cluster, or with --backend local"
         raise LaunchError("this machine has no Slurm: sbatch is not in PATH", "cluster.backend: slurm", hint)
     executor = submitit.SlurmExecutor(folder=paths.submitit, python=spec.cluster.slurm.python)
-    executor.update_parameters(**parameters(spec))
+    executor.update_parameters(**parameters(spec, token))
     return executor
 
 
-def parameters(spec: RunSpec) -> dict[str, Any]:
-    """What submitit is asked for."""
-    slurm = spec.cluster.slurm
+def parameters(spec: RunSpec, token: str) -> dict[str, Any]:
+    """What submitit is asked for. The jobs of a chain have a name of their own, by which Slurm starts one at a time."""
+    slurm, chain = spec.cluster.slurm, spec.cluster.continue_by == "chain"
     asked = {name: value for name in _PLAIN if (value := getattr(slurm, name)) is not None}
-    extra: dict[str, Any] = {"no_kill": True, "requeue": True}
+    again = "requeue" if spec.cluster.continue_by == "requeue" else "no_requeue"
+    extra: dict[str, Any] = {"no_kill": True, again: True}
+    if chain:
+        extra["dependency"] = "singleton"
     extra |= {name: value for name in ("reservation",) if (value := getattr(slurm, name)) is not None}
     srun = list(SRUN)
     if slurm.cpus_per_task is not None:
         srun.append(f"--cpus-per-task={slurm.cpus_per_task}")  # from Slurm 22.05 on a step does not inherit it
     return asked | {
-        "job_name": spec.name,
+        "job_name": f"{spec.name}.{token}" if chain else spec.name,
         "nodes": spec.cluster.nodes + spec.cluster.spares,
         "ntasks_per_node": 1,
         "time": max(1, round(slurm.time / 60)) if slurm.time else UNLIMITED_MIN,
@@ -171,39 +194,42 @@ def _refusal(error: Exception) -> LaunchError:
     return refused
 
 
-def _call(*command: str) -> subprocess.CompletedProcess[str] | None:
-    """One of Slurm's commands; None when it cannot be had or does not answer in time."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=CALL_LIMIT_S)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-
-
 # ---------------------------------------------------------------- what Slurm says of nodes
 
 
 class NodeStates:
-    """What the controller says of the job's nodes. It is asked in a thread of its own, and not often."""
+    """What the controller says of the job and its nodes. It is asked in a thread of its own, and not often."""
 
-    def __init__(self, _paths: RunPaths, _job_id: str) -> None:
+    def __init__(self, _paths: RunPaths, job_id: str) -> None:
+        self._job_id = job_id
         self._nodes = os.environ.get("SLURM_JOB_NODELIST", "")
         self._states: dict[str, NodeReport] = {}
         self._asked_at = -POLL_S
+        self._pause_s = POLL_S
         self._thread: threading.Thread | None = None
+        self.ends_at: float | None = None
+        self.away_since: float | None = None
 
     def read(self) -> dict[str, NodeReport]:
         """What was said last; empty until something was."""
         now = time.monotonic()
-        if self._nodes and now - self._asked_at >= POLL_S and not (self._thread and self._thread.is_alive()):
+        if self._nodes and now - self._asked_at >= self._pause_s and not (self._thread and self._thread.is_alive()):
             self._asked_at = now
             self._thread = threading.Thread(target=self._ask, daemon=True)
             self._thread.start()
         return self._states
 
     def _ask(self) -> None:
-        said = _call("sinfo", "-h", "-N", "-o", "%N %T", "-n", self._nodes)
-        if said is not None and said.returncode == 0:
-            self._states = reports(said.stdout)
+        """Two calls, whatever the number of nodes; less often while nobody answers."""
+        said = call("sinfo", "-h", "-N", "-o", "%N %T", "-n", self._nodes)
+        if said is None or said.returncode != 0:
+            self.away_since = self.away_since or time.time()
+            self._pause_s = min(2 * self._pause_s, AWAY_POLL_S)
+            return
+        self.away_since, self._pause_s = None, POLL_S
+        self._states = reports(said.stdout)
+        if (job := show_job(self._job_id)) is not None:
+            self.ends_at = job.ends_at
 
 
 node_states = NodeStates
@@ -229,6 +255,8 @@ def run_node(root: str) -> None:
 
     paths = RunPaths(Path(root))
     spec = read_resolved(paths.spec)
+    if spec.cluster.continue_by == "chain" and fold(read_journal(paths, steps=False).events).state.is_terminal:
+        return  # a job of the chain that is not needed any more
     sweep_scratch()
     os.environ.pop("PYTHONSAFEPATH", None)
     node, index = os.environ["SLURMD_NODENAME"], os.environ["SLURM_PROCID"]

@@ -66,9 +66,9 @@ class Tale:
             self.at += 1
         return self
 
-    def epoch(self) -> Tale:
+    def epoch(self, job: str = "1") -> Tale:
         number = self.run.epoch + 1
-        return self.tell(EpochStarted(at=self.at, epoch=number, host="h", pid=number, node="n0", job_id="1"))
+        return self.tell(EpochStarted(at=self.at, epoch=number, host="h", pid=number, node="n0", job_id=job))
 
     def join(self, index: int, incarnation: str = "a") -> Tale:
         name = f"n{index}"

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from simulated_fleet import LIMITS, Simulation
 from tale import Tale
 
-from launcher.events import ActionDone, AttemptEnded, AttemptStarted, CommandReceived, JobEnding, RunEnded, RunHeld
+from launcher.events import (
+    ActionDone,
+    AttemptEnded,
+    AttemptStarted,
+    CommandReceived,
+    JobEnding,
+    JobOver,
+    NodeDown,
+    RunEnded,
+    RunHeld,
+)
 from launcher.recovery import (
     COLLECT_LIMIT_S,
     SAVE_LIMIT_S,
@@ -277,12 +287,45 @@ def test_before_its_job_ends_a_run_is_saved_and_waits_to_begin_anew() -> None:
 def test_where_jobs_may_not_begin_anew_the_run_is_stopped_after_its_save() -> None:
     tale = Tale().train(15)
     world = Simulation(tale.tell(JobEnding(at=tale.at, reason="the time limit")))
-    world.limits = Limits(requeues=False)
+    world.limits = Limits(continue_by="none")
 
     world.until(lambda run: run.state is RunState.STOPPED)
 
     assert world.run.ended_reason == "the time limit"
     assert world.run.lost_steps == 0
+
+
+def test_what_goes_on_in_a_job_that_waits_already_is_left_to_it() -> None:
+    tale = Tale().train(15)
+    world = Simulation(tale.tell(JobEnding(at=tale.at, reason="the time limit")))
+    world.limits = Limits(continue_by="chain")
+
+    world.until(lambda run: run.state is RunState.PENDING)
+
+    assert set(sent(world.moves())) == {("n0", "leave"), ("n1", "leave"), ("n2", "leave")}
+
+
+def test_the_next_life_of_a_job_does_without_the_nodes_that_were_lost() -> None:
+    tale = Tale().train(15).tell(NodeDown(at=0, node="n2", reason="DOWN"))
+    world = Simulation(tale.tell(JobEnding(at=tale.at, reason="the time limit")))
+
+    world.until(lambda run: run.state is RunState.PENDING)
+
+    assert world.moves() == [Requeue(("n2",))]
+
+
+@pytest.mark.parametrize("continue_by", ["requeue", "chain", "none"])
+def test_of_a_job_that_was_ended_by_others_nothing_is_asked_any_more(continue_by: Any) -> None:
+    tale = Tale().train(15)
+    world = Simulation(tale.tell(JobEnding(at=tale.at, reason="Slurm ends the job", decided=True)))
+    world.limits = Limits(continue_by=continue_by)
+
+    world.until(lambda run: run.state is RunState.PENDING)
+    assert world.moves() == []
+    tale.tell(JobOver(at=tale.at, reason="job 8 was cancelled in Slurm"))
+    world.until(lambda run: run.state is RunState.STOPPED)
+
+    assert (world.run.ended_reason, world.run.lost_steps) == ("job 8 was cancelled in Slurm", 0)
 
 
 def test_before_the_first_step_a_hold_waits_for_no_save() -> None:

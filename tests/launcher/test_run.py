@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tale import Tale
 
-from launcher.events import CommandAnswered, CommandReceived, StepDone, TrainerDone
+from launcher.events import CommandAnswered, CommandReceived, RunResumed, StepDone, TrainerDone
 from launcher.run import NodeState, RunState
 
 Deed = Callable[[Tale], Tale]
@@ -353,3 +353,13 @@ def test_an_incident_is_open_only_if_its_decision_ends_the_attempt(
 
     assert run.incidents[-1].state == state
     assert (run.save_requested_at is not None) == ("save" in actions)
+
+
+def test_jobs_whose_place_another_has_taken_are_of_the_past() -> None:
+    tale = Tale().train(1)
+    assert tale.epoch().run.past_jobs == frozenset()  # a new supervisor of the same job
+    tale.epoch("1.1").tell(RunResumed(at=tale.at, epoch=tale.run.epoch, author="the scheduler"))
+    assert tale.run.past_jobs == {"1"}
+    tale.resume()  # by a person, and no other job has begun yet
+    assert tale.run.past_jobs == {"1", "1.1"}
+    assert tale.epoch("7").run.past_jobs == {"1", "1.1"}

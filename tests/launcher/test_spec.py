@@ -154,6 +154,7 @@ def test_a_wrong_value_is_shown_at_its_place(tmp_path: Path, text: str, expected
         (changed("fsdp: 2, tensor: 2", "fsdp: 1, tensor: 4"), "8:31: the 2 heads of tiny cannot be divided among 4 tensor-parallel ranks"),
         (changed("spares: 1", "min_nodes: 3"), "10:51: min_nodes is 3, more than the 2 nodes of the run"),
         (changed("spares: 1", "min_nodes: 1"), "10:51: going on with fewer nodes than 2 ('cluster.min_nodes') is not built yet"),
+        (changed("spares: 1", "backend: slurm, slurm: {time: 10m, lead: 10m}"), "10:70: the job ends after 600 s and is to be saved 600 s before: nothing would be trained"),
         (changed("keep: 5", "keep_every: 60"), "9:45: keep_every 60 is not a multiple of every 25"),
         (changed("probation: 20", "probation: 125"), "9:53: the 5 newest checkpoints reach back 125 steps: all are removed before their probation of 125 steps ends, and none is ever good"),
         (changed("lr: 6.0e-4", "data: [gone.txt]"), "7:10: FOLDER/gone.txt: no such file"),
@@ -182,7 +183,7 @@ def test_values_that_do_not_fit_together_are_a_mistake(tmp_path: Path, text: str
 
 ASKED = {
     "trainer.tokenizer": "gpt2", "trainer.dtype": "fp16", "trainer.checkpoint.memory": "{every: 5}",
-    "cluster.continue_by": "chain", "launch.prefix": "[apptainer, exec]",
+    "launch.prefix": "[apptainer, exec]",
     "launch.bind": "numa", "launch.mode": "per_node", "health.before_start": "standard", "health.every": "60s",
     "access.group": "lab", "access.control": "true", "checkpoints": "{glob: x}", "telemetry": "{preset: nanogpt}",
     "capabilities": "{skip: none}", "on_good_checkpoint": "{run: [x]}",

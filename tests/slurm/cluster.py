@@ -269,7 +269,10 @@ class Cluster:
 
 
 def _variable(process: psutil.Process, name: str) -> str:
-    return process.environ().get(name, "")
+    """Of the environment; "" also of a process that is gone."""
+    with contextlib.suppress(psutil.Error):
+        return process.environ().get(name, "")
+    return ""
 
 
 def _free_ports(count: int) -> list[int]:

@@ -40,7 +40,7 @@ def launch(cluster: Cluster) -> Iterator[Callable[..., SlurmRun]]:
     names = (f"slurm{number}" for number in itertools.count(1))
 
     def submit(**options: Any) -> SlurmRun:
-        name = options.pop("name", None) or next(n for n in names if not (cluster.runs / n).exists())
+        name = options.pop("name", None) or next(n for n in names if not (cluster.runs / f"{n}.asked").exists())
         run = SlurmRun(cluster, name, **options)
         runs.append(run)
         return run

@@ -7,14 +7,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from cluster import ROOT, Cluster
 from live_run import POLICY, LiveRun
 
-from launcher.run import Run
 from policies.load import load_policy
 
 NOBODY = 65534
@@ -34,9 +32,12 @@ def opt_launch(cluster: Cluster, *arguments: object) -> subprocess.CompletedProc
 class SlurmRun(LiveRun):
     """`job` is Slurm's id of it."""
 
-    def __init__(self, cluster: Cluster, name: str, limit: str = "30m", lead: str = "60s", **options: Any) -> None:
+    def __init__(
+        self, cluster: Cluster, name: str, limit: str = "30m", lead: str = "60s", by: str = "requeue", **options: Any
+    ) -> None:
         self.cluster = cluster
-        self.backend = f"backend: slurm, slurm: {{partition: train, time: {limit}, lead: {lead}, cpus_per_task: 2}}"
+        asked = f"slurm: {{partition: train, time: {limit}, lead: {lead}, cpus_per_task: 2}}"
+        self.backend = f"backend: slurm, continue_by: {by}, {asked}"
         super().__init__(cluster.runs, name, **options)
 
     def submit(self, file: Path, root: Path) -> None:
@@ -59,24 +60,8 @@ class SlurmRun(LiveRun):
         return next(word.removeprefix("JobState=") for word in said.stdout.split() if word.startswith("JobState="))
 
     def start_at_once(self) -> None:
-        """Take from the requeued job the two minutes for which Slurm would have it wait.
-
-        Slurm sets that time when the last process is gone, and by then the job has been PENDING for a while.
-        """
-        deadline = time.monotonic() + 60
-        while self.job_state() != "RUNNING":
-            assert time.monotonic() < deadline, self.job_state()
-            self.cluster.call("scontrol", "update", f"JobId={self.job}", "StartTime=now", check=False)
-            time.sleep(0.3)
-
-    def lives_again_until_it_ends(self, limit_s: float = 200) -> Run:
-        """As `ends`, with each new life of the job begun at once."""
-        deadline = time.monotonic() + limit_s
-        while not self.run.state.is_terminal and time.monotonic() < deadline:
-            if self.run.job_ending and self.job_state() == "PENDING":
-                self.start_at_once()
-            time.sleep(0.2)
-        return self.ends()
+        """Nobody of the job is left to take from it the two minutes for which Slurm has a requeued job wait."""
+        self.cluster.call("scontrol", "update", f"JobId={self.job}", "StartTime=now", check=False)
 
     def node(self, index: int) -> str:
         """The name of the job's node of this index."""

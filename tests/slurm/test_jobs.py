@@ -94,18 +94,23 @@ def test_a_stop_from_the_login_node_saves_and_a_resumed_run_loses_no_step(launch
     assert run.ends().lost_steps == 0
 
 
+@pytest.mark.parametrize("by", ["requeue", "chain"])
 def test_a_run_that_outlives_its_job_is_saved_before_the_limit_and_goes_on_without_losing_a_step(
-    launch: Launch,
+    launch: Launch, by: str
 ) -> None:
-    run = launch(steps=1200, save_every=5000, limit="2m", lead="90s")
+    run = launch(steps=1200, save_every=5000, limit="2m", lead="90s", by=by)
 
-    end = run.lives_again_until_it_ends()
+    end = run.ends(limit_s=200)
 
-    lives = len(end.attempts)
-    assert lives >= 2
+    assert len(end.attempts) >= 2
     assert (run.decisions(), end.lost_steps) == ([], 0)
     assert {one.reason for one in end.attempts[:-1]} == {"the time limit of the job"}
-    assert end.job_id == f"{run.job}.{lives - 1}"
+    if by == "requeue":
+        assert end.job_id == f"{run.job}.{len(end.attempts) - 1}"
+    else:
+        assert int(end.job_id) == int(run.job) + len(end.attempts) - 1
+        run.cluster.wait_for_nodes(run.cluster.nodes, "idle")
+        assert run.cluster.call("squeue", "-h").stdout == ""  # nobody waits for a turn any more
 
 
 def test_a_job_that_an_admin_requeues_goes_on_from_its_newest_checkpoint(launch: Launch) -> None:
@@ -113,12 +118,56 @@ def test_a_job_that_an_admin_requeues_goes_on_from_its_newest_checkpoint(launch:
     run.saved(20)
 
     run.cluster.call("scontrol", "requeue", run.job)
-    run.start_at_once()
-    end = run.ends(limit_s=120)
+    end = run.ends(limit_s=100)
 
     assert run.decisions() == []
     assert len(end.attempts) == 2
     assert end.attempts[1].restore is not None
+
+
+def test_a_preempted_job_goes_on_when_nodes_are_free_again(launch: Launch) -> None:
+    run = launch(steps=200)
+    run.saved(20)
+
+    run.cluster.call("sbatch", "-p", "urgent", "-N8", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 5")
+    end = run.ends(limit_s=100)
+
+    assert (run.decisions(), len(end.attempts)) == ([], 2)
+    assert end.attempts[1].restore is not None
+
+
+def test_a_cancelled_job_is_an_end_that_a_person_wanted(launch: Launch) -> None:
+    run = launch(steps=2000, by="chain")
+    run.saved(20)
+
+    run.cluster.call("scancel", run.job)
+    end = run.ends("STOPPED")
+
+    assert end.ended_reason == f"job {run.job} was cancelled in Slurm"
+    assert run.decisions() == []
+    run.cluster.wait_for_nodes(run.cluster.nodes, "idle")
+    assert run.cluster.call("squeue", "-h").stdout == ""
+
+
+def test_the_late_twin_of_a_requeued_job_writes_nothing_and_leaves(launch: Launch) -> None:
+    """Its nodes fall silent, Slurm begins the job anew elsewhere, and then they are heard again."""
+    run = launch(steps=900, spares=0)
+    run.saved(20)
+    nodes = [run.node(0), run.node(1)]
+
+    for node in nodes:
+        run.cluster.silence(node)
+    run.cluster.wait_for_nodes(nodes, "down*", 60)
+    run.wait("the job's next life", lambda now: now.job_id != run.job or run.start_at_once(), 60)
+    run.wait("its first step", lambda run: run.state == "RUNNING")
+    taken_over = run.run.epoch
+    for node in nodes:
+        run.cluster.give_back(node)
+    run.trains_on(60)
+
+    assert run.run.epoch == taken_over
+    end = run.ends()
+    assert (run.decisions(), len(end.attempts)) == ([], 2)
 
 
 def test_the_dry_run_prints_the_very_script(launch: Launch) -> None:

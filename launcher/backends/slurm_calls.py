@@ -1,0 +1,128 @@
+"""What is asked of Slurm, and told to it, about a job. Calls have a time limit; an answer that never came is None."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+CALL_LIMIT_S = 20.0
+# A requeued job may start two minutes after its last process is gone, unless by then it has been given a later time
+# that has not yet come: so much later, which is enough for its processes to go.
+ANEW_S = 20
+UNKNOWN = frozenset({"Unknown", "N/A", "NONE", "None", "(null)", ""})
+
+_OVER = frozenset(
+    {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT"}
+)
+_FIELD = re.compile(r"(?:^|\s)(JobState|Reason|Restarts|EndTime)=(\S*)")
+_REQUEUE = """\
+scontrol requeue "$1" && scontrol update JobId="$1" StartTime="$2" && { [ -z "$3" ] || scontrol update JobId="$1" \
+ExcNodeList="$3"; }"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the controller says of a job. `ends_at`: Unix seconds, None where there is no limit or it is not known."""
+
+    state: str
+    restarts: int
+    ends_at: float | None
+
+
+def call(*command: str) -> subprocess.CompletedProcess[str] | None:
+    """One of Slurm's commands; None when it cannot be had or does not answer in time."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=CALL_LIMIT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+# ---------------------------------------------------------------- asked
+
+
+def job_states(job_ids: Sequence[str]) -> list[str] | None:
+    """The words of squeue for these jobs, none for those it knows no more; None when Slurm does not answer."""
+    said = call("squeue", "-h", "-j", ",".join(job_ids), "-o", "%T")
+    if said is None or (said.returncode != 0 and "Invalid job id" not in said.stderr):
+        return None
+    return said.stdout.split()
+
+
+def is_over(state: str) -> bool:
+    """Whether a job in this state will never run again; an unknown state is not over."""
+    return state == "" or state.split(maxsplit=1)[0] in _OVER
+
+
+def show_job(job_id: str) -> Job | None:
+    """The job as scontrol shows it; None when Slurm does not answer or knows it no more."""
+    said = call("scontrol", "-o", "show", "job", plain_id(job_id))
+    return job_of(said.stdout) if said is not None and said.returncode == 0 else None
+
+
+def job_of(text: str) -> Job | None:
+    """A line of `scontrol -o show job`; None where it is none."""
+    fields = dict(_FIELD.findall(text))
+    if "JobState" not in fields:
+        return None
+    restarts = fields.get("Restarts", "")
+    return Job(fields["JobState"], int(restarts) if restarts.isdigit() else 0, _moment(fields.get("EndTime", "")))
+
+
+def _moment(text: str) -> float | None:
+    """Unix seconds of Slurm's local time."""
+    try:
+        return None if text in UNKNOWN else datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None
+
+
+def plain_id(job_id: str) -> str:
+    """Without the number of the job's life."""
+    return job_id.split(".", maxsplit=1)[0]
+
+
+def life_of(job_id: str) -> int:
+    """How often the job had been requeued when this life of it began."""
+    return int(job_id.partition(".")[2] or 0)
+
+
+# ---------------------------------------------------------------- told
+
+
+def requeue(job_id: str, exclude: Sequence[str] = ()) -> None:
+    """Have the job begin anew, soon and without these nodes. Returns before it is done: it ends us too."""
+    null = subprocess.DEVNULL
+    command = ["sh", "-c", _REQUEUE, "sh", plain_id(job_id), _soon(), ",".join(exclude)]
+    subprocess.Popen(command, stdin=null, stdout=null, stderr=null)
+
+
+def fate(job_id: str, exclude: Sequence[str] = ()) -> str | None:
+    """What becomes of a job that is being ended: "" if it begins anew (soon, and without these nodes), else why not.
+
+    None when Slurm does not say. While processes are being ended the state tells nothing; a requeued job has a
+    higher count of restarts already, one that is over has its end behind it.
+    """
+    job = show_job(job_id)
+    if job is None:
+        return None
+    if job.restarts > life_of(job_id):
+        call("scontrol", "update", f"JobId={plain_id(job_id)}", f"StartTime={_soon()}")
+        if exclude:
+            call("scontrol", "update", f"JobId={plain_id(job_id)}", f"ExcNodeList={','.join(exclude)}")
+        return ""
+    if is_over(job.state) or (job.ends_at is not None and job.ends_at <= time.time() + 1):
+        return f"job {plain_id(job_id)} was cancelled in Slurm"
+    return None
+
+
+def cancel(*job_ids: str) -> None:
+    """End these jobs, or take them from the queue."""
+    call("scancel", *map(plain_id, job_ids))
+
+
+def _soon() -> str:
+    return f"now+{ANEW_S}"
