@@ -32,6 +32,7 @@ def plain(snap: dict[str, Any]) -> list[str]:
         f"{progress(snap)}  {outcome(snap)}",
         f"goodput {percent(snap['goodput'])}  lost steps {snap['lost_steps']}  up {duration(snap['elapsed_s'])}"
         + (f"  job {snap['job_id']}" if snap["job_id"] else "")
+        + scheduler(snap)
         + f"  updated {duration(snap['age_s'])} ago",
         f"next: {snap['next_action']}",
     ]
@@ -42,6 +43,13 @@ def plain(snap: dict[str, Any]) -> list[str]:
     lines += [f"incidents: {hidden} older ones are not shown"] if hidden else []
     lines += [_checkpoint(one) for one in reversed(snap["checkpoints"][-SHOWN_CHECKPOINTS:])]
     return lines
+
+
+def scheduler(snap: dict[str, Any]) -> str:
+    """What is known of the end of the job, and whether the scheduler answers."""
+    left, away = snap["job"]["left_s"], snap["job"]["scheduler_away_s"]
+    told = f"  ends in {duration(left)}" if left is not None else ""
+    return told + (f"  Slurm has not answered for {duration(away)}" if away is not None else "")
 
 
 def _node(node: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from launcher.view.plain import judgement, progress
+from launcher.view.plain import judgement, progress, scheduler
 from launcher.view.words import (
     bar,
     clock,
@@ -116,7 +116,7 @@ def _numbers(snap: dict[str, Any]) -> Text:
     for key, name in (("grad_norm", "gnorm"), ("lr", "lr"), ("scale", "scale")):
         text.append(f"  {name} {number(metrics[key])}" if metrics.get(key) is not None else "")
     text.append(f"  step time {duration(snap['median_step_s'])}")
-    text.append(f"  restarts {snap['restarts']}  lost {snap['lost_steps']}")
+    text.append(f"  restarts {snap['restarts']}  lost {snap['lost_steps']}{scheduler(snap)}")
     return _line(text)
 
 

@@ -56,7 +56,7 @@ def snapshot_of(name: str, events: Sequence[Event], live: Live, now: float) -> d
     told_at = _float(live.get("at")) or 0.0
     if run.attempt and told_at < run.attempt.started_at:
         live = {}  # it tells of the ranks of an earlier attempt
-    updated = max(run.updated_at, told_at)
+    updated, job = max(run.updated_at, told_at), _mapping(live.get("job"))
     return finite(
         {
             "schema": SCHEMA,
@@ -73,6 +73,7 @@ def snapshot_of(name: str, events: Sequence[Event], live: Live, now: float) -> d
             "restarts": run.restarts,
             "lost_steps": run.lost_steps,
             "job_id": run.job_id,
+            "job": {"left_s": _left_s(job, now), "scheduler_away_s": _since_s(job, now)},
             "submitted_at": iso(run.submitted_at),
             "updated_at": iso(updated),
             "age_s": round(max(0.0, now - updated), 3),
@@ -108,6 +109,16 @@ def finite(value: Any) -> Any:
 
 def _float(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _left_s(job: Live, now: float) -> float | None:
+    ends_at = _float(job.get("ends_at"))
+    return None if ends_at is None else max(0.0, ends_at - now)
+
+
+def _since_s(job: Live, now: float) -> float | None:
+    away = _float(job.get("away_since"))
+    return None if away is None else max(0.0, now - away)
 
 
 def _recent_losses(books: Account) -> list[float | None]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
+from launcher.backends.slurm import NodeStates
 from launcher.backends.slurm_calls import Job, is_over, job_of, life_of, plain_id
+from launcher.paths import RunPaths
 
 LINE = (
     "JobId=8 JobName=r UserId=nobody(65534) JobState={state} Reason=None Dependency=(null) Requeue=1 "
@@ -42,3 +46,17 @@ def test_only_what_is_known_to_be_over_is(state: str, over: bool) -> None:
 
 def test_a_job_and_its_lives() -> None:
     assert [(plain_id(one), life_of(one)) for one in ("8", "8.2")] == [("8", 0), ("8", 2)]
+
+
+def test_nodes_are_asked_about_in_vain_where_no_slurm_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[0-3]")
+    states = NodeStates(RunPaths(tmp_path), "8")
+
+    deadline = time.monotonic() + 10
+    while states.away_since is None and time.monotonic() < deadline:
+        assert states.read() == {}
+        time.sleep(0.01)
+
+    assert states.away_since is not None
+    assert states.ends_at is None

@@ -157,6 +157,16 @@ def test_the_snapshot_of_a_recovered_run(tmp_path: Path) -> None:
     assert snap["next_action"] == "checkpoint at step 12"
 
 
+def test_a_scheduler_that_does_not_answer_and_the_end_of_the_job_are_seen(tmp_path: Path) -> None:
+    paths = write_run(tmp_path)
+    job = {"ends_at": BORN + 31 + 7200, "away_since": BORN + 31 - 90}
+    paths.live.write_text(json.dumps(live() | {"job": job}))
+    snap = snapshot(paths, now=BORN + 31)
+    assert snap["job"] == {"left_s": 7200.0, "scheduler_away_s": 90.0}
+    for shown in ("\n".join(plain(snap)), drawn(snap, 120, 30)):
+        assert "ends in 2h00m  Slurm has not answered for 1m30s" in shown
+
+
 def test_what_a_superseded_supervisor_left_in_live_json_is_ignored(tmp_path: Path) -> None:
     paths = write_run(tmp_path)
     paths.live.write_text(json.dumps(live(epoch=1)))
