@@ -19,7 +19,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 	@echo 'make lint     style and types'
-	@echo 'make bench    recovery time, cost of supervision, start-up time'
+	@echo 'make bench    recovery time on one machine and on Slurm, cost of supervision, start-up time'
 	@echo 'make clean    removes .venv, caches and demo-runs'
 
 venv: .venv/.installed
@@ -70,10 +70,11 @@ lint: dev
 demo: venv
 	$(BIN)/python examples/demo.py
 
-bench: venv
+bench: venv slurm
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/supervision.py
 	$(BIN)/python benchmarks/recovery.py
+	$(BIN)/python benchmarks/slurm.py
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis demo-runs

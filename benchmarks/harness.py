@@ -117,8 +117,7 @@ class OptLaunch:
 
     def __init__(self, folder: Path, trainer: dict[str, Any], ranks: int, nodes: int = 1) -> None:
         folder.mkdir(parents=True)
-        cluster = {"backend": "local", "nodes": nodes, "ranks_per_node": ranks // nodes}
-        spec = {"name": "bench", "trainer": trainer, "cluster": cluster}
+        spec = {"name": "bench", "trainer": trainer, "cluster": self.cluster_of(ranks, nodes)}
         file = folder / "run.yaml"
         file.write_text(json.dumps(spec))
         self.root, self.run = folder / "runs", folder / "runs" / "bench"
@@ -128,6 +127,10 @@ class OptLaunch:
         self._launcher("submit", str(file), answers=False)
         self._over = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
+
+    def cluster_of(self, ranks: int, nodes: int) -> dict[str, Any]:
+        """What RUN.yaml says of the cluster."""
+        return {"backend": "local", "nodes": nodes, "ranks_per_node": ranks // nodes}
 
     def _launcher(self, *arguments: str, answers: bool = True) -> str:
         command = [sys.executable, "-P", "-m", "cli", *arguments, "--root", str(self.root)]
