@@ -1,6 +1,6 @@
 """The virtual cluster by hand.
 
-    python -m tests.slurm up [NODES]       start it; prints what to export
+    python -m tests.slurm up [NODES]       start it; prints what to export. With --accounting, sacct answers
     python -m tests.slurm lose NODE        kill everything on a node
     python -m tests.slurm silence NODE     stop everything on a node
     python -m tests.slurm return NODE      start it again, or let it go on
@@ -21,10 +21,11 @@ from tests.slurm.cluster import Cluster, missing
 def main(arguments: list[str]) -> int:
     cluster = Cluster(Path(os.environ.get("OPT_LAUNCH_SLURM", "/tmp/opt-launch-slurm")))
     match arguments:
-        case ["up", *count]:
-            if lacks := missing():
+        case ["up", *options]:
+            accounting = "--accounting" in options
+            if lacks := missing(accounting=accounting):
                 sys.exit(f"missing: {', '.join(lacks)}")
-            cluster.up(int(count[0]) if count else 8)
+            cluster.up(next((int(one) for one in options if one.isdigit()), 8), accounting=accounting)
             print(f"export SLURM_CONF={cluster.conf}")
         case ["lose", node]:
             cluster.lose(node)

@@ -24,6 +24,7 @@ import psutil
 ROOT = Path(__file__).parents[2]
 SHOWN = ROOT / ".ci" / "shown"  # jobs belong to a user who may not be able to reach our Python otherwise
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
+ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb", "mariadb-install-db", "sacct")
 CPUS, MEMORY_MB = 4, 4000
 START_S = 30.0
 _POLL_S = 0.1
@@ -63,13 +64,38 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10
 PartitionName=short Nodes=ALL MaxTime=5 State=UP PriorityTier=1
 """
 _NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory={memory} Gres=gpu:2"
+_ACCOUNTING = """\
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={port}
+AccountingStoragePass={folder}/munge/socket
+JobAcctGatherType=jobacct_gather/none
+"""
+_SLURMDBD = """\
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+DbdHost={host}
+DbdAddr=127.0.0.1
+DbdPort={port}
+SlurmUser=root
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={database_port}
+StorageUser=slurm
+StoragePass=slurm
+StorageLoc=slurm
+LogFile={folder}/log/slurmdbd.log
+PidFile={folder}/slurmdbd.pid
+"""
+_USER = "CREATE USER slurm@'127.0.0.1' IDENTIFIED BY 'slurm'; GRANT ALL ON slurm.* TO slurm@'127.0.0.1';"
 _GRES = "NodeName={name} Name=gpu File=/dev/tty[1-2]"
 
 
-def missing() -> list[str]:
+def missing(*, accounting: bool = False) -> list[str]:
     """What a cluster needs and this machine has not; empty when one can be started."""
     path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
-    lacks = [name for name in COMMANDS if shutil.which(name, path=path) is None]
+    commands = COMMANDS + (ACCOUNTING if accounting else ())
+    lacks = [name for name in commands if shutil.which(name, path=path) is None]
     return lacks + ([] if os.geteuid() == 0 else ["root"])
 
 
@@ -101,23 +127,26 @@ class Cluster:
 
     # ------------------------------------------------------------ up and down
 
-    def up(self, nodes: int = 8) -> None:
-        """Start it and wait until every node is idle. Raises TimeoutError with the logs' ends."""
+    def up(self, nodes: int = 8, *, accounting: bool = False) -> None:
+        """Start it and wait until every node is idle. With `accounting`, sacct answers. Raises TimeoutError."""
         names = [f"node{index}" for index in range(nodes)]
         for part in ("", "munge", "log", "state", "spool", *(f"spool/{name}" for name in names)):
             (self.folder / part).mkdir(mode=0o755, parents=True, exist_ok=True)
         self.folder.chmod(0o755)  # jobs are submitted by others
         self.runs.mkdir(exist_ok=True)
         self.runs.chmod(0o1777)
-        ports = _free_ports(nodes + 1)
+        ports = _free_ports(nodes + 3)
         host = socket.gethostname()
         lines = [
             _NODE.format(name=name, host=host, port=port, cpus=CPUS, memory=MEMORY_MB)
-            for name, port in zip(names, ports[1:], strict=True)
+            for name, port in zip(names, ports[3:], strict=True)
         ]
-        self.conf.write_text(_CONF.format(host=host, port=ports[0], folder=self.folder, nodes="\n".join(lines)))
+        conf = _CONF.format(host=host, port=ports[0], folder=self.folder, nodes="\n".join(lines))
+        self.conf.write_text(conf + (_ACCOUNTING.format(port=ports[1], folder=self.folder) if accounting else ""))
         (self.folder / "gres.conf").write_text("\n".join(_GRES.format(name=name) for name in names) + "\n")
         self._start_munge()
+        if accounting:
+            self._start_accounting(ports[1], ports[2])
         self.start_controller()
         for name in names:
             self.give_back(name)
@@ -133,6 +162,24 @@ class Cluster:
             "munged", ["munged", "--foreground", *(f"--{flag}={folder / name}" for flag, name in files.items())]
         )
         _wait((folder / "socket").exists, START_S, "munged")
+
+    def _start_accounting(self, port: int, database_port: int) -> None:
+        """slurmdbd, over a MariaDB of its own."""
+        data, socket_path = self.folder / "database", self.folder / "database.socket"
+        install = ["mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={data}", "--skip-test-db"]
+        self.call(*install, "--auth-root-authentication-method=normal")
+        options = [f"--datadir={data}", f"--socket={socket_path}", f"--port={database_port}", "--user=root"]
+        self._start("mariadbd", ["mariadbd", "--no-defaults", "--bind-address=127.0.0.1", *options])
+        talk = ["mariadb", "--no-defaults", f"--socket={socket_path}", "--user=root", "--execute"]
+        _wait(lambda: self.call(*talk, "SELECT 1", check=False).returncode == 0, START_S, "mariadbd")
+        self.call(*talk, _USER)
+        conf = self.folder / "slurmdbd.conf"
+        about = {"folder": self.folder, "host": socket.gethostname(), "port": port, "database_port": database_port}
+        conf.write_text(_SLURMDBD.format(**about))
+        conf.chmod(0o600)
+        self._start("slurmdbd", ["slurmdbd", "-D"])
+        answers = ["sacctmgr", "-n", "-i", "add", "cluster", "virtual"]
+        _wait(lambda: self.call(*answers, check=False).returncode == 0, START_S, "slurmdbd")
 
     def start_controller(self) -> None:
         """Start slurmctld, for the first time or again."""
