@@ -31,7 +31,7 @@ LAYERS = [
     ["launcher.document", "launcher.validation", "launcher.paths", "launcher.arrivals", "launcher.wire"],
     ["policies"],
     ["launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance"],
-    ["launcher.sections", "launcher.preflight", "launcher.spec"],
+    ["launcher.sources", "launcher.sections", "launcher.site", "launcher.preflight", "launcher.spec"],
     ["launcher.checkpoints", "launcher.accounting", "launcher.journal"],
     ["launcher.rank_log", "launcher.rank_socket"],
     ["launcher.recovery", "launcher.saves", "launcher.ranks", "launcher.evidence", "launcher.environment"],
