@@ -100,8 +100,7 @@ def submit(
     watch: Annotated[bool, typer.Option("--watch", help="Show the live screen.")] = False,
     root: Root = RUNS,
 ) -> None:
-    """Start a run. Prints its name. A flag wins over --set, --set over RUN.yaml, RUN.yaml over site.yaml, that over what is
-    built in."""
+    """Start a run. Prints its name. A flag wins over --set, --set over RUN.yaml, RUN.yaml over site.yaml."""
     from launcher.spec import load_spec
 
     flags = {"name": name, "backend": backend, "nodes": nodes, "spares": spares, "policy": policy}
