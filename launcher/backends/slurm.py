@@ -28,7 +28,8 @@ from launcher.advance import fold
 from launcher.backends import slurm_calls
 from launcher.backends.report import NodeReport
 from launcher.backends.scratch import sweep_scratch
-from launcher.backends.slurm_calls import call, cancel, is_over, job_states, show_job
+from launcher.backends.slurm_calls import call, cancel, job_states, show_job
+from launcher.backends.slurm_words import is_over, reports
 from launcher.errors import LaunchError
 from launcher.journal import read_journal
 from launcher.paths import RunPaths, write_atomically
@@ -46,8 +47,6 @@ SRUN: tuple[str, ...] = (
     "--cpu-bind=none",
 )
 UNLIMITED_MIN = 365 * 24 * 60
-
-_DOWN = frozenset({"down", "fail", "failing", "error", "powered_down", "powering_down", "no_respond"})
 
 
 # ---------------------------------------------------------------- from outside
@@ -233,17 +232,6 @@ class NodeStates:
 
 
 node_states = NodeStates
-
-
-def reports(text: str) -> dict[str, NodeReport]:
-    """The lines "NODE STATE" of sinfo. A state may carry marks: down* does not answer, mixed- is about to be used."""
-    found: dict[str, NodeReport] = {}
-    for line in text.splitlines():
-        name, _, state = line.strip().partition(" ")
-        word = state.strip().rstrip("*~#!%$@^-+").lower()
-        if name:
-            found[name] = NodeReport(f"Slurm says: {state.strip()}" if word in _DOWN else "")
-    return found
 
 
 # ---------------------------------------------------------------- on each node

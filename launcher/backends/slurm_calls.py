@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-import re
+import os
 import subprocess
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+
+from launcher.backends.slurm_words import Job, is_over, job_of
 
 CALL_LIMIT_S = 20.0
 # A requeued job may start two minutes after its last process is gone, unless by then it has been given a later time
 # that has not yet come: so much later, which is enough for its processes to go.
 ANEW_S = 20
-UNKNOWN = frozenset({"Unknown", "N/A", "NONE", "None", "(null)", ""})
-
-_OVER = frozenset(
-    {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT"}
-)
-_FIELD = re.compile(r"(?:^|\s)(JobState|Reason|Restarts|EndTime)=(\S*)")
+_LOOKS = ("SQUEUE_", "SINFO_", "SACCT_", "SLURM_TIME_FORMAT")
 _REQUEUE = """\
 scontrol requeue "$1" && scontrol update JobId="$1" StartTime="$2" && { [ -z "$3" ] || scontrol update JobId="$1" \
 ExcNodeList="$3"; }"""
 
 
-@dataclass(frozen=True)
-class Job:
-    """What the controller says of a job. `ends_at`: Unix seconds, None where there is no limit or it is not known."""
-
-    state: str
-    restarts: int
-    ends_at: float | None
-
-
 def call(*command: str) -> subprocess.CompletedProcess[str] | None:
     """One of Slurm's commands; None when it cannot be had or does not answer in time."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=CALL_LIMIT_S)
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=CALL_LIMIT_S, env=plain(os.environ)
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
+
+
+def plain(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what a user may have set to have Slurm's answers look otherwise, or left out."""
+    asked_for = {name: value for name, value in environment.items() if not name.startswith(_LOOKS)}
+    return asked_for | {"SLURM_TIME_FORMAT": "standard", "LC_ALL": "C"}
 
 
 # ---------------------------------------------------------------- asked
@@ -52,32 +46,10 @@ def job_states(job_ids: Sequence[str]) -> list[str] | None:
     return said.stdout.split()
 
 
-def is_over(state: str) -> bool:
-    """Whether a job in this state will never run again; an unknown state is not over."""
-    return state == "" or state.split(maxsplit=1)[0] in _OVER
-
-
 def show_job(job_id: str) -> Job | None:
     """The job as scontrol shows it; None when Slurm does not answer or knows it no more."""
     said = call("scontrol", "-o", "show", "job", plain_id(job_id))
     return job_of(said.stdout) if said is not None and said.returncode == 0 else None
-
-
-def job_of(text: str) -> Job | None:
-    """A line of `scontrol -o show job`; None where it is none."""
-    fields = dict(_FIELD.findall(text))
-    if "JobState" not in fields:
-        return None
-    restarts = fields.get("Restarts", "")
-    return Job(fields["JobState"], int(restarts) if restarts.isdigit() else 0, _moment(fields.get("EndTime", "")))
-
-
-def _moment(text: str) -> float | None:
-    """Unix seconds of Slurm's local time."""
-    try:
-        return None if text in UNKNOWN else datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return None
 
 
 def plain_id(job_id: str) -> str:

@@ -15,7 +15,7 @@ OURS = {"cli", "launcher", "model", "policies"}
 
 PURE = [
     "launcher.evolve", "launcher.events", "launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance",
-    "launcher.accounting", "launcher.recovery",
+    "launcher.accounting", "launcher.recovery", "launcher.backends.report", "launcher.backends.slurm_words",
     "launcher.checkpoints", "policies.schema", "policies.when", "policies.units", "policies.detectors",
     "policies.engine", "policies.exits", "policies.silence", "policies.explain", "policies.finding",
     "policies.ladder", "policies.meaning", "policies.observe", "policies.state",
