@@ -44,9 +44,9 @@ dev: .venv/.installed-dev
 	@touch $@
 
 # A real Slurm for the tests. Where it cannot be installed they say so, and fail in CI.
-SLURM := slurmctld slurmd slurm-client munge
+SLURM := slurmctld slurmd slurm-client munge slurmdbd mariadb-server
 slurm:
-	@PATH="$$PATH:/usr/sbin"; command -v slurmctld slurmd srun munged >/dev/null && exit 0; \
+	@PATH="$$PATH:/usr/sbin"; command -v slurmctld slurmd srun munged slurmdbd mariadbd >/dev/null && exit 0; \
 	[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || exit 0; \
 	export DEBIAN_FRONTEND=noninteractive; \
 	apt-get install -qq --no-install-recommends $(SLURM) >/dev/null || \

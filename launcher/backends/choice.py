@@ -51,6 +51,14 @@ def backend_of(spec: RunSpec) -> Backend:
     return slurm if spec.cluster.backend == "slurm" else local
 
 
+def how_ended(paths: RunPaths) -> str:
+    """What the scheduler said of the end of a run's last job; "" if it said nothing."""
+    try:
+        return str(json.loads(paths.job_state.read_text()).get("how", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
 def is_alive(paths: RunPaths, *, at_once: bool = False) -> bool:
     """Whether an allocation of the run waits or lives; `at_once`: now, not as of a moment ago."""
     try:

@@ -28,7 +28,7 @@ from launcher.advance import fold
 from launcher.backends import slurm_calls
 from launcher.backends.report import NodeReport
 from launcher.backends.scratch import sweep_scratch
-from launcher.backends.slurm_calls import call, cancel, job_states, show_job
+from launcher.backends.slurm_calls import call, cancel, how_ended, job_states, show_job
 from launcher.backends.slurm_words import is_over, reports
 from launcher.errors import LaunchError
 from launcher.journal import read_journal
@@ -106,9 +106,11 @@ def is_alive(paths: RunPaths, *, at_once: bool = False) -> bool:
     states = job_states(jobs)
     if states is None:
         return True
+    over = all(map(is_over, states))
+    said = {"jobs": jobs, "states": states, "at": time.time(), "how": how_ended(jobs, states) if over else ""}
     with contextlib.suppress(OSError):
-        write_atomically(paths.job_state, json.dumps({"jobs": jobs, "states": states, "at": time.time()}))
-    return not all(map(is_over, states))
+        write_atomically(paths.job_state, json.dumps(said))
+    return not over
 
 
 def begun(paths: RunPaths, spec: RunSpec, job_id: str) -> str:

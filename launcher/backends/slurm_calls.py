@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 
-from launcher.backends.slurm_words import Job, is_over, job_of
+from launcher.backends.slurm_words import Job, is_over, job_of, last_that_ran
 
 CALL_LIMIT_S = 20.0
 # A requeued job may start two minutes after its last process is gone, unless by then it has been given a later time
@@ -44,6 +45,23 @@ def job_states(job_ids: Sequence[str]) -> list[str] | None:
     if said is None or (said.returncode != 0 and "Invalid job id" not in said.stderr):
         return None
     return said.stdout.split()
+
+
+def how_ended(job_ids: Sequence[str], states: Sequence[str]) -> str:
+    """In words, what became of the last of these jobs that ran; where accounts are kept, also who cancelled it."""
+    said = call("sacct", "-n", "-X", "-P", "-o", "JobID,State,Start", "-j", ",".join(map(plain_id, job_ids)))
+    if said is not None and said.returncode == 0 and (told := last_that_ran(said.stdout)) is not None:
+        job, state = told
+        return f"job {job}: {_with_name(state)}"
+    return f"job {job_ids[-1]}: {states[-1]}" if states else ""
+
+
+def _with_name(state: str) -> str:
+    word, by, uid = state.partition(" by ")
+    try:
+        return f"{word}{by}{pwd.getpwuid(int(uid)).pw_name}" if by else state
+    except (ValueError, KeyError):
+        return state
 
 
 def show_job(job_id: str) -> Job | None:
@@ -87,7 +105,7 @@ def fate(job_id: str, exclude: Sequence[str] = ()) -> str | None:
             call("scontrol", "update", f"JobId={plain_id(job_id)}", f"ExcNodeList={','.join(exclude)}")
         return ""
     if is_over(job.state) or (job.ends_at is not None and job.ends_at <= time.time() + 1):
-        return f"job {plain_id(job_id)} was cancelled in Slurm"
+        return f"Slurm has ended job {plain_id(job_id)} for good"
     return None
 
 

@@ -81,6 +81,13 @@ def job_of(text: str) -> Job | None:
     )
 
 
+def last_that_ran(text: str) -> tuple[str, str] | None:
+    """(job, state) of the last of sacct's lines "JobID|State|Start" whose job was ever started; None without one."""
+    lines = [line.split("|") for line in text.splitlines()]
+    started = [(line[0], line[1]) for line in lines if len(line) == 3 and line[2] not in _NOTHING]
+    return started[-1] if started else None
+
+
 def node_words(state: str) -> frozenset[str]:
     """A node's state taken apart: "down*" is down and not_responding, "MIXED+DRAIN" mixed and drain."""
     words: set[str] = set()

@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.accounting import Account, account, detected_s, recovered_s
 from launcher.advance import fold
-from launcher.backends.choice import is_alive
+from launcher.backends.choice import how_ended, is_alive
 from launcher.events import Event
 from launcher.journal import newest_epoch, read_journal
 from launcher.paths import RunPaths
@@ -33,7 +33,7 @@ def snapshot(paths: RunPaths, now: float | None = None) -> dict[str, Any]:
         return snap
     return snap | {
         "alive": False,
-        "reason": "none of its processes lives",
+        "reason": "; ".join(filter(None, ["none of its processes lives", how_ended(paths)])),
         "next_action": f"nothing, until a person says: opt-launch resume {paths.name}",
         "nodes": [{**node, "state": "GONE"} for node in snap["nodes"]],
     }

@@ -322,10 +322,10 @@ def test_of_a_job_that_was_ended_by_others_nothing_is_asked_any_more(continue_by
 
     world.until(lambda run: run.state is RunState.PENDING)
     assert world.moves() == []
-    tale.tell(JobOver(at=tale.at, reason="job 8 was cancelled in Slurm"))
+    tale.tell(JobOver(at=tale.at, reason="Slurm has ended job 8 for good"))
     world.until(lambda run: run.state is RunState.STOPPED)
 
-    assert (world.run.ended_reason, world.run.lost_steps) == ("job 8 was cancelled in Slurm", 0)
+    assert (world.run.ended_reason, world.run.lost_steps) == ("Slurm has ended job 8 for good", 0)
 
 
 def test_before_the_first_step_a_hold_waits_for_no_save() -> None:

@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from launcher.backends.slurm_words import Job, is_over, job_of, moment, node_words, nodes_of, reports, span_s
+from launcher.backends.slurm_words import (
+    Job,
+    is_over,
+    job_of,
+    last_that_ran,
+    moment,
+    node_words,
+    nodes_of,
+    reports,
+    span_s,
+)
 
 DATA = Path(__file__).parents[1] / "data" / "slurm"
 CAPTURED = DATA / "22.05"
@@ -198,3 +208,9 @@ def test_no_time(text: str) -> None:
 )  # fmt: skip
 def test_time_limits(text: str, seconds: float | None) -> None:
     assert span_s(text) == seconds
+
+
+def test_of_a_chain_the_last_job_that_ran_tells_how_it_ended() -> None:
+    text = "7|TIMEOUT|2026-11-25T00:00:00\n8|CANCELLED by 1000|2026-11-25T02:00:00\n9|CANCELLED by 1000|None\n"
+    assert last_that_ran(text) == ("8", "CANCELLED by 1000")
+    assert last_that_ran("") is None

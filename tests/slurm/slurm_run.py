@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from cluster import ROOT, Cluster
-from live_run import POLICY, LiveRun
+from live_run import LIMIT_S, POLICY, LiveRun
 
 from policies.load import load_policy
 
@@ -58,6 +60,16 @@ class SlurmRun(LiveRun):
         """Slurm's word for the job."""
         said = self.cluster.call("scontrol", "show", "job", self.job)
         return next(word.removeprefix("JobState=") for word in said.stdout.split() if word.startswith("JobState="))
+
+    def status_of_the_dead(self) -> str:
+        """What `status` gives as the reason, once it knows that nothing of the run lives."""
+        deadline = time.monotonic() + LIMIT_S
+        while True:
+            told = json.loads(self.call("status", "--json").stdout)
+            if not told["alive"]:
+                return told["reason"]
+            assert time.monotonic() < deadline, told
+            time.sleep(1)
 
     def start_at_once(self) -> None:
         """Nobody of the job is left to take from it the two minutes for which Slurm has a requeued job wait."""

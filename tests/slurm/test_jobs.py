@@ -147,7 +147,7 @@ def test_a_cancelled_job_is_an_end_that_a_person_wanted(launch: Launch) -> None:
     run.cluster.call("scancel", run.job)
     end = run.ends("STOPPED")
 
-    assert end.ended_reason == f"job {run.job} was cancelled in Slurm"
+    assert end.ended_reason == f"Slurm has ended job {run.job} for good"
     assert run.decisions() == []
     run.cluster.wait_for_nodes(run.cluster.nodes, "idle")
     assert run.cluster.call("squeue", "-h").stdout == ""
