@@ -82,10 +82,10 @@ def job_of(text: str) -> Job | None:
 
 
 def last_that_ran(text: str) -> tuple[str, str] | None:
-    """(job, state) of the last of sacct's lines "JobID|State|Start" whose job was ever started; None without one."""
-    lines = [line.split("|") for line in text.splitlines()]
-    started = [(line[0], line[1]) for line in lines if len(line) == 3 and line[2] not in _NOTHING]
-    return started[-1] if started else None
+    """(job, state) of the last of sacct's lines "JobID|State|Start" whose job was ever started, or of the first."""
+    lines = [parts for line in text.splitlines() if len(parts := line.split("|")) == 3]
+    started = [line for line in lines if line[2] not in _NOTHING] or lines[:1]
+    return (started[-1][0], started[-1][1]) if started else None
 
 
 def node_words(state: str) -> frozenset[str]:

@@ -213,4 +213,5 @@ def test_time_limits(text: str, seconds: float | None) -> None:
 def test_of_a_chain_the_last_job_that_ran_tells_how_it_ended() -> None:
     text = "7|TIMEOUT|2026-11-25T00:00:00\n8|CANCELLED by 1000|2026-11-25T02:00:00\n9|CANCELLED by 1000|None\n"
     assert last_that_ran(text) == ("8", "CANCELLED by 1000")
+    assert last_that_ran("7|CANCELLED by 0|None\n8|CANCELLED by 0|None\n") == ("7", "CANCELLED by 0")
     assert last_that_ran("") is None

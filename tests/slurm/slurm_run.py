@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from cluster import ROOT, Cluster
-from live_run import LIMIT_S, POLICY, LiveRun
+from live_run import POLICY, LiveRun
 
+from launcher.backends import slurm
 from policies.load import load_policy
 
 NOBODY = 65534
@@ -35,10 +34,10 @@ class SlurmRun(LiveRun):
     """`job` is Slurm's id of it."""
 
     def __init__(
-        self, cluster: Cluster, name: str, limit: str = "30m", lead: str = "60s", by: str = "requeue", **options: Any
+        self, cluster: Cluster, name: str, limit: str = "30m", by: str = "requeue", waits: bool = False, **options: Any
     ) -> None:
-        self.cluster = cluster
-        asked = f"slurm: {{partition: train, time: {limit}, lead: {lead}, cpus_per_task: 2}}"
+        self.cluster, self._waits = cluster, waits
+        asked = f"slurm: {{partition: train, time: {limit}, lead: 60s, cpus_per_task: 2}}"
         self.backend = f"backend: slurm, continue_by: {by}, {asked}"
         super().__init__(cluster.runs, name, **options)
 
@@ -51,7 +50,10 @@ class SlurmRun(LiveRun):
             path.chmod(0o755)
         done = opt_launch(self.cluster, "submit", file)
         assert (done.returncode, done.stdout.strip()) == (0, self.paths.name), done.stderr
-        self.job = self.wait("a job", lambda run: run.job_id).job_id
+        if self._waits:  # in the queue, and will for longer than a test has time
+            self.job = slurm.jobs_of(self.paths)[0]
+        else:
+            self.job = self.wait("a job", lambda run: run.job_id).job_id
 
     def call(self, verb: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         return opt_launch(self.cluster, verb, self.paths.name, *arguments)
@@ -60,16 +62,6 @@ class SlurmRun(LiveRun):
         """Slurm's word for the job."""
         said = self.cluster.call("scontrol", "show", "job", self.job)
         return next(word.removeprefix("JobState=") for word in said.stdout.split() if word.startswith("JobState="))
-
-    def status_of_the_dead(self) -> str:
-        """What `status` gives as the reason, once it knows that nothing of the run lives."""
-        deadline = time.monotonic() + LIMIT_S
-        while True:
-            told = json.loads(self.call("status", "--json").stdout)
-            if not told["alive"]:
-                return told["reason"]
-            assert time.monotonic() < deadline, told
-            time.sleep(1)
 
     def start_at_once(self) -> None:
         """Nobody of the job is left to take from it the two minutes for which Slurm has a requeued job wait."""

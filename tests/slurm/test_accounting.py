@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
-import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,13 +29,15 @@ def accounted() -> Iterator[Cluster]:
         cluster.down()
 
 
-def test_status_tells_who_cancelled_the_job(accounted: Cluster) -> None:
-    run = SlurmRun(accounted, "cancelled", steps=2000)
-    run.saved(20)
+def test_status_tells_who_cancelled_a_job_that_never_began(accounted: Cluster) -> None:
+    accounted.call("scontrol", "update", "PartitionName=train", "State=DOWN")
+    run = SlurmRun(accounted, "cancelled", steps=2000, waits=True)
 
-    run.kill(*run.processes(), number=signal.SIGSTOP)  # nobody of the run is there to say what happens
     accounted.call("scancel", run.job)
-    run.check_nothing_is_left()
-    status = run.status_of_the_dead()
+    deadline = time.monotonic() + 60
+    while (told := json.loads(run.call("status", "--json").stdout))["alive"] and time.monotonic() < deadline:
+        time.sleep(1)
 
-    assert status == f"none of its processes lives; job {run.job}: CANCELLED by root"
+    assert (told["state"], told["alive"]) == ("PENDING", False)
+    assert told["reason"] == f"none of its processes lives; job {run.job}: CANCELLED by root"
+    assert "opt-launch resume" in told["next_action"]
