@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from launcher.events import (
@@ -52,7 +52,10 @@ _STILL_LEAST_US = 1_000_000
 
 @dataclass(frozen=True)
 class Step:
-    """One step as it was done, kept or not. `us`: what it took, without the part blocked by a save."""
+    """One step as it was told, kept or not. `us`: what it took, without the part blocked by a save.
+
+    `steps`: how many it speaks for, itself and those before it that were not told. All of them took `us`.
+    """
 
     step: int
     attempt: int
@@ -61,6 +64,14 @@ class Step:
     loss: float | None
     samples: tuple[int, int] | None
     is_first: bool  # of its attempt: compiling and warming up, no measure of speed
+    steps: int = 1
+
+    def split(self, base: int) -> tuple[Step, Step]:
+        """The steps before `base`, which it speaks for too, and the rest."""
+        before = base - (self.step - self.steps + 1)
+        us = self.us * before // self.steps
+        rest = replace(self, steps=self.steps - before, us=self.us - us)
+        return replace(self, step=base - 1, steps=before, us=us), rest
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,8 @@ class Account:
     @property
     def median_step_s(self) -> float | None:
         """The median duration of kept steps, the first of each attempt aside."""
-        return _median_us([step.us for step in self.kept if not step.is_first] or [s.us for s in self.kept])
+        speeds = [(step.us / step.steps, step.is_first) for step in self.kept]
+        return _median_us([us for us, is_first in speeds if not is_first] or [us for us, _ in speeds])
 
     @property
     def goodput(self) -> float | None:
@@ -109,11 +121,11 @@ class Account:
         median = self.median_step_s
         if not median or elapsed <= 0:
             return None
-        return min(1.0, len(self.kept) * median / elapsed)
+        return min(1.0, sum(step.steps for step in self.kept) * median / elapsed)
 
     @property
     def lost_steps(self) -> int:
-        return len(self.rolled_back)
+        return sum(step.steps for step in self.rolled_back)
 
     @property
     def loss_curve(self) -> list[tuple[int, int, float | None]]:
@@ -126,7 +138,7 @@ class Account:
         return [step.samples for step in self.kept if step.samples is not None]
 
 
-def _median_us(durations: Sequence[int]) -> float | None:
+def _median_us(durations: Sequence[float]) -> float | None:
     return statistics.median(durations) / 1e6 if durations else None
 
 
@@ -177,6 +189,7 @@ class _Ledger:
     phase: Part = "queue"
     attempt: int | None = None  # whose ranks may be alive
     fresh: bool = False  # no step of the attempt yet
+    resumes_itself: bool = False  # from where, its first step will tell
     first: bool = True  # of the attempts in this allocation
     ended: bool = False
     completed: int = 0
@@ -193,7 +206,9 @@ class _Ledger:
         if isinstance(event, StepDone):
             self._step(event)
         elif isinstance(event, AttemptStarted):
-            self._roll_back(event.restore[0] if event.restore else 0)
+            self.resumes_itself = event.resumes_itself
+            if not self.resumes_itself:
+                self._roll_back(event.restore[0] if event.restore else 0)
             if self.phase == "stopped" and not self.ended:
                 self.phase = "restarting"  # the attempt before was not the last one after all
             self._turn("starting" if self.first else "restarting")
@@ -223,7 +238,11 @@ class _Ledger:
         return elapsed
 
     def _step(self, event: StepDone) -> None:
-        if event.attempt != self.attempt or event.step < self.completed:
+        if event.attempt != self.attempt:
+            return
+        if self.fresh and self.resumes_itself:
+            self._roll_back(min(self.completed, event.step))
+        if event.step < self.completed:
             return
         if self.phase == _STEPPING or (self.phase in _BEGINNING and self.fresh):
             elapsed = self._elapsed()
@@ -237,12 +256,17 @@ class _Ledger:
         else:  # done while ranks were already being ended: it counts as a step, its time is the phase's
             us = 0
         loss = event.metrics.get("loss")
-        self.kept.append(Step(event.step, event.attempt, event.at, us, loss, event.samples, self.fresh))
+        steps = 1 if self.fresh and self.resumes_itself else event.step + 1 - self.completed
+        self.kept.append(Step(event.step, event.attempt, event.at, us, loss, event.samples, self.fresh, steps))
         self.fresh, self.completed = False, event.step + 1
 
     def _roll_back(self, base: int) -> None:
         while self.kept and self.kept[-1].step >= base:
-            self.rolled_back.append(self.kept.pop())
+            last = self.kept.pop()
+            if last.step - last.steps + 1 < base:
+                kept, last = last.split(base)
+                self.kept.append(kept)
+            self.rolled_back.append(last)
         self.completed = base
 
     def _decided(self, event: Decision) -> None:

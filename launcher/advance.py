@@ -28,6 +28,7 @@ from launcher.events import (
     CheckpointFailed,
     CheckpointRejected,
     CheckpointRemoved,
+    CheckpointSetAside,
     CheckpointVerified,
     CommandAnswered,
     CommandReceived,
@@ -52,7 +53,7 @@ from launcher.events import (
 )
 from launcher.evolve import evolve
 from launcher.incidents import action_done, close_incidents, decided, recovered
-from launcher.lineage import committed, healthy_step, rejected, removed, save_failed, verified
+from launcher.lineage import committed, healthy_step, rejected, removed, save_failed, set_aside, verified
 from launcher.run import Attempt, Node, NodeState, Run, RunState
 
 
@@ -220,11 +221,11 @@ def _is_current(run: Run, attempt: int) -> bool:
 def _attempt_started(run: Run, event: AttemptStarted) -> Run:
     run = _end_attempt(run, event.at, "superseded")
     base = event.restore[0] if event.restore else 0
-    lost = max(0, run.step - base)
-    attempt = Attempt(event.attempt, event.at, event.slots, event.incarnations, event.restore, last_step=base)
-    incidents = tuple(
-        evolve(i, lost_steps=lost) if i.state == "OPEN" and i.lost_steps is None else i for i in run.incidents
+    attempt = Attempt(
+        event.attempt, event.at, event.slots, event.incarnations, event.restore, event.resumes_itself, last_step=base
     )
+    if not event.resumes_itself:
+        run = _set_back(run, base)
     nodes = {name: evolve(node, excluded="") for name, node in run.nodes.items()}  # it held for this choice
     return evolve(
         run,
@@ -232,10 +233,7 @@ def _attempt_started(run: Run, event: AttemptStarted) -> Run:
         state=run.state if run.state is RunState.HELD or run.state.is_terminal else RunState.STARTING,
         attempts=(*run.attempts, attempt),
         head=event.restore,
-        step=base,
-        lost_steps=run.lost_steps + lost,
         restarts=run.restarts + (1 if run.attempts else 0),
-        incidents=incidents,
         nodes=nodes,
         pending=None,
         pending_done=frozenset(),
@@ -244,6 +242,15 @@ def _attempt_started(run: Run, event: AttemptStarted) -> Run:
         save_beyond=0,
         recovering_since=None,
     )
+
+
+def _set_back(run: Run, base: int) -> Run:
+    """What was done beyond `base` steps is lost."""
+    lost = max(0, run.step - base)
+    incidents = tuple(
+        evolve(i, lost_steps=lost) if i.state == "OPEN" and i.lost_steps is None else i for i in run.incidents
+    )
+    return evolve(run, step=base, lost_steps=run.lost_steps + lost, incidents=incidents)
 
 
 def _rank_exited(run: Run, event: RankExited) -> Run:
@@ -273,22 +280,27 @@ def _with_attempt(run: Run, attempt: Attempt) -> Run:
 
 
 def _step_done(run: Run, event: StepDone) -> Run:
-    if not _is_current(run, event.attempt) or event.step < run.step:
+    if not _is_current(run, event.attempt):
         return run
     attempt, completed = run.attempts[-1], event.step + 1
     first = attempt.first_step_at is None
+    if first and attempt.resumes_itself:
+        run = _set_back(run, min(run.step, event.step))
+    if event.step < run.step:
+        return run
+    before, stride = run.step, run.stride if first else max(run.stride, completed - run.step)
     attempt = evolve(
         attempt,
         first_step_at=event.at if first else attempt.first_step_at,
         last_step=completed,
         last_step_at=event.at,
     )
-    run = evolve(_with_attempt(run, attempt), step=completed, metrics=event.metrics)
+    run = evolve(_with_attempt(run, attempt), step=completed, stride=stride, metrics=event.metrics)
     if run.save_requested_at is not None and event.at <= run.save_requested_at:
         run = evolve(run, save_beyond=completed)
     if first:
         run = recovered(run, event.at)
-    run = healthy_step(run, event)
+    run = healthy_step(run, event, before)
     if run.state is RunState.STARTING:
         run = evolve(run, state=RunState.RUNNING)
     return run
@@ -341,6 +353,7 @@ _HANDLERS = {
     CheckpointVerified: verified,
     CheckpointRejected: rejected,
     CheckpointRemoved: removed,
+    CheckpointSetAside: set_aside,
     Decision: decided,
     ActionDone: action_done,
     CommandReceived: _command,

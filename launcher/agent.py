@@ -52,7 +52,9 @@ def program_of(spec: RunSpec) -> Program:
     env = dict(spec.launch.env)
     if spec.trainer is not None:
         return Program(("model.train",), "model.train:main", (), os.getcwd(), env, spec.launch.threads)
-    return Program((), "", tuple(spec.command or ()), os.getcwd(), env, spec.launch.threads)
+    command, told = tuple(spec.command or ()), spec.telemetry
+    speaker = (told.speaker, told.patterns(spec.abilities.done_step)) if told and told.by_lines else None
+    return Program((), "", command, os.getcwd(), env, spec.launch.threads, speaker)
 
 
 class Agent:
@@ -223,6 +225,8 @@ class Agent:
                 self._spawn(self._collect(message))
             case "to_rank":
                 self.ranks.to_rank(message["attempt"], message["rank"], message["message"])
+            case "signal":
+                self.ranks.signal(message["attempt"], signal.Signals[message["signal"]], message["wish"])
             case "leave" if not self._ending:
                 self._ending = True
                 self._spawn(self._leave())
@@ -289,7 +293,8 @@ class Agent:
         envs = {
             rank: {**shared, "RANK": str(rank), "LOCAL_RANK": str(local)} for local, rank in enumerate(message["ranks"])
         }
-        await self.ranks.start(message["attempt"], envs, self.paths.log(message["attempt"], self.node))
+        log = self.paths.log(message["attempt"], self.node)
+        await self.ranks.start(message["attempt"], envs, log, tuple(message["args"]))
         self._beat_at = 0.0  # the next turn tells of the new ranks
 
     async def _kill(self, attempt: int) -> None:

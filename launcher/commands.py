@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from launcher import control, wire
+from launcher.abilities import Abilities
 from launcher.events import (
     AttemptEnded,
     CheckpointCommitted,
@@ -22,8 +23,8 @@ from launcher.run import Run, RunState
 class Commands:
     """Commands by wire and by file. A command is journaled before it is executed, and so survives us."""
 
-    def __init__(self, paths: RunPaths, emit: Callable[[Event], Event]) -> None:
-        self._paths, self._emit = paths, emit
+    def __init__(self, paths: RunPaths, emit: Callable[[Event], Event], trainer: Abilities) -> None:
+        self._paths, self._emit, self._trainer = paths, emit, trainer
         self._known: dict[str, wire.Link | None] = {}  # who waits for the answer, if anybody does by wire
         self._saves: set[str] = set()
 
@@ -64,20 +65,30 @@ class Commands:
             return
         match command.verb:
             case "stop":
-                self._say(command.id, True, "stopping after a last checkpoint")
+                self._say(command.id, True, f"stopping {self._how}")
             case "save" if run.live_attempt is None or state is RunState.RECOVERING:
                 self._say(command.id, False, f"nothing to save: the run is {state}")
+            case "save" if self._trainer.refusal:
+                self._say(command.id, False, self._trainer.refusal)
             case "save":
                 self._saves.add(command.id)
             case "hold" if state is RunState.HELD:
                 self._say(command.id, False, f"held already: {run.hold_reason}")
             case "hold":
-                self._say(command.id, True, "holding after a last checkpoint")
+                self._say(command.id, True, f"holding {self._how}")
             case "release" if state is RunState.HELD:
                 self._emit(RunReleased(at=time.time(), author=command.author))
                 self._say(command.id, True, "released")
             case "release":
                 self._say(command.id, False, f"not held: the run is {state}")
+
+    @property
+    def _how(self) -> str:
+        return (
+            "at once: the trainer cannot be told to save"
+            if self._trainer.saves == "never"
+            else "after a last checkpoint"
+        )
 
     def durable(self, run: Run, event: Event) -> None:
         """Go on from an event that counts."""

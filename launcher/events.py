@@ -183,13 +183,15 @@ class RankProgress:
 class StepsStopped(Event):
     """No rank on an answering node moved its step or section counter since `since`.
 
-    `proof` is False in a declared phase and before the first step, where standing still is normal.
+    `proof` is False in a declared phase and before the first step, where standing still is normal, and where steps
+    are read from what is printed. `usual_s`: the 99th percentile of the time between two movements, 0 if unknown.
     `ranks` holds the answering nodes' ranks only, keyed by rank.
     """
 
     attempt: int
     since: float
     proof: bool
+    usual_s: float = 0.0
     ranks: dict[int, RankProgress] = field(default_factory=dict)
 
 
@@ -205,13 +207,17 @@ class StepsMoving(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptStarted(Event):
-    """A set of ranks is about to be started together; journaled before the deed."""
+    """A set of ranks is about to be started together; journaled before the deed.
+
+    `resumes_itself`: where it begins only the trainer knows, and its first step will tell.
+    """
 
     attempt: int
     slots: dict[str, tuple[int, ...]]  # node -> its ranks
     incarnations: dict[str, str]  # node -> incarnation of the agent that is to start them
     restore: CheckpointId | None
     why: str
+    resumes_itself: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,10 +235,11 @@ class RankExited(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptEnded(Event):
-    """All ranks of the attempt are dead, or their nodes lost."""
+    """All ranks of the attempt are dead, or their nodes lost. `early`: all ended well, but before the goal."""
 
     attempt: int
     reason: str
+    early: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,13 +274,19 @@ class TrainerDone(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointCommitted(Event):
-    """The checkpoint exists: all parts are on disk and its manifest has this digest."""
+    """The checkpoint exists: all parts are on disk and its manifest has this digest.
+
+    One of a trainer that is not ours has a `path`, a digest of what lies there, and the time it was last written to by
+    the clock of its file system.
+    """
 
     step: int
     attempt: int
     parent: CheckpointId | None
     manifest_digest: str
     bytes: int
+    path: str = ""
+    written_at: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,10 +317,18 @@ class CheckpointRejected(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRemoved(Event):
-    """Deleted by retention."""
+    """Deleted by retention; or, of a trainer that is not ours, no longer there."""
 
     step: int
     attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSetAside(Event):
+    """What a trainer that resumes from its newest checkpoint must not find was moved away."""
+
+    path: str
+    moved_to: str
 
 
 # ---------------------------------------------------------------- decisions

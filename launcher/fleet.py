@@ -46,6 +46,7 @@ class Contact:
     cleared: int = 0
     collected: frozenset[str] = frozenset()
     silent: bool = False
+    came_back: bool = False  # and nobody has been told yet
     joined: bool = False
     peers_told: list[Message] | None = None
     acks: list[int] = field(default_factory=list)  # what to acknowledge with the next beat
@@ -59,7 +60,10 @@ class Contact:
 
 
 class Fleet:
-    """All contacts. `emit` journals an event, `on_message(contact, message)` takes what agents report."""
+    """All contacts. `emit` journals an event, `on_message(contact, message)` takes what agents report.
+
+    `proves`: whether standing still proves anything; not of a trainer that cannot say that it saves or evaluates.
+    """
 
     def __init__(
         self,
@@ -70,9 +74,12 @@ class Fleet:
         emit: Callable[[Event], Event],
         on_message: Callable[[Contact, Message], None],
         on_superseded: Callable[[], None],
+        *,
+        proves: bool = True,
     ) -> None:
         self._paths, self._epoch, self._job_id, self._silence_s = paths, epoch, job_id, silence_s
         self._emit, self._on_message, self._on_superseded = emit, on_message, on_superseded
+        self._proves = proves
         self._secret = paths.secret.read_bytes()
         self.contacts: dict[str, Contact] = {}
         self.changed = False  # other ranks than before: viewers should see them
@@ -143,9 +150,8 @@ class Fleet:
                 self.changed |= message["ranks"].keys() != contact.ranks.keys()
                 contact.ranks, contact.beat_at = message["ranks"], now
                 contact.gap_p99 = message.get("gap_p99", contact.gap_p99)
-            if contact.silent:
-                contact.silent = False
-                self._emit(NodeBack(at=time.time(), node=contact.node))
+            if contact.silent and contact.beat_at == now:
+                contact.silent, contact.came_back = False, True
             if message["type"] == "killed":
                 contact.cleared = max(contact.cleared, message["attempt"])
                 contact.attempt = max(contact.attempt, message["attempt"])
@@ -210,6 +216,10 @@ class Fleet:
         for contact in self.contacts.values():
             self._watch_silence(contact, now)
         self._watch_steps(run, now)
+        for contact in self.contacts.values():
+            if contact.came_back:  # told only after what its ranks did meanwhile
+                contact.came_back = False
+                self._emit(NodeBack(at=time.time(), node=contact.node))
 
     def _beat(self) -> None:
         """Be heard; and let every agent know the others, whom it may have to ask about us one day."""
@@ -257,7 +267,8 @@ class Fleet:
         if not moved:
             return
         still_s = min(seconds for seconds, _ in moved)
-        threshold = stop_threshold(max(contact.gap_p99 for _, contact in moved))
+        usual_s = max(contact.gap_p99 for _, contact in moved)
+        threshold = stop_threshold(usual_s)
         if self._stopped and still_s < threshold:
             self._stopped = False
             self._emit(StepsMoving(at=time.time(), attempt=attempt.number))
@@ -271,9 +282,14 @@ class Fleet:
                 for _, contact in moved
                 for rank, at in contact.ranks.items()
             }  # fmt: skip
-            proof = attempt.first_step_at is not None and not any(at.phase for at in ranks.values())
-            since = time.time() - still_s
-            self._emit(StepsStopped(at=time.time(), attempt=attempt.number, since=since, proof=proof, ranks=ranks))
+            in_phase = any(at.phase for at in ranks.values())
+            proof = self._proves and attempt.first_step_at is not None and not in_phase
+            self._emit(
+                StepsStopped(
+                    at=time.time(), attempt=attempt.number, since=time.time() - still_s, proof=proof,
+                    usual_s=usual_s, ranks=ranks,
+                )
+            )  # fmt: skip
 
     def attempt_changed(self) -> None:
         """A new attempt begins: nothing is known of its steps."""

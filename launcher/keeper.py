@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 from launcher import saves
 from launcher.checkpoints import removable
+from launcher.chores import Chores
 from launcher.events import (
     AttemptEnded,
     AttemptStarted,
@@ -30,11 +28,12 @@ from launcher.saves import Message, Pending
 from launcher.sections import Checkpoint as Retention
 
 _DEFAULT = Retention()
-_Result = TypeVar("_Result")
 
 
-class Keeper:
+class Keeper(Chores):
     """Collects the parts of saves and looks after what has been committed."""
+
+    searched, unfinished = True, ()  # nothing need be looked for: its trainer tells
 
     def __init__(
         self,
@@ -44,16 +43,14 @@ class Keeper:
         ack: Callable[[str, int], None],
         send: Callable[[str, Mapping[str, object]], None],
     ) -> None:
+        super().__init__()
         self._paths, self._retention = paths, retention or _DEFAULT
         self._emit, self._ack, self._send = emit, ack, send
         self._pending: dict[CheckpointId, Pending] = {}
         self._committing: CheckpointId | None = None
         self._failed: set[CheckpointId] = set()
         self._run = Run()
-        self._busy: set[str] = set()
         self._read: set[CheckpointId] = set()  # read back in full, by us
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="keeper")
         self.inspected: frozenset[CheckpointId] = frozenset()
 
     # ------------------------------------------------------------ saves under way
@@ -186,6 +183,9 @@ class Keeper:
 
     # ------------------------------------------------------------ before a restart
 
+    def search(self) -> None:
+        """Nothing to look for."""
+
     def inspect(self, checkpoint: Checkpoint) -> None:
         """Look at a checkpoint's files; afterwards it is in `inspected` or rejected."""
         self._once(f"inspect {checkpoint.id}", self._inspect(checkpoint))
@@ -200,21 +200,3 @@ class Keeper:
     @staticmethod
     def rejection(id_: CheckpointId, reason: str) -> CheckpointRejected:
         return CheckpointRejected(at=time.time(), step=id_[0], attempt=id_[1], reason=reason)
-
-    # ------------------------------------------------------------ threads
-
-    def _once(self, key: str, coroutine: object) -> None:
-        """Run unless the same is under way."""
-        if key in self._busy:
-            coroutine.close()  # type: ignore[attr-defined]
-            return
-        self._busy.add(key)
-        self._spawn(coroutine, key)
-
-    def _spawn(self, coroutine: object, key: str = "") -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
-        self._tasks.add(task)
-        task.add_done_callback(lambda done: (self._tasks.discard(done), self._busy.discard(key)))
-
-    async def _in_thread(self, function: Callable[..., _Result], *args: object) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)

@@ -10,6 +10,7 @@ from launcher.events import (
     CheckpointId,
     CheckpointRejected,
     CheckpointRemoved,
+    CheckpointSetAside,
     CheckpointVerified,
     StepDone,
 )
@@ -24,12 +25,12 @@ def committed(run: Run, event: CheckpointCommitted) -> Run:
     """
     if (event.step, event.attempt) in run.checkpoints:
         return run
-    current = run.attempt is not None and run.attempt.number == event.attempt
+    current = event.attempt == (run.attempt.number if run.attempt else 0)  # 0: it was there before the run
     already = max(0, run.step - event.step) if current else 0
     finite = all(math.isfinite(value) for value in run.metrics.values()) if current else True
     checkpoint = Checkpoint(
         event.step, event.attempt, event.parent, event.manifest_digest, event.bytes, event.at,
-        healthy_steps=already if finite else 0, doubted=not finite,
+        healthy_steps=already if finite else 0, doubted=not finite, path=event.path, written_at=event.written_at,
     )  # fmt: skip
     run = evolve(run, checkpoints={**run.checkpoints, checkpoint.id: checkpoint})
     if current:
@@ -55,8 +56,13 @@ def removed(run: Run, event: CheckpointRemoved) -> Run:
     return _with_checkpoint(run, (event.step, event.attempt), removed=True)
 
 
-def healthy_step(run: Run, event: StepDone) -> Run:
-    """Count the step for every checkpoint of the line that is still on probation, or cast doubt on it."""
+def set_aside(run: Run, event: CheckpointSetAside) -> Run:
+    moved = {id_: evolve(one, removed=True) for id_, one in run.checkpoints.items() if one.path == event.path}
+    return evolve(run, checkpoints={**run.checkpoints, **moved})
+
+
+def healthy_step(run: Run, event: StepDone, before: int) -> Run:
+    """Count for every checkpoint of the line on probation the steps done since `before`, or cast doubt on it."""
     healthy = all(math.isfinite(value) for value in event.metrics.values())
     changed: dict[CheckpointId, Checkpoint] = {}
     for checkpoint in run.lineage():
@@ -65,7 +71,7 @@ def healthy_step(run: Run, event: StepDone) -> Run:
         if event.step < checkpoint.step:
             continue
         changed[checkpoint.id] = (
-            evolve(checkpoint, healthy_steps=checkpoint.healthy_steps + 1)
+            evolve(checkpoint, healthy_steps=checkpoint.healthy_steps + run.step - max(before, checkpoint.step))
             if healthy
             else evolve(checkpoint, doubted=True)
         )

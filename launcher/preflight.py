@@ -10,9 +10,8 @@ import glob
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
+from launcher.declared import Problem, foreign_problems
 from launcher.sections import SIZES, RunSpec, Trainer
-
-Problem = tuple[str, tuple[str, ...]]  # the message, and the dotted keys it is about
 
 FROM_ENV = "from-env"  # the value of a launch.env variable that is taken from the submitter's environment
 
@@ -34,9 +33,6 @@ NOT_BUILT: dict[str, tuple[object, ...]] = {
     "health.every": (None,),
     "access.group": (None,),
     "access.control": (False,),
-    "checkpoints": (None, {}),
-    "telemetry": (None, {}),
-    "capabilities": (None, {}),
     "on_good_checkpoint": (None, {}),
 }
 
@@ -47,6 +43,7 @@ def problems(spec: RunSpec, environment: Mapping[str, str]) -> Iterator[Problem]
     yield from _what_is_trained(spec)
     yield from _cluster(spec)
     yield from _environment(spec, environment)
+    yield from foreign_problems(spec)
     if spec.trainer:
         yield from _batch(spec.trainer)
         yield from _checkpoints(spec.trainer)

@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -18,9 +19,11 @@ from pathlib import Path
 from launcher.arrivals import Arrivals
 
 TAIL_LINES = 60
+Heard = Callable[[str, bytes, float], None]
 _ERROR_LINE = re.compile(r"^(?:[A-Za-z_][\w]*\.)*([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Failure))\b:? ?(.*)$")
 PIPE_BYTES = 1 << 20
 _READ_BYTES = 1 << 16
+_LONGEST_LINE = 1 << 16
 _GATHER_S = 1.0  # lines of a moment are written together
 _GATHER_CHARS = 1 << 16
 
@@ -53,17 +56,20 @@ class RankLog:
         self._writer = threading.Thread(target=self._write, name="rank-log", daemon=True)
         self._writer.start()
 
-    def pipes(self, rank: int) -> tuple[int, int]:
-        """The write ends for a rank's stdout and stderr; the caller closes them after handing them over."""
-        self._tails[rank] = deque(maxlen=TAIL_LINES)
-        return self._pipe(rank, "out"), self._pipe(rank, "err")
+    def pipes(self, rank: int, heard: Heard | None = None) -> tuple[int, int]:
+        """The write ends for a rank's stdout and stderr; the caller closes them after handing them over.
 
-    def _pipe(self, rank: int, name: str) -> int:
+        `heard` gets all that arrives: stream, bytes, monotonic seconds.
+        """
+        self._tails[rank] = deque(maxlen=TAIL_LINES)
+        return self._pipe(rank, "out", heard), self._pipe(rank, "err", heard)
+
+    def _pipe(self, rank: int, name: str, heard: Heard | None) -> int:
         read_end, write_end = os.pipe()
         os.set_blocking(read_end, False)
         with contextlib.suppress(OSError):
             fcntl.fcntl(read_end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        stream = _Stream(read_end, rank, name)
+        stream = _Stream(read_end, rank, name, heard)
         self._streams.add(stream)
         self._arrivals.follow(read_end, partial(self._take, stream))
         return write_end
@@ -129,6 +135,7 @@ class _Stream:
     descriptor: int
     rank: int
     name: str
+    heard: Heard | None = None
     rest: bytes = b""
 
     def read(self) -> tuple[list[str], bool]:
@@ -143,7 +150,10 @@ class _Stream:
                 more = b""
             ended = not more
             data += more
+        if self.heard and (fresh := data[len(self.rest) :]):
+            self.heard(self.name, fresh, time.monotonic())
         *lines, self.rest = data.split(b"\n")
-        if ended and self.rest:
+        if self.rest and (ended or len(self.rest) > _LONGEST_LINE):  # a progress bar ends no line for weeks
             lines.append(self.rest)
+            self.rest = b""
         return [line.decode("utf-8", "replace").rstrip("\r") for line in lines], ended

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import mmap
 import os
 import signal
@@ -23,6 +24,7 @@ from launcher import warm
 from launcher.arrivals import Arrivals
 from launcher.rank_log import RankLog, first_error
 from launcher.rank_socket import RankListener, RankSocket
+from launcher.telemetry import Patterns, Speaker, Telemetry, to_wire
 
 Message = dict[str, Any]
 
@@ -34,7 +36,10 @@ _GAPS_KEPT = 256
 
 @dataclass(frozen=True)
 class Program:
-    """What a rank runs: a target of modules imported beforehand, or a command; and where."""
+    """What a rank runs: a target of modules imported beforehand, or a command; and where.
+
+    `speaker`: the rank whose output tells of the steps, and what to look for in it.
+    """
 
     modules: tuple[str, ...]
     target: str
@@ -42,6 +47,7 @@ class Program:
     cwd: str
     env: Mapping[str, str]
     threads: int
+    speaker: tuple[Speaker, Patterns] | None = None
 
 
 @dataclass
@@ -78,6 +84,8 @@ class Ranks:
         self.by_rank: dict[int, Rank] = {}
         self.gaps: deque[float] = deque(maxlen=_GAPS_KEPT)
         self._log: RankLog | None = None
+        self._telemetry: Telemetry | None = None  # where the rank that speaks for all is one of ours
+        self._signalled: set[tuple[int, float]] = set()
         self._warm: subprocess.Popen[bytes] | None = None
         self._sock: socket.socket | None = None
         self._ready = asyncio.Event()
@@ -180,8 +188,13 @@ class Ranks:
 
     # ------------------------------------------------------------ start and end
 
-    async def start(self, attempt: int, envs: Mapping[int, Mapping[str, str]], log: Path) -> None:
-        """Start the ranks of an attempt; nothing happens if they were started before or are out of date."""
+    async def start(
+        self, attempt: int, envs: Mapping[int, Mapping[str, str]], log: Path, args: tuple[str, ...] = ()
+    ) -> None:
+        """Start the ranks of an attempt; nothing happens if they were started before or are out of date.
+
+        `args` are appended to the command.
+        """
         if attempt <= self.attempt:
             return
         self.attempt = attempt
@@ -194,10 +207,20 @@ class Ranks:
             return
         self.gaps.clear()
         self.by_rank = {}
+        self._telemetry = self._telemetry_of(envs)
         for rank, env in envs.items():
-            self._fork(attempt, rank, env)
+            self._fork(attempt, rank, env, args)
 
-    def _fork(self, attempt: int, rank: int, env: Mapping[str, str]) -> None:
+    def _telemetry_of(self, envs: Mapping[int, Mapping[str, str]]) -> Telemetry | None:
+        if self.program.speaker is None:
+            return None
+        which, patterns = self.program.speaker
+        for rank, env in envs.items():
+            if rank == (0 if which == "first_rank" else int(env["WORLD_SIZE"]) - 1):
+                return Telemetry(rank, patterns)
+        return None
+
+    def _fork(self, attempt: int, rank: int, env: Mapping[str, str], args: tuple[str, ...]) -> None:
         page_path = self._scratch / f"page.{attempt}.{rank}"
         page_path.write_bytes(bytes(reporter_file.PAGE_BYTES))
         with page_path.open("r+b") as file:
@@ -214,7 +237,8 @@ class Ranks:
             **env,
         }
         assert self._log is not None
-        fds = self._log.pipes(rank)
+        heard = self._telemetry.take if self._telemetry and self._telemetry.rank == rank else None
+        fds = self._log.pipes(rank, heard)
         request = {
             "type": "fork",
             "attempt": attempt,
@@ -223,7 +247,7 @@ class Ranks:
             "cwd": self.program.cwd,
             "agent_pid": os.getpid(),
             "target": self.program.target,
-            "command": list(self.program.command),
+            "command": [*self.program.command, *args],
         }
         try:
             self._request(request, fds)
@@ -295,9 +319,20 @@ class Ranks:
         if known and known.attempt == attempt and known.socket is not None:
             known.socket.send(message)
 
+    def signal(self, attempt: int, number: signal.Signals, wish: float) -> None:
+        """Send a signal to the ranks, once for each wish."""
+        if (attempt, wish) in self._signalled:
+            return
+        for rank in self.by_rank.values():
+            if rank.attempt == attempt and rank.alive and rank.pid:
+                self._signalled.add((attempt, wish))
+                with contextlib.suppress(OSError):
+                    os.kill(rank.pid, number)
+
     def _tell_exit(self, rank: Rank) -> None:
         """Report a dead rank once its last words have been read."""
         self._arrivals.take()
+        self._tell_steps(math.inf)
         tail: list[str] = []
         if self._log is not None:
             tail = self._log.finish(rank.rank, failed=rank.code != 0)
@@ -324,6 +359,7 @@ class Ranks:
         if self._log is not None:
             self._log.flush()
         now = time.monotonic()
+        self._tell_steps(now)
         for rank in self.by_rank.values():
             if rank.alive:
                 self._look_at(rank, now)
@@ -338,6 +374,31 @@ class Ranks:
                 self.gaps.append(now - rank.moved_at)
             rank.step, rank.section, rank.moved_at = step, section, now
             rank.phase, rank.phase_at = phase, phase_at
+
+    def _tell_steps(self, now: float) -> None:
+        """What the rank that speaks for all has printed is its progress, as if it had told of it.
+
+        How often it does so shows with the second step: until then it is in its start phase.
+        """
+        rank = self.by_rank.get(self._telemetry.rank) if self._telemetry else None
+        if rank is None or self._telemetry is None:
+            return
+        telemetry = self._telemetry
+        if telemetry.moves != rank.section:
+            if rank.section:
+                self.gaps.append(telemetry.moved_at - rank.moved_at)
+                rank.phase = ""
+            rank.section, rank.moved_at = telemetry.moves, telemetry.moved_at
+        for told in telemetry.look(now):
+            rank.step = told.step
+            metrics = {name: to_wire(value) for name, value in told.metrics.items()}
+            self._say(
+                {
+                    "type": "step_done", "attempt": rank.attempt, "rank": rank.rank, "step": told.step,
+                    "metrics": metrics, "samples": None, "step_s": told.step_s, "blocked_s": 0.0,
+                    "at": time.time() - (time.monotonic() - told.at),
+                }
+            )  # fmt: skip
 
     def shift(self, late_s: float) -> None:
         """This process itself stood still for a while: no one else's silence is to be counted from before."""

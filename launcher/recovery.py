@@ -11,11 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from launcher.abilities import Abilities
 from launcher.checkpoints import NoChoice, choose
 from launcher.events import (
     ActionDone,
     AttemptEnded,
     AttemptStarted,
+    CheckpointFailed,
     CheckpointId,
     Decision,
     Event,
@@ -26,8 +28,6 @@ from launcher.reporter import SAVE, STOP
 from launcher.run import Attempt, Node, NodeState, Run, RunState
 
 COLLECT_LIMIT_S = 10.0
-SAVE_LIMIT_S = 60.0
-STOP_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,19 @@ class Inventory:
 
 @dataclass(frozen=True)
 class Fleet:
-    """The shell's view at `now` (Unix seconds). `settled`: no further agent is expected to show up soon."""
+    """The shell's view at `now` (Unix seconds). `settled`: no further agent is expected to show up soon.
+
+    `searched`: checkpoints that nobody tells us of were looked for after the ranks had ended. `unfinished`: what was
+    found then and is not whole.
+    """
 
     now: float
     answering: Mapping[str, Inventory]
     settled: bool = True
     store: tuple[int, str, int] | None = None  # (attempt, host, port) of the rendezvous store
     inspected: frozenset[CheckpointId] = frozenset()  # checkpoints whose files were just looked at
+    searched: bool = True
+    unfinished: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class Limits:
 
     wait_for_node_s: float = 120.0
     continue_by: Literal["requeue", "chain", "none"] = "requeue"  # when the scheduler ends the job
+    trainer: Abilities = field(default_factory=Abilities)
 
 
 @dataclass(frozen=True)
@@ -83,13 +90,18 @@ class Inspect:
 
 
 @dataclass(frozen=True)
+class Search:
+    """Look for checkpoints that the trainer has made by itself."""
+
+
+@dataclass(frozen=True)
 class Requeue:
     """Have the scheduler begin the job anew, without these nodes."""
 
     exclude: tuple[str, ...] = ()
 
 
-Move = Emit | Send | Inspect | Requeue
+Move = Emit | Send | Inspect | Search | Requeue
 
 
 def plan(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
@@ -101,9 +113,9 @@ def plan(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
 
 def _next(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     if run.stop_requested:
-        return _stop(run, fleet)
+        return _stop(run, fleet, limits)
     if run.hold_requested:
-        return _hold(run, fleet)
+        return _hold(run, fleet, limits)
     if run.state is RunState.HELD:
         return _clear(run, fleet, "held") if run.live_attempt else []
     if run.job_ending:
@@ -112,7 +124,7 @@ def _next(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         return _carry_out(run, fleet, limits, run.pending)
     if run.live_attempt is None or run.state in (RunState.RECOVERING, RunState.PENDING):
         return _clear(run, fleet, "released") if run.live_attempt else _start(run, fleet, limits)
-    return _keep_running(run, run.live_attempt, fleet)
+    return _keep_running(run, run.live_attempt, fleet, limits.trainer)
 
 
 # ---------------------------------------------------------------- ending ranks
@@ -138,25 +150,26 @@ def _clear(run: Run, fleet: Fleet, reason: str) -> list[Move]:
     return [Emit(AttemptEnded(at=fleet.now, attempt=attempt.number, reason=reason))]
 
 
-def _stop(run: Run, fleet: Fleet) -> list[Move]:
+def _stop(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     """A person asked to stop."""
     reason = f"stopped by {run.stop_requested}"
     if run.live_attempt is None:
         return [Emit(RunEnded(at=fleet.now, state="STOPPED", reason=reason))]
-    return _end_gently(run, run.live_attempt, fleet, run.stop_requested_at, reason)
+    return _end_gently(run, run.live_attempt, fleet, limits.trainer, run.stop_requested_at, reason)
 
 
-def _hold(run: Run, fleet: Fleet) -> list[Move]:
+def _hold(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     """A person asked for a halt."""
     if run.live_attempt is None:
         return [Emit(RunHeld(at=fleet.now, reason=run.hold_requested))]
-    return _end_gently(run, run.live_attempt, fleet, run.hold_requested_at, f"held by {run.hold_requested}")
+    reason = f"held by {run.hold_requested}"
+    return _end_gently(run, run.live_attempt, fleet, limits.trainer, run.hold_requested_at, reason)
 
 
 def _hand_over(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     """The job ends: save, and have another go on. What the scheduler has decided already is not asked of it."""
     if run.live_attempt is not None:
-        return _end_gently(run, run.live_attempt, fleet, run.job_ending_at, run.job_ending)
+        return _end_gently(run, run.live_attempt, fleet, limits.trainer, run.job_ending_at, run.job_ending)
     if run.job_over:
         return [Emit(RunEnded(at=fleet.now, state="STOPPED", reason=run.job_over))]
     if run.job_decided:
@@ -173,19 +186,31 @@ def lost_nodes(run: Run) -> tuple[str, ...]:
     return tuple(sorted(node.name for node in run.nodes.values() if node.state is NodeState.LOST))
 
 
-def _end_gently(run: Run, attempt: Attempt, fleet: Fleet, since: float, reason: str) -> list[Move]:
-    """Have the trainer save and end; kill what does not end in time, and what has nothing to save yet."""
+def _end_gently(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities, since: float, reason: str) -> list[Move]:
+    """Have the trainer save and end; kill what does not end in time, or by itself, and what has nothing to save yet."""
     finished = len(attempt.exits) == attempt.ranks
-    overdue = fleet.now - since > STOP_LIMIT_S
+    overdue = fleet.now - since > trainer.save_s
     failing = any(code != 0 for code in attempt.exits.values())
     nothing_to_save = attempt.first_step_at is None or run.state is RunState.HELD or run.pending
-    if finished or overdue or failing or nothing_to_save:
+    saved = bool(trainer.signal) and trainer.saves == "goes_on" and _saved_since(run, since)
+    if finished or overdue or failing or nothing_to_save or saved or trainer.saves == "never":
         return _clear(run, fleet, reason)
-    return [*_begin(run, attempt, fleet), *_wish(attempt, STOP | SAVE, since)]
+    return [*_begin(run, attempt, fleet, trainer), *_wish(attempt, trainer, STOP | SAVE, since)]
 
 
-def _wish(attempt: Attempt, bits: int, asked_at: float) -> list[Move]:
-    """Ask the trainer for something, through the rank that speaks for all. The time tells one wish from another."""
+def _saved_since(run: Run, at: float) -> bool:
+    head = run.checkpoints.get(run.head) if run.head else None
+    return head is not None and head.committed_at > at
+
+
+def _wish(attempt: Attempt, trainer: Abilities, bits: int, asked_at: float) -> list[Move]:
+    """Ask the trainer for something, through the rank that speaks for all or by a signal to each.
+
+    The time tells one wish from another.
+    """
+    if trainer.signal:
+        signal = {"type": "signal", "attempt": attempt.number, "signal": trainer.signal, "wish": asked_at}
+        return [Send(node, signal) for node in attempt.slots]
     node = next(node for node, ranks in attempt.slots.items() if 0 in ranks)
     wanted = {"type": "wanted", "bits": bits, "wish": asked_at}
     return [Send(node, {"type": "to_rank", "attempt": attempt.number, "rank": 0, "message": wanted})]
@@ -202,7 +227,7 @@ def _carry_out(run: Run, fleet: Fleet, limits: Limits, decision: Decision) -> li
     restart = decision.actions.get("restart")
     save_first = isinstance(restart, dict) and bool(restart.get("save_first"))
     if (save_first or "save" in decision.actions) and "save" not in run.pending_done and live:
-        return _save_first(run, live, fleet, decision)
+        return _save_first(run, live, fleet, limits.trainer, decision)
     if live:
         return _clear(run, fleet, f"{decision.rule}: {decision.why}"[:500])
     if "hold" in decision.actions:
@@ -232,31 +257,49 @@ def _collect(attempt: Attempt, fleet: Fleet, decision: Decision) -> list[Move]:
     return [Emit(ActionDone(at=fleet.now, decision=decision.id, action="collect", ok=not waiting, detail=detail))]
 
 
-def _save_first(run: Run, attempt: Attempt, fleet: Fleet, decision: Decision) -> list[Move]:
-    head = run.checkpoints.get(run.head) if run.head else None
-    saved = head is not None and head.committed_at > decision.at
+def _save_first(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities, decision: Decision) -> list[Move]:
+    saved = _saved_since(run, decision.at)
     broken = any(code != 0 for code in attempt.exits.values())
-    if saved or broken or fleet.now > decision.at + SAVE_LIMIT_S:
-        detail = f"step {head.step}" if saved and head else "the trainer could not save in time"
+    if saved or broken or fleet.now > decision.at + trainer.save_s:
+        detail = f"step {run.head[0]}" if saved and run.head else "the trainer could not save in time"
         return [Emit(ActionDone(at=fleet.now, decision=decision.id, action="save", ok=saved, detail=detail))]
-    return _wish(attempt, SAVE, decision.at)
+    return _wish(attempt, trainer, SAVE, decision.at)
 
 
 # ---------------------------------------------------------------- attempts
 
 
-def _keep_running(run: Run, attempt: Attempt, fleet: Fleet) -> list[Move]:
+def _keep_running(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) -> list[Move]:
     codes = list(attempt.exits.values())
     if len(codes) == attempt.ranks and not any(codes):
-        ended = AttemptEnded(at=fleet.now, attempt=attempt.number, reason="done")
-        return [Emit(ended), Emit(RunEnded(at=fleet.now, state="SUCCEEDED"))]
-    moves = _begin(run, attempt, fleet)
+        return _all_ended(run, attempt, fleet, trainer)
+    moves = _begin(run, attempt, fleet, trainer)
     if run.save_requested_at is not None and not moves:
-        moves += _wish(attempt, SAVE, run.save_requested_at)
+        moves += _save(run, attempt, fleet, trainer, run.save_requested_at)
     return moves
 
 
-def _begin(run: Run, attempt: Attempt, fleet: Fleet) -> list[Move]:
+def _all_ended(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) -> list[Move]:
+    """All ranks have ended well: at the goal, or before it. What was done since the last step told is not known."""
+    at_most = run.step + run.stride - 1
+    if trainer.done_step is not None and at_most < trainer.done_step:
+        reason = f"all ranks ended at step {run.step}, before {trainer.done_step}"
+        return [Emit(AttemptEnded(at=fleet.now, attempt=attempt.number, reason=reason, early=True))]
+    ended = AttemptEnded(at=fleet.now, attempt=attempt.number, reason="done")
+    return [Emit(ended), Emit(RunEnded(at=fleet.now, state="SUCCEEDED"))]
+
+
+def _save(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities, asked_at: float) -> list[Move]:
+    """A checkpoint was asked for, and training goes on. A signal that nothing comes of is forgotten."""
+    if trainer.saves != "goes_on" or (trainer.signal and attempt.first_step_at is None):
+        return []  # before its first step, a process may not be ready for the signal
+    if trainer.signal and fleet.now > asked_at + trainer.save_s:
+        reason = f"no checkpoint within {trainer.save_s:.0f}s of {trainer.signal}"
+        return [Emit(CheckpointFailed(at=fleet.now, step=run.step, attempt=attempt.number, reason=reason))]
+    return _wish(attempt, trainer, SAVE, asked_at)
+
+
+def _begin(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) -> list[Move]:
     """Start the ranks on nodes that have not yet done so; the first node opens the rendezvous store before."""
     to_start = [
         node
@@ -280,6 +323,7 @@ def _begin(run: Run, attempt: Attempt, fleet: Fleet) -> list[Move]:
         "master_port": fleet.store[2],
         "restore": restore.id if restore else None,
         "restore_digest": restore.manifest_digest if restore else "",
+        "args": trainer.args_for(restore.path, restore.step) if restore else [],
     }
     order = list(attempt.slots)
     return [
@@ -297,20 +341,27 @@ def _start(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         return _wait_for_nodes(run, fleet, limits, nodes)
     if not fleet.settled and not run.attempts:
         return []
+    if not fleet.searched:
+        return [Search()]
     origin, onset_step = _origin(run.pending)
     choice = choose(run, origin, onset_step)
     if isinstance(choice, NoChoice):
         return [Emit(RunHeld(at=fleet.now, reason=choice.reason))]
+    if choice.restore is None and fleet.unfinished:
+        reason = f"the only checkpoint is not whole: {fleet.unfinished[-1]}; remove it to begin at step 0"
+        return [Emit(RunHeld(at=fleet.now, reason=reason))]
     if choice.restore is not None and choice.restore not in fleet.inspected:
         return [Inspect(choice.restore)]
     slots = assign(run, nodes)
+    resumes_itself = limits.trainer.resumes_itself and choice.restore is None
     started = AttemptStarted(
         at=fleet.now,
         attempt=len(run.attempts) + 1,
         slots=slots,
         incarnations={node: run.nodes[node].incarnation for node in slots},
         restore=choice.restore,
-        why=choice.why,
+        why="the trainer goes on from where it knows" if resumes_itself and run.attempts else choice.why,
+        resumes_itself=resumes_itself,
     )
     return [Emit(started)]
 

@@ -69,6 +69,8 @@ class Checkpoint:
     doubted: bool = False  # an incident of the numbers lies between it and its probation
     rejected: str = ""
     removed: bool = False
+    path: str = ""  # where a trainer that is not ours has put it
+    written_at: float = 0.0
 
     @property
     def id(self) -> CheckpointId:
@@ -88,6 +90,7 @@ class Attempt:
     slots: Mapping[str, tuple[int, ...]]
     incarnations: Mapping[str, str]
     restore: CheckpointId | None
+    resumes_itself: bool = False
     first_step_at: float | None = None
     last_step: int = 0
     last_step_at: float | None = None
@@ -146,6 +149,7 @@ class Run:
     probation: int = 0
     save_every: int | None = None
     step: int = 0  # steps completed in the current line of the run
+    stride: int = 1  # the most steps between two that were told in a row
     metrics: Mapping[str, float] = field(default_factory=dict)
     nodes: Mapping[str, Node] = field(default_factory=dict)
     attempts: tuple[Attempt, ...] = ()

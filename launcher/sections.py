@@ -10,8 +10,11 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from launcher.abilities import Abilities
+from launcher.foreign import Capabilities, CheckpointFiles, Telemetry, abilities_of
+from launcher.grammar import LIMIT, Positive, Section, StepCount, Texts
 from policies.units import Duration, Steps
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # safe as the name of a folder, a job and a file
@@ -35,12 +38,8 @@ def _a_variable(text: str) -> str:
 Name = Annotated[str, AfterValidator(_a_name)]
 Variable = Annotated[str, AfterValidator(_a_variable)]
 Size = Literal["tiny", "8m", "125m", "350m", "760m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b", "175b"]
-Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False)]
-LIMIT = 2**63  # what trainers and files hold integers in
 ONE_LINE = r"^[^\n\r]+$"
 Word = Annotated[str, Field(pattern=ONE_LINE)]
-Positive = Annotated[int, Field(gt=0, lt=LIMIT)]
-StepCount = Annotated[Steps, Field(gt=0, lt=LIMIT)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
@@ -70,12 +69,6 @@ SIZES: dict[str, SizeDefaults] = {
     "66b": SizeDefaults(72, 2**21, 0.8e-4),
     "175b": SizeDefaults(96, 2**21, 1.2e-4),
 }
-
-
-class Section(BaseModel):
-    """A section: unknown keys are mistakes, numbers are not read from texts, nothing changes later."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Parallel(Section):
@@ -159,7 +152,7 @@ class Slurm(Section):
     python: Word | None = None
     lead: Annotated[Duration, Field(gt=0)] = 120.0
     chain: Annotated[int, Field(ge=1, le=20)] = 2
-    extra: dict[Word, Annotated[str, Field(pattern=ONE_LINE)] | int | bool] = {}
+    extra: dict[Word, Annotated[str, Field(pattern=ONE_LINE)] | int | bool] = Field(default_factory=dict)
 
 
 class Cluster(Section):
@@ -195,7 +188,7 @@ class Launch(Section):
 
     prefix: Texts = ()
     setup: Texts = ()
-    env: dict[Variable, str] = {}
+    env: dict[Variable, str] = Field(default_factory=dict)
     bind: str = "auto"
     network: Network = Network()
     mode: Literal["per_rank", "per_node"] = "per_rank"
@@ -228,13 +221,23 @@ class RunSpec(Section):
     policy: Annotated[Texts, Field(min_length=1)] = ("default",)
     health: Health = Health()
     access: Access = Access()
-    notify: dict[Name, Annotated[str, Field(min_length=1)]] = {}
-    checkpoints: dict[str, Any] | None = None
-    telemetry: dict[str, Any] | None = None
-    capabilities: dict[str, Any] | None = None
+    notify: dict[Name, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
+    checkpoints: CheckpointFiles | None = None
+    telemetry: Telemetry | None = None
+    capabilities: Capabilities | None = None
     on_good_checkpoint: dict[str, Any] | None = None
 
     @property
     def world_size(self) -> int:
         """Ranks of an attempt."""
         return self.cluster.nodes * self.cluster.ranks_per_node
+
+    @property
+    def can(self) -> Capabilities:
+        """What the command says it can do."""
+        return self.capabilities or Capabilities()
+
+    @property
+    def abilities(self) -> Abilities:
+        """What the trainer can do."""
+        return Abilities() if self.trainer else abilities_of(self.telemetry, self.can, self.checkpoints)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.declared import exit_rules, facts_of
 from launcher.document import Document, Path_, read_document
 from launcher.errors import ConfigError
 from launcher.preflight import problems
@@ -20,7 +21,7 @@ from launcher.sections import RunSpec
 from launcher.site import for_backend, read_site
 from launcher.sources import BUILT_IN, Override, Sources, parsed_overrides, value_of, with_value
 from launcher.validation import validated
-from policies.load import RunFacts, Source, is_path, read_policies
+from policies.load import Source, is_path, read_policies
 from policies.schema import Policy
 
 __all__ = ["FLAGS", "ResolvedSpec", "RunSpec", "dump_resolved", "load_spec", "read_resolved", "resolve"]
@@ -74,17 +75,18 @@ def resolve(file: Document, overrides: Sequence[str] = (), flags: Mapping[str, A
             for message, about in problems(spec, os.environ)
             if not any(_touches(key, place) for key in about for place in wrong)
         ]
-        policy, from_policy = read_policies(_policy_sources(spec, sources), _facts(spec))
+        policy, from_policy = read_policies(_policy_sources(spec, sources), facts_of(spec))
         mistakes += from_policy
     mistakes = [sources.mistake(finding) for finding in findings] + mistakes
     if mistakes or spec is None or policy is None:
         raise ConfigError(sorted(mistakes, key=lambda one: (one.line == 0, one.where != file.name, one.line)))
+    policy = policy.model_copy(update={"rules": (*exit_rules(spec), *policy.rules)})
     return ResolvedSpec(spec, dict(_origins(spec, sources)), policy)
 
 
 def dump_resolved(resolved: ResolvedSpec) -> str:
     """The spec as YAML that `read_resolved` reads back, each value with its origin beside it."""
-    values = resolved.spec.model_dump(exclude_none=True)
+    values = resolved.spec.model_dump(exclude_none=True, by_alias=True)
     return "\n".join(["# Resolved when the run was submitted.", *_yaml_lines(values, resolved.origins)]) + "\n"
 
 
@@ -134,11 +136,6 @@ def _policy_sources(spec: RunSpec, sources: Sources) -> list[Source]:
     return [Source(name, sources.mistake((("policy", index), ""))) for index, name in enumerate(spec.policy)]
 
 
-def _facts(spec: RunSpec) -> RunFacts:
-    own_trainer = spec.trainer is not None
-    return RunFacts(frozenset(spec.notify), own_trainer=own_trainer, first_step_s=spec.launch.first_step)
-
-
 def _leaves(values: Mapping[str, Any], path: Path_ = ()) -> Iterator[Path_]:
     for key, value in values.items():
         if isinstance(value, dict) and value:
@@ -148,7 +145,7 @@ def _leaves(values: Mapping[str, Any], path: Path_ = ()) -> Iterator[Path_]:
 
 
 def _origins(spec: RunSpec, sources: Sources) -> Iterator[tuple[str, str]]:
-    for path in _leaves(spec.model_dump(exclude_none=True)):
+    for path in _leaves(spec.model_dump(exclude_none=True, by_alias=True)):
         yield ".".join(map(str, path)), sources.origin(path)
 
 

@@ -46,10 +46,10 @@ from launcher.events import (
 )
 from launcher.fleet import Contact, Fleet, Message
 from launcher.journal import JournalWriter, claim_epoch, newest_epoch, read_journal, seal
-from launcher.keeper import Keeper
+from launcher.keepers import keeper_of
 from launcher.live import live_view
 from launcher.paths import RunPaths, write_atomically
-from launcher.recovery import Emit, Inspect, Limits, Requeue, Send, plan
+from launcher.recovery import Emit, Inspect, Limits, Requeue, Search, Send, plan
 from launcher.recovery import Fleet as FleetView
 from launcher.run import ENDING, NodeState, Run, RunState
 from launcher.spec import read_resolved
@@ -78,7 +78,8 @@ class Supervisor:
         self.policy = read_policy(paths.policy)
         self.job_id = os.environ.get("OPT_LAUNCH_JOB", "")
         self.host = os.environ.get("OPT_LAUNCH_HOST", "127.0.0.1")
-        self.limits = Limits(self.spec.cluster.wait_for_node, self.spec.cluster.continue_by)
+        self.limits = Limits(self.spec.cluster.wait_for_node, self.spec.cluster.continue_by, self.spec.abilities)
+        self.done_codes = frozenset(self.spec.can.codes("done"))
         self.run_ = Run()
         self.engine = initial(self.policy)
         self.deadline: float | None = None
@@ -92,7 +93,7 @@ class Supervisor:
         self._last_step: dict[int, int] = {}
         self._exits: set[tuple[int, int]] = set()
         self._down: set[str] = set()
-        self.commands = Commands(paths, self.emit)
+        self.commands = Commands(paths, self.emit, self.spec.abilities)
         backend = backend_of(self.spec)
         self._node_states = backend.node_states(paths, self.job_id)
         self.succession = Succession(paths, self.spec, self.job_id, backend, self._node_states, self.emit)
@@ -120,9 +121,9 @@ class Supervisor:
         self.fleet = Fleet(
             self.paths, self.epoch, self.job_id, self.spec.cluster.silence, self.emit, self._from_agent,
             lambda: self._lost(RuntimeError("an agent obeys a higher epoch")),
+            proves=not (self.spec.telemetry and self.spec.telemetry.by_lines),
         )  # fmt: skip
-        checkpoint = self.spec.trainer.checkpoint if self.spec.trainer else None
-        self.keeper = Keeper(self.paths, checkpoint, self.emit, self.fleet.acknowledge, self.fleet.send)
+        self.keeper = keeper_of(self.spec, self.paths, self.emit, self.fleet.acknowledge, self.fleet.send)
         self.writer = JournalWriter(
             self.paths,
             self.epoch,
@@ -313,6 +314,8 @@ class Supervisor:
             settled=self._settled(),
             store=self._store,
             inspected=self.keeper.inspected,
+            searched=self.keeper.searched,
+            unfinished=self.keeper.unfinished,
         )
         for move in plan(self.run_, view, self.limits):
             match move:
@@ -322,6 +325,8 @@ class Supervisor:
                     self._send(node, message)
                 case Inspect(checkpoint):
                     self.keeper.inspect(self.run_.checkpoints[checkpoint])
+                case Search():
+                    self.keeper.search()
                 case Requeue(exclude):
                     self.succession.requeue(exclude)
 
@@ -339,7 +344,8 @@ class Supervisor:
         self._sent[key] = now
         if message["type"] == "start":
             restore = message["restore"]
-            message = {**message, "restore": str(self.paths.checkpoint(*restore)) if restore else ""}
+            known = self.run_.checkpoints[restore].path if restore else ""
+            message = {**message, "restore": known or (str(self.paths.checkpoint(*restore)) if restore else "")}
         self.fleet.send(node, message)
 
     # ------------------------------------------------------------ what agents say
@@ -386,8 +392,9 @@ class Supervisor:
                     step_s=message["step_s"], blocked_s=message["blocked_s"],
                 )  # fmt: skip
             case "rank_exited" if (attempt, message["rank"]) not in self._exits and self.run_.pending is None:
-                about = {key: message[key] for key in ("rank", "code", "step", "error_type", "error")}
-                return RankExited(at=at, attempt=attempt, node=node, **about)
+                about = {key: message[key] for key in ("rank", "step", "error_type", "error")}
+                code = 0 if message["code"] in self.done_codes else message["code"]
+                return RankExited(at=at, attempt=attempt, node=node, code=code, **about)
             case "done" if live.done is None:
                 result = {key: float(value) for key, value in message["result"].items()}
                 digest = message["final_digest"]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-from launcher.events import Json, RankProgress, StepDone
+from launcher.events import Json, RankProgress, StepDone, StepsStopped
 from policies.exits import failed_rank, matches_exit
 from policies.finding import NOTHING, Answer, Finding, percentile
 from policies.schema import Rule
@@ -45,8 +45,8 @@ def hang(state: EngineState, detector: Hang, for_s: float = 0.0) -> Answer:
     stopped = state.stopped
     if not attempt.has_stepped:
         limit, what, since = detector.first_step or FIRST_STEP_S, "no first step", attempt.started_at
-    elif stopped:
-        limit, what = _limit(state, detector, stopped.ranks)
+    elif stopped and not _is_deaf(stopped):
+        limit, what = _limit(state, detector, stopped)
         since = stopped.since
     else:
         return NOTHING
@@ -56,14 +56,27 @@ def hang(state: EngineState, detector: Hang, for_s: float = 0.0) -> Answer:
     return _hang_finding(state, attempt, what, limit, since), None
 
 
-def _limit(state: EngineState, detector: Hang, ranks: Mapping[int, RankProgress]) -> tuple[float, str]:
+def _is_deaf(stopped: StepsStopped) -> bool:
+    """Whether none of the ranks that tell of themselves is on a node that answers: what they do is not known."""
+    return bool(stopped.ranks) and not any(map(is_heard, stopped.ranks.values()))
+
+
+def is_heard(rank: RankProgress) -> bool:
+    """Whether a rank has ever told of itself. Many a trainer lets one rank speak for all."""
+    return rank.step >= 0 or rank.section > 0
+
+
+def _limit(state: EngineState, detector: Hang, stopped: StepsStopped) -> tuple[float, str]:
     """How long nothing may move, and the words for it. Ranks wait for one that is in a declared phase."""
-    declared = {one.phase for one in ranks.values()} & Phases.model_fields.keys()
+    heard = [one for one in stopped.ranks.values() if is_heard(one)]
+    if heard and max(heard, key=lambda one: (one.step, one.section)).phase == "start":
+        return detector.first_step or FIRST_STEP_S, "no second word of a step"
+    declared = {one.phase for one in heard} & Phases.model_fields.keys()
     if declared:
         slowest = max(declared, key=lambda phase: (getattr(detector.phases, phase), phase))
         return getattr(detector.phases, slowest), f"no rank moved in phase {slowest}"
-    usual = percentile(state.step_times, detector.no_step.percentile)
-    return max(detector.at_least, detector.no_step.factor * (usual or 0.0)), "no rank moved"
+    usual = percentile(state.step_times, detector.no_step.percentile) or 0.0
+    return max(detector.at_least, detector.no_step.factor * max(usual, stopped.usual_s)), "no rank moved"
 
 
 def _hang_finding(state: EngineState, attempt: Attempt, what: str, limit: float, since: float) -> Finding:
@@ -93,7 +106,8 @@ def blamed_ranks(
     """Who holds the others up: stopped processes for certain, else the only rank that is behind all others."""
     if halted := tuple(sorted(rank for rank, one in places.items() if one.os_state == "T")):
         return "certain", halted
-    order = sorted(places, key=lambda rank: (places[rank].step, places[rank].section))
+    heard = [rank for rank, one in places.items() if is_heard(one)]
+    order = sorted(heard, key=lambda rank: (places[rank].step, places[rank].section))
     if len(order) > 1:
         last, next_ = places[order[0]], places[order[1]]
         if (last.step, last.section) < (next_.step, next_.section):

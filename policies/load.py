@@ -21,13 +21,12 @@ from policies.meaning import (
     TRAINER_METRICS,
     Flaw,
     RunFacts,
-    needs_our_trainer,
     not_built,
     policy_flaws,
     rule_flaws,
     watched_metrics,
 )
-from policies.schema import Budget, Mode, Policy, Rule
+from policies.schema import INFRASTRUCTURE, Budget, Mode, Policy, Rule
 
 __all__ = ["RunFacts", "Source", "dump_policy", "json_schema", "load_policy", "read_policies", "read_policy", "shipped"]
 
@@ -45,11 +44,12 @@ class Source:
 
 @dataclass(frozen=True)
 class _Written:
-    """A rule and the documents its parts were written in."""
+    """A rule and the documents its parts were written in. `by_us`: a policy of ours has brought it in."""
 
     rule: Rule
     document: Document
     path: Path_
+    by_us: bool = False
     changed: dict[str, tuple[Document, Path_]] = field(default_factory=dict)
     flawed: bool = False
 
@@ -87,7 +87,7 @@ def read_policies(sources: Sequence[Source], facts: RunFacts | None = None) -> t
     if not written and not collected.mistakes:
         collected.mistakes.append(replace(sources[0].named_at, message="the policy holds no rule"))
     if facts:
-        written = [_fit(one, facts) for one in written]
+        written = [fit for one in written if (fit := _fit(one, facts))]
     for index, one in enumerate(written):
         before = [other.rule for other in written[:index]]
         flaws = [*(not_built(one.rule) if one.flawed else rule_flaws(one.rule, before, facts))]
@@ -102,11 +102,17 @@ def read_policies(sources: Sequence[Source], facts: RunFacts | None = None) -> t
 
 
 def _unknown_metrics(rule: Rule, facts: RunFacts | None) -> Iterator[Flaw]:
-    """What our own trainer never reports; what a command may report is not known."""
-    for place, name in watched_metrics(rule) if facts and facts.own_trainer else ():
-        if name not in TRAINER_METRICS:
-            near = did_you_mean(name, TRAINER_METRICS) or f" (it reports: {', '.join(TRAINER_METRICS)})"
-            yield place, f"our trainer reports no metric {name!r}{near}"
+    """What the trainer never reports, as far as that is known."""
+    known = _known_metrics(facts) if facts else None
+    for place, name in watched_metrics(rule) if known is not None else ():
+        if known is not None and name not in known:
+            near = did_you_mean(name, known) or f" (it reports: {', '.join(known) or 'none'})"
+            who = "our trainer reports" if facts and facts.own_trainer else "the telemetry of this run gives"
+            yield place, f"{who} no metric {name!r}{near}"
+
+
+def _known_metrics(facts: RunFacts) -> Sequence[str] | None:
+    return TRAINER_METRICS if facts.own_trainer else None if facts.metrics is None else sorted(facts.metrics)
 
 
 def shipped() -> list[str]:
@@ -184,7 +190,8 @@ def _take_in(path: Path, source: Source, collected: _Collected, *, nested: bool)
     collected.mistakes += [document.mistake(*flaw) for flaw in policy_flaws(policy)]
     first = len(collected.rules)
     _include(policy, document, path.parent, collected, nested=nested)
-    _append_rules(policy, document, wrong, collected)
+    by_us = source.named_at.where in _shipped_files()
+    _append_rules(policy, document, wrong, collected, by_us=by_us)
     _override(policy, document, wrong, collected)
     _give_mode(policy, collected, first)
     collected.settings |= _settings(policy, collected.settings)
@@ -202,7 +209,9 @@ def _include(policy: Policy, document: Document, folder: Path, collected: _Colle
             _take_in(path, source, collected, nested=True)
 
 
-def _append_rules(policy: Policy, document: Document, wrong: Sequence[Path_], collected: _Collected) -> None:
+def _append_rules(
+    policy: Policy, document: Document, wrong: Sequence[Path_], collected: _Collected, *, by_us: bool
+) -> None:
     for index, rule in _numbered(policy, document):
         path = ("rules", index)
         if other := collected.rules.get(rule.name):
@@ -213,7 +222,7 @@ def _append_rules(policy: Policy, document: Document, wrong: Sequence[Path_], co
         if document.has((*path, "place")):
             collected.mistakes.append(document.mistake((*path, "place"), "unknown key 'place'", at_key=True))
         placed = rule.model_copy(update={"place": document.place((*path, "name"))})
-        collected.rules[rule.name] = _Written(placed, document, path, flawed=flawed)
+        collected.rules[rule.name] = _Written(placed, document, path, by_us, flawed=flawed)
 
 
 def _numbered(policy: Policy, document: Document) -> Iterator[tuple[int, Rule]]:
@@ -263,13 +272,35 @@ def _settings(policy: Policy, before: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _fit(one: _Written, facts: RunFacts) -> _Written:
-    """A rule for this run: limits the run itself sets, and for a command only advice where it cannot act."""
-    rule = one.rule
-    shipped_rule = one.document.name in {f"{name}.yaml" for name in shipped()} and not one.changed
-    if not facts.own_trainer and shipped_rule and rule.mode != "advise" and needs_our_trainer(rule):
+def _shipped_files() -> set[str]:
+    return {f"{name}.yaml" for name in shipped()}
+
+
+def _fit(one: _Written, facts: RunFacts) -> _Written | None:
+    """A rule for this run, with the limits that the run itself sets.
+
+    Of a command, what a policy of ours brings in about its numbers only advises; without such numbers it is left out.
+    """
+    rule, as_shipped = one.rule, one.document.name in _shipped_files() and "when" not in one.changed
+    if not facts.own_trainer and as_shipped and rule.when.non_finite and facts.metrics is not None:
+        rule = _with_detector(rule, "non_finite", metrics=_given(rule.when.non_finite.metrics, facts.metrics))
+    if not facts.own_trainer and one.by_us and rule.when.detector not in INFRASTRUCTURE:
+        if any(_unknown_metrics(rule, facts)):
+            return None
         rule = rule.model_copy(update={"mode": "advise"})
     if (hang := rule.when.hang) and hang.first_step is None and facts.first_step_s:
-        hang = hang.model_copy(update={"first_step": facts.first_step_s})
-        rule = rule.model_copy(update={"when": rule.when.model_copy(update={"hang": hang})})
+        rule = _with_detector(rule, "hang", first_step=facts.first_step_s)
+    is_open = as_shipped or (hang is not None and "at_least" not in hang.model_fields_set)
+    if hang and is_open and facts.least_hang_s and hang.at_least < facts.least_hang_s:
+        rule = _with_detector(rule, "hang", at_least=facts.least_hang_s)
     return replace(one, rule=rule)
+
+
+def _given(wanted: Sequence[str], given: frozenset[str]) -> tuple[str, ...]:
+    """Of the metrics that a rule looks at, those there are; all of them when there is none."""
+    return tuple(name for name in wanted if name in given) or tuple(wanted)
+
+
+def _with_detector(rule: Rule, name: str, **changes: object) -> Rule:
+    detector = getattr(rule.when, name).model_copy(update=changes)
+    return rule.model_copy(update={"when": rule.when.model_copy(update={name: detector})})

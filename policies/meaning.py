@@ -28,11 +28,19 @@ REJECTED_CHECKPOINT = 79  # the exit status of a rank that refused its checkpoin
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a policy must fit: the run it is for."""
+    """What a policy must fit: the run it is for, and what a trainer that is not ours can do.
+
+    `goes_back`: it can begin from any checkpoint; `saves`: it can be told to, and goes on; `metrics`: what it tells of
+    its steps, None when that is not known; `least_hang_s`: it may stand still for so long without a word.
+    """
 
     channels: frozenset[str] = frozenset()
     own_trainer: bool = True
     first_step_s: float | None = None
+    goes_back: bool = False
+    saves: bool = False
+    metrics: frozenset[str] | None = None
+    least_hang_s: float | None = None
 
 
 def policy_flaws(policy: Policy) -> Iterator[Flaw]:
@@ -154,18 +162,15 @@ def _unfit(rule: Rule, facts: RunFacts) -> Iterator[Flaw]:
         if rung.notify and rung.notify not in facts.channels:
             known = f" (known: {', '.join(sorted(facts.channels))})" if facts.channels else ""
             yield ("do", index, "notify"), f"channel '{rung.notify}' is not in 'notify' of RUN.yaml{known}"
-        if not facts.own_trainer and rule.mode == "act" and (lacking := _needs(rung)):
-            yield ("do", index), f"{lacking} of rule '{rule.name}' needs our own trainer, and the run is a command"
+        if not facts.own_trainer and rule.mode == "act":
+            lacking = _lacking(rung, facts)
+            yield from ((("do", index), f"{what} of rule '{rule.name}' needs {how}") for what, how in lacking)
 
 
-def needs_our_trainer(rule: Rule) -> bool:
-    """Whether a rule does what only a trainer can that tells the launcher about its checkpoints."""
-    return any(_needs(rung) for rung in rule.do)
-
-
-def _needs(rung: Rung) -> str:
-    if rung.save:
-        return "'save'"
-    if rung.restart and rung.restart.from_ != "latest":
-        return f"'restart from {rung.restart.from_}'"
-    return "'restart' with 'save_first'" if rung.restart and rung.restart.save_first else ""
+def _lacking(rung: Rung, facts: RunFacts) -> Iterator[tuple[str, str]]:
+    """What a rung does that the command cannot, and what it would have to declare for that."""
+    if not facts.goes_back and rung.restart and rung.restart.from_ != "latest":
+        yield f"'restart from {rung.restart.from_}'", "'checkpoints' and 'capabilities.resume' of the command"
+    if not facts.saves and (rung.save or (rung.restart and rung.restart.save_first)):
+        what = "'save'" if rung.save else "'restart' with 'save_first'"
+        yield what, "a command that goes on after 'capabilities.save_now', or 'telemetry: {preset: reporter}'"

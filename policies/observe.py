@@ -34,7 +34,7 @@ from policies.meaning import REJECTED_CHECKPOINT
 from policies.silence import is_broken_link, kind_of_exit
 from policies.state import Agent, Attempt, EngineState, Pending
 
-STEP_TIMES = 256  # durations of steps that are remembered
+STEP_TIMES = 256  # times between steps that are remembered
 FIRST_EXITS = 64  # failed ranks of an attempt that are remembered one by one
 
 
@@ -214,11 +214,12 @@ def _(event: StepDone, state: EngineState) -> EngineState:
     attempt = state.attempt
     if attempt is None or attempt.number != event.attempt:
         return state
+    steps = max(1, event.step - attempt.step) if attempt.has_stepped else 1
     return evolve(
         state,
         attempt=evolve(attempt, step=event.step, has_stepped=True),
         unwatched_since=None,
-        step_times=(*state.step_times[1 - STEP_TIMES :], event.step_s),
+        step_times=(*state.step_times[1 - STEP_TIMES :], steps * event.step_s),
         steps_done=state.steps_done + 1,
         best_step=max(state.best_step, event.step),
         first_step_failures=0,

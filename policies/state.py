@@ -100,7 +100,7 @@ class EngineState:
     troubled: frozenset[str] = frozenset()  # nodes that are silent or down
     attempt: Attempt | None = None
     stopped: StepsStopped | None = None
-    step_times: tuple[float, ...] = ()
+    step_times: tuple[float, ...] = ()  # seconds from one told step to the next, which need not be the very next
     steps_done: int = 0
     best_step: int = -1
     best_committed: int = -1

@@ -16,6 +16,7 @@ OURS = {"cli", "launcher", "model", "policies"}
 PURE = [
     "launcher.evolve", "launcher.events", "launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance",
     "launcher.accounting", "launcher.recovery", "launcher.backends.report", "launcher.backends.slurm_words",
+    "launcher.abilities", "launcher.telemetry",
     "launcher.checkpoints", "policies.schema", "policies.when", "policies.units", "policies.detectors",
     "policies.engine", "policies.exits", "policies.silence", "policies.explain", "policies.finding",
     "policies.ladder", "policies.meaning", "policies.observe", "policies.state",
@@ -28,13 +29,23 @@ IMPURE = {
 # From the bottom up: a module imports of ours only what stands in its own line or above it.
 LAYERS = [
     ["launcher.evolve", "launcher.events", "launcher.errors", "launcher.reporter", "launcher.warm"],
+    ["launcher.abilities", "launcher.telemetry"],
     ["launcher.document", "launcher.validation", "launcher.paths", "launcher.arrivals", "launcher.wire"],
     ["policies"],
     ["launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance"],
-    ["launcher.sources", "launcher.sections", "launcher.site", "launcher.preflight", "launcher.spec"],
+    ["launcher.grammar", "launcher.foreign", "launcher.sources", "launcher.sections", "launcher.declared"],
+    ["launcher.site", "launcher.preflight", "launcher.spec"],
     ["launcher.checkpoints", "launcher.accounting", "launcher.journal"],
     ["launcher.rank_log", "launcher.rank_socket"],
-    ["launcher.recovery", "launcher.saves", "launcher.ranks", "launcher.evidence", "launcher.environment"],
+    [
+        "launcher.recovery",
+        "launcher.saves",
+        "launcher.found",
+        "launcher.chores",
+        "launcher.ranks",
+        "launcher.evidence",
+        "launcher.environment",
+    ],
     ["launcher.backends", "launcher.agent", "launcher.control"],
     ["launcher"],
     ["cli"],

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from simulated_fleet import LIMITS, Simulation
 from tale import Tale
 
+from launcher.abilities import SAVE_LIMIT_S
 from launcher.events import (
     ActionDone,
     AttemptEnded,
@@ -25,8 +26,6 @@ from launcher.events import (
 )
 from launcher.recovery import (
     COLLECT_LIMIT_S,
-    SAVE_LIMIT_S,
-    STOP_LIMIT_S,
     Emit,
     Inspect,
     Inventory,
@@ -386,7 +385,7 @@ def test_a_stop_saves_first() -> None:
 
 def test_a_trainer_that_does_not_stop_is_ended() -> None:
     tale = stop_asked(Tale().train(15))
-    tale.at += STOP_LIMIT_S + 2
+    tale.at += SAVE_LIMIT_S + 2
 
     assert sent(Simulation(tale).moves()) == [("n0", "kill"), ("n1", "kill")]
 

@@ -166,7 +166,7 @@ def test_a_wrong_value_is_shown_at_its_place(tmp_path: Path, text: str, expected
         (RUN + "policy: [defualt]\n", "11:10: no shipped policy is called 'defualt' (did you mean 'default'?)"),
         (RUN + "policy: [gone.yaml]\n", "11:10: FOLDER/gone.yaml: no such file"),
         (RUN + "policy: [calls.yaml]\n", "8:17: channel 'oncall' is not in 'notify' of RUN.yaml"),
-        ("name: a\ncommand: [x]\npolicy: [goes_back.yaml]\n", "7:9: 'restart from last_good' of rule 'r' needs our own trainer, and the run is a command"),
+        ("name: a\ncommand: [x]\npolicy: [goes_back.yaml]\n", "7:9: 'restart from last_good' of rule 'r' needs 'checkpoints' and 'capabilities.resume' of the command"),
     ],
 )  # fmt: skip
 def test_values_that_do_not_fit_together_are_a_mistake(tmp_path: Path, text: str, expected: str) -> None:
@@ -185,8 +185,7 @@ ASKED = {
     "trainer.tokenizer": "gpt2", "trainer.dtype": "fp16", "trainer.checkpoint.memory": "{every: 5}",
     "launch.prefix": "[apptainer, exec]",
     "launch.bind": "numa", "launch.mode": "per_node", "health.before_start": "standard", "health.every": "60s",
-    "access.group": "lab", "access.control": "true", "checkpoints": "{glob: x}", "telemetry": "{preset: nanogpt}",
-    "capabilities": "{skip: none}", "on_good_checkpoint": "{run: [x]}",
+    "access.group": "lab", "access.control": "true", "on_good_checkpoint": "{run: [x]}",
 }  # fmt: skip
 
 

@@ -253,11 +253,69 @@ def test_shipped_numerics_only_advise_for_a_command() -> None:
     assert modes["rank-exit"] == "act"
 
 
-def test_a_rule_that_needs_our_trainer_is_a_mistake_for_a_command(tmp_path: Path) -> None:
-    text = rule("non_finite: {}", "{restart: {from: last_good}}")
-    assert mistakes(tmp_path, text, RunFacts(own_trainer=False)) == [
-        "7:9: 'restart from last_good' of rule 'r' needs our own trainer, and the run is a command"
+GOES_BACK = "'checkpoints' and 'capabilities.resume' of the command"
+SAVES = "a command that goes on after 'capabilities.save_now', or 'telemetry: {preset: reporter}'"
+
+
+@pytest.mark.parametrize(
+    ("do", "lacking", "enough"),
+    [
+        ("restart: {from: last_good}", f"'restart from last_good' of rule 'r' needs {GOES_BACK}", {"goes_back": True}),
+        ("restart: {from: before_incident}", f"'restart from before_incident' of rule 'r' needs {GOES_BACK}", {"goes_back": True}),
+        ("restart: {from: latest, save_first: true}", f"'restart' with 'save_first' of rule 'r' needs {SAVES}", {"saves": True}),
+        ("save: now, restart: {from: latest}", f"'save' of rule 'r' needs {SAVES}", {"saves": True}),
+        ("restart: {from: latest}", "", {}),
+    ],
+)  # fmt: skip
+def test_a_rule_that_needs_what_the_command_lacks_is_a_mistake(
+    tmp_path: Path, do: str, lacking: str, enough: dict[str, bool]
+) -> None:
+    text = rule("non_finite: {}", f"{{{do}}}")
+    assert mistakes(tmp_path, text, RunFacts(own_trainer=False)) == ([f"7:9: {lacking}"] if lacking else [])
+    assert mistakes(tmp_path, text, RunFacts(own_trainer=False, **enough)) == []
+
+
+COMMAND = RunFacts(own_trainer=False, goes_back=True, metrics=frozenset({"loss", "mfu"}))
+
+
+def test_a_metric_that_the_telemetry_cannot_give_is_a_mistake(tmp_path: Path) -> None:
+    text = rule("threshold: {metric: mfx, below: 3}", "{hold: {}}")
+    assert mistakes(tmp_path, text, COMMAND) == [
+        "5:32: the telemetry of this run gives no metric 'mfx' (did you mean 'mfu'?)"
     ]
+    assert mistakes(tmp_path, text.replace("mfx", "mfu"), COMMAND) == []
+
+
+def test_numerics_asked_for_by_name_act_on_what_the_telemetry_gives() -> None:
+    (one,) = load_policy(["numerics"], COMMAND).rules
+    assert one.when.non_finite is not None
+    assert (one.mode, one.when.non_finite.metrics) == ("act", ("loss",))
+
+
+def test_numerics_asked_for_by_name_that_cannot_be_fed_are_a_mistake() -> None:
+    with pytest.raises(ConfigError, match="gives no metric 'loss'"):
+        load_policy(["numerics"], RunFacts(own_trainer=False, goes_back=True, metrics=frozenset()))
+
+
+@pytest.mark.parametrize("name", ["default", "cautious"])
+def test_numerics_that_cannot_be_fed_are_left_out_of_the_default(name: str) -> None:
+    rules = load_policy([name], RunFacts(own_trainer=False, metrics=frozenset({"mfu"}))).rules
+    assert [one.name for one in rules] == ["user-error", "rank-exit", "node-failure", "hang"]
+    fed = {one.name: one.mode for one in load_policy([name], COMMAND).rules}
+    assert fed["non-finite"] == "advise"
+
+
+def test_a_trainer_that_only_prints_may_be_silent_for_long_unless_the_policy_says_how_long(tmp_path: Path) -> None:
+    quiet = RunFacts(own_trainer=False, least_hang_s=1800.0)
+    for text, least in ("hang: {}", 1800.0), ("hang: {at_least: 5s}", 5.0):
+        path = tmp_path / "mine.yaml"
+        path.write_text(rule(text, "{hold: {}}"))
+        (one,) = load_policy([str(path)], quiet).rules
+        assert one.when.hang is not None
+        assert one.when.hang.at_least == least
+    hang = load_policy(["infra"], quiet).rules[-1].when.hang
+    assert hang is not None
+    assert hang.at_least == 1800.0
 
 
 @pytest.mark.parametrize(

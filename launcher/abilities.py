@@ -1,0 +1,30 @@
+"""What a trainer can do when it is asked, in the words of who asks: the plan of recovery. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+SAVE_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What a trainer can do. As it stands: all that our own can, asked through the reporter.
+
+    `signal`: asks for a save instead of the reporter, which then comes within `save_s` or not at all. `resume_args`:
+    appended to the command when it is to begin from a checkpoint. `resumes_itself`: it goes on from where nobody but
+    it knows. `done_step`: to end well before is to end early.
+    """
+
+    saves: Literal["goes_on", "exits", "never"] = "goes_on"
+    signal: str = ""
+    save_s: float = SAVE_LIMIT_S
+    resume_args: tuple[str, ...] = ()
+    resumes_itself: bool = False
+    done_step: int | None = None
+    refusal: str = ""  # why it cannot save and go on
+
+    def args_for(self, path: str, step: int) -> list[str]:
+        """What the command gets to begin from this checkpoint."""
+        return [arg.replace("{dir}", path).replace("{step}", str(step)) for arg in self.resume_args]

@@ -1,0 +1,124 @@
+"""What a run declares of a trainer that is not ours: mistakes in it, and what the policy may count on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from launcher.foreign import Telemetry
+from launcher.sections import RunSpec
+from launcher.telemetry import PRESETS, flaw, tells_steps
+from policies.meaning import REJECTED_CHECKPOINT, RunFacts
+from policies.schema import Rule
+
+Problem = tuple[str, tuple[str, ...]]  # the message, and the dotted keys it is about
+
+DECLARED = ("telemetry", "capabilities", "checkpoints")
+# A trainer that only prints cannot say that it saves or evaluates: so long nothing it does not print is a hang.
+UNDECLARED_S = 1800.0
+
+
+def facts_of(spec: RunSpec) -> RunFacts:
+    """What a policy must fit."""
+    about = {"channels": frozenset(spec.notify), "first_step_s": spec.launch.first_step}
+    if spec.trainer:
+        return RunFacts(**about)
+    told = spec.telemetry
+    return RunFacts(
+        **about,
+        own_trainer=False,
+        goes_back=spec.checkpoints is not None,
+        saves=not spec.abilities.refusal and (bool(spec.abilities.signal) or told is not None),
+        metrics=told.metrics if told else None,
+        least_hang_s=UNDECLARED_S if told and told.by_lines else None,
+    )
+
+
+def exit_rules(spec: RunSpec) -> list[Rule]:
+    """What the exit codes of the trainer mean, as rules that come before those of the policy."""
+    hold = {"hold": {"reason": "the trainer asks to be run again and again"}}
+    again = [{"restart": {"from": "latest"}, "times": 8, "per": "24h"}, hold]
+    rungs: dict[int, list[dict[str, object]]] = dict.fromkeys(spec.can.codes("rerun_same"), again)
+    rungs |= {code: [{"stop": f"exit code {code} of the trainer means stop"}] for code in spec.can.codes("stop")}
+    return [
+        Rule.model_validate(
+            {
+                "name": f"exit-code-{code}",
+                "when": {"exit": {"codes": [code]}},
+                "do": do,
+                "counts": False,
+                "mode": "act",
+                "place": "capabilities.exit_codes",
+            }
+        )
+        for code, do in sorted(rungs.items())
+    ]
+
+
+def foreign_problems(spec: RunSpec) -> Iterator[Problem]:
+    """What is wrong with what is declared."""
+    if spec.trainer:
+        for key in DECLARED:
+            if getattr(spec, key) is not None:
+                yield f"'{key}' is for a command: our own trainer needs none", (key,)
+        return
+    if spec.telemetry:
+        yield from _patterns(spec.telemetry)
+        yield from _goal(spec, spec.telemetry)
+    yield from _exit_codes(spec)
+    yield from _resume(spec)
+    if spec.checkpoints:
+        yield from _glob(spec.checkpoints.glob)
+
+
+def _patterns(told: Telemetry) -> Iterator[Problem]:
+    patterns = told.pattern or ()
+    keys = [
+        f"telemetry.pattern.{index}" if len(patterns) > 1 else "telemetry.pattern" for index in range(len(patterns))
+    ]
+    flaws = [flaw(pattern) for pattern in patterns]
+    yield from ((message, (key,)) for message, key in zip(flaws, keys, strict=True) if message)
+    if patterns and not any(flaws) and not any(map(tells_steps, patterns)):
+        message = "no group tells the step: write (?P<step>\\d+) counted from 0, or (?P<steps_done>\\d+) counted from 1"
+        yield message, (keys[0],)
+
+
+def _goal(spec: RunSpec, told: Telemetry) -> Iterator[Problem]:
+    preset = PRESETS.get(told.preset or "")
+    if preset and preset.needs_goal and not spec.can.done:
+        yield (
+            f"preset {told.preset} tells its own progress bar from others by the number of steps: "
+            "say it in capabilities: {done: {step: N}}",
+            ("telemetry.preset",),
+        )
+
+
+def _exit_codes(spec: RunSpec) -> Iterator[Problem]:
+    for code in spec.can.exit_codes:
+        key = (f"capabilities.exit_codes.{code}",)
+        if not re.fullmatch(r"[1-9][0-9]{0,2}", code) or int(code) > 255:
+            yield f"{code[:20]} is no exit code of a failure: they go from 1 to 255", key
+        elif int(code) == REJECTED_CHECKPOINT:
+            yield f"{code} is what a rank that refuses its checkpoint exits with, always", key
+
+
+def _resume(spec: RunSpec) -> Iterator[Problem]:
+    resume = spec.can.resume
+    if spec.checkpoints and resume in (None, "none"):
+        message = "'checkpoints' are of use only if the trainer can begin from one: say how in 'capabilities.resume'"
+        yield message, ("checkpoints", "capabilities.resume")
+    if not spec.checkpoints and resume not in (None, "none", "newest"):
+        yield (
+            "what to resume from is not known: say where the checkpoints are in 'checkpoints'",
+            ("capabilities.resume",),
+        )
+
+
+def _glob(pattern: str) -> Iterator[Problem]:
+    key = ("checkpoints.glob",)
+    if "{step}" not in pattern:
+        yield "{step} is missing: the name of a checkpoint must tell its step, as in out/ckpt-{step}", key
+    elif unknown := re.search(r"\{(?!step\})[^}]*\}?", pattern):
+        yield f"{unknown[0]} is not known here: write {{step}} for the step, * for anything", key
+    elif "**" in pattern:
+        yield "** is not known here: * stands for a part of one name", key
