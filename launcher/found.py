@@ -171,10 +171,10 @@ def is_whole(
 def _has_settled(written_at: float, settled_s: float, attempts: Sequence[Attempt], now: float) -> bool:
     """Whether nothing was written for a while, by a trainer that could have gone on writing for that while."""
     by = next((one for one in reversed(attempts) if one.started_at <= written_at), None)
-    if by is None or by.ended_at is None:
-        return now - written_at >= settled_s
-    ended_well = len(by.exits) == by.ranks and not any(by.exits.values())
-    return ended_well or by.ended_at - written_at >= settled_s
+    if by and len(by.exits) == by.ranks and not any(by.exits.values()):
+        return True
+    until = by.ended_at if by and by.ended_at is not None else now
+    return until - written_at >= settled_s
 
 
 # ---------------------------------------------------------------- content

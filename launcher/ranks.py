@@ -366,7 +366,7 @@ class Ranks:
 
     def _look_at(self, rank: Rank, now: float) -> None:
         seen = reporter_file.read_page(rank.page)
-        if seen is None:
+        if seen is None or (self._telemetry and self._telemetry.rank == rank.rank):
             return
         step, section, _, phase_at, phase = seen
         if section != rank.section:

@@ -153,6 +153,8 @@ def _clear(run: Run, fleet: Fleet, reason: str) -> list[Move]:
 def _stop(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     """A person asked to stop."""
     reason = f"stopped by {run.stop_requested}"
+    if run.live_attempt is None and not fleet.searched:
+        return [Search()]
     if run.live_attempt is None:
         return [Emit(RunEnded(at=fleet.now, state="STOPPED", reason=reason))]
     return _end_gently(run, run.live_attempt, fleet, limits.trainer, run.stop_requested_at, reason)
@@ -281,6 +283,8 @@ def _keep_running(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) 
 
 def _all_ended(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) -> list[Move]:
     """All ranks have ended well: at the goal, or before it. What was done since the last step told is not known."""
+    if not fleet.searched:
+        return [Search()]
     at_most = run.step + run.stride - 1
     if trainer.done_step is not None and at_most < trainer.done_step:
         reason = f"all ranks ended at step {run.step}, before {trainer.done_step}"

@@ -125,8 +125,8 @@ def bad_metrics(detector: NonFinite | Threshold, event: StepDone) -> dict[str, f
         above = detector.above is not None and value > detector.above
         below = detector.below is not None and value < detector.below
         return {detector.metric: value} if above or below else {}
-    # A skipped update with an infinite norm is how a loss scale finds its size.
-    if event.metrics.get("skipped", 0) == 1:
+    # A skipped update with an infinite norm is how a loss scale finds its size. Some tell of several steps at once.
+    if event.metrics.get("skipped", 0) >= 1:
         return {}
     values = {name: event.metrics[name] for name in detector.metrics if name in event.metrics}
     return {name: value for name, value in values.items() if not math.isfinite(value)}

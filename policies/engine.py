@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.events import Decision, Event, Json, StepDone
+from launcher.events import AttemptEnded, Decision, Event, Json, StepDone
 from launcher.evolve import evolve
 from policies.detectors import bad_metrics, look
 from policies.exits import failed_rank
 from policies.finding import Finding
-from policies.ladder import charged, chosen_rung, used
+from policies.ladder import charged, chosen_rung, used, without_progress
 from policies.observe import observe
 from policies.schema import INFRASTRUCTURE, Policy, Rule, Rung
 from policies.silence import lost_nodes
@@ -37,7 +37,7 @@ def decide(policy: Policy, state: EngineState, event: Event) -> tuple[EngineStat
     """The new state, what is decided, and the time (Unix seconds) by which a Tick is wanted at the latest."""
     state = _with_streaks(policy, observe(state, event), event)
     decisions: list[Decision] = []
-    for judge in (_rejected_checkpoint, _infrastructure, _numerics):
+    for judge in (_rejected_checkpoint, _early_end, _infrastructure, _numerics):
         state, more = judge(policy, state, event)
         decisions += more
     return state, tuple(decisions), next_deadline(policy, state)
@@ -67,6 +67,21 @@ def _rejected_checkpoint(_policy: Policy, state: EngineState, event: Event) -> O
     )
     actions: dict[str, Json] = {"restart": {"from": "latest", "save_first": False}}
     return _decided(state, event, finding, "checkpoint-rejected", actions, counts=False)
+
+
+def _early_end(policy: Policy, state: EngineState, event: Event) -> Outcome:
+    """All ranks ended well before the goal: no fault, and on it goes, as long as something comes of it."""
+    attempt = state.judged
+    if attempt is None or state.pending or not isinstance(event, AttemptEnded) or not event.early:
+        return state, ()
+    finding = Finding(
+        "early_end", key=str(attempt.number), why=event.reason, onset_at=state.now, onset_step=attempt.step
+    )
+    state, exhausted = without_progress(policy, state)
+    if exhausted:
+        return _hold(state, event, finding, BUILT_IN, f"{event.reason}; {exhausted}")
+    actions: dict[str, Json] = {"restart": {"from": "latest", "save_first": False}}
+    return _decided(state, event, finding, "early-end", actions, counts=False)
 
 
 def _infrastructure(policy: Policy, state: EngineState, event: Event) -> Outcome:

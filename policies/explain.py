@@ -10,6 +10,7 @@ from policies.units import format_duration
 _BUILT_IN = {
     "engine": "built in: a failure that no rule handles is held",
     "checkpoint-rejected": "built in: a damaged checkpoint is passed over, uncounted",
+    "early-end": "built in: ranks that end before the goal are started again, uncounted",
     "person": "a person",
 }
 

@@ -66,19 +66,27 @@ def charged(policy: Policy, rule: Rule, state: EngineState, finding: Finding) ->
         return _first_step(policy, rule, state)
     if not rule.counts:
         return Charge(state, budget="not counted")
-    rate, attempt = policy.budget.restarts, state.attempt
+    rate = policy.budget.restarts
     spent = tuple(use for use in state.restarts if is_within(use, state.moment, rate.per))
     if len(spent) >= rate.times:
         return Charge(state, exhausted=f"budget 'restarts' ({rate}) is used up (rule '{rule.name}')")
+    state, exhausted = without_progress(policy, state)
+    if exhausted:
+        return Charge(state, exhausted=f"{exhausted} (rule '{rule.name}')")
+    state = evolve(state, restarts=(*spent, state.moment))
+    return Charge(state, budget=f"restarts {len(spent) + 1} of {rate}; without progress {state.fruitless}")
+
+
+def without_progress(policy: Policy, state: EngineState) -> tuple[EngineState, str]:
+    """Count the attempt if nothing came of it; what is used up if that was once too often."""
+    attempt = state.attempt
     progressed = attempt is not None and (
         attempt.committed > attempt.committed_before or attempt.step >= attempt.best_before + PROGRESS_STEPS
     )
     fruitless = 0 if progressed else state.fruitless + 1
     if fruitless > policy.budget.no_progress:
-        reason = f"budget 'no_progress' ({policy.budget.no_progress} in a row) is used up (rule '{rule.name}')"
-        return Charge(state, exhausted=reason)
-    state = evolve(state, restarts=(*spent, state.moment), fruitless=fruitless)
-    return Charge(state, budget=f"restarts {len(spent) + 1} of {rate}; without progress {fruitless}")
+        return state, f"budget 'no_progress' ({policy.budget.no_progress} in a row) is used up"
+    return evolve(state, fruitless=fruitless), ""
 
 
 def _first_step(policy: Policy, rule: Rule, state: EngineState) -> Charge:
