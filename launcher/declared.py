@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from launcher.foreign import Telemetry
 from launcher.sections import RunSpec
 from launcher.telemetry import PRESETS, flaw, tells_steps
-from policies.meaning import REJECTED_CHECKPOINT, RunFacts
+from policies.meaning import RunFacts
 from policies.schema import Rule
 
 Problem = tuple[str, tuple[str, ...]]  # the message, and the dotted keys it is about
@@ -64,14 +64,15 @@ def foreign_problems(spec: RunSpec) -> Iterator[Problem]:
         return
     if spec.telemetry:
         yield from _patterns(spec.telemetry)
-        yield from _goal(spec, spec.telemetry)
-    yield from _exit_codes(spec)
+    yield from _goal(spec, spec.telemetry)
     yield from _resume(spec)
     if spec.checkpoints:
         yield from _glob(spec.checkpoints.glob)
 
 
 def _patterns(told: Telemetry) -> Iterator[Problem]:
+    if told.from_ and not told.by_lines:
+        yield "every rank that uses the reporter is heard: leave 'from' out", ("telemetry.from",)
     patterns = told.pattern or ()
     keys = [
         f"telemetry.pattern.{index}" if len(patterns) > 1 else "telemetry.pattern" for index in range(len(patterns))
@@ -83,23 +84,15 @@ def _patterns(told: Telemetry) -> Iterator[Problem]:
         yield message, (keys[0],)
 
 
-def _goal(spec: RunSpec, told: Telemetry) -> Iterator[Problem]:
-    preset = PRESETS.get(told.preset or "")
+def _goal(spec: RunSpec, told: Telemetry | None) -> Iterator[Problem]:
+    preset = PRESETS.get(told.preset or "") if told else None
     if preset and preset.needs_goal and not spec.can.done:
         yield (
-            f"preset {told.preset} tells its own progress bar from others by the number of steps: "
-            "say it in capabilities: {done: {step: N}}",
+            "its progress bar is told from others by the number of steps: say it in capabilities: {done: {step: N}}",
             ("telemetry.preset",),
         )
-
-
-def _exit_codes(spec: RunSpec) -> Iterator[Problem]:
-    for code in spec.can.exit_codes:
-        key = (f"capabilities.exit_codes.{code}",)
-        if not re.fullmatch(r"[1-9][0-9]{0,2}", code) or int(code) > 255:
-            yield f"{code[:20]} is no exit code of a failure: they go from 1 to 255", key
-        elif int(code) == REJECTED_CHECKPOINT:
-            yield f"{code} is what a rank that refuses its checkpoint exits with, always", key
+    if spec.can.done and not told:
+        yield "whether that step was reached is not known: say how in 'telemetry'", ("capabilities.done", "telemetry")
 
 
 def _resume(spec: RunSpec) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from launcher.abilities import SAVE_LIMIT_S, Abilities
 from launcher.grammar import Positive, Section, Text, Texts
+from launcher.reporter import EXIT_CHECKPOINT_REJECTED
 from launcher.telemetry import PRESETS, Patterns, Speaker, compiled, flaw, metrics_of
 from policies.units import Duration
 
@@ -30,6 +31,14 @@ def _known_placeholders(text: str) -> str:
             raise ValueError(
                 f"{found} is not known here: write {{dir}} for the checkpoint's path, {{step}} for its step"
             )
+    return text
+
+
+def _exit_code(text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]{0,2}", text) or int(text) > 255:
+        raise ValueError(f"{text[:20]} is no exit code of a failure: they go from 1 to 255")
+    if int(text) == EXIT_CHECKPOINT_REJECTED:
+        raise ValueError(f"{text} is what a rank that refuses its checkpoint exits with, always")
     return text
 
 
@@ -115,7 +124,7 @@ class Capabilities(Section):
     save_now: Save | None = None
     lr: Literal["none"] = "none"
     done: Done | None = None
-    exit_codes: dict[str, ExitMeaning] = Field(default_factory=dict)
+    exit_codes: dict[Annotated[str, AfterValidator(_exit_code)], ExitMeaning] = Field(default_factory=dict)
 
     def codes(self, meaning: ExitMeaning) -> list[int]:
         """The exit statuses that mean this."""

@@ -285,7 +285,7 @@ def _all_ended(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) -> 
     """All ranks have ended well: at the goal, or before it. What was done since the last step told is not known."""
     if not fleet.searched:
         return [Search()]
-    at_most = run.step + run.stride - 1
+    at_most = max(run.step + run.stride - 1, run.head[0] if run.head else 0)
     if trainer.done_step is not None and at_most < trainer.done_step:
         reason = f"all ranks ended at step {run.step}, before {trainer.done_step}"
         return [Emit(AttemptEnded(at=fleet.now, attempt=attempt.number, reason=reason, early=True))]

@@ -82,7 +82,7 @@ def _submitted(spec: RunSpec) -> RunSubmitted:
         nodes=spec.cluster.nodes,
         ranks_per_node=spec.cluster.ranks_per_node,
         spares=spec.cluster.spares,
-        target_step=trainer.steps if trainer else None,
+        target_step=trainer.steps if trainer else spec.abilities.done_step,
         probation=trainer.checkpoint.probation if trainer else 20,
         save_every=trainer.checkpoint.every if trainer else None,
     )
