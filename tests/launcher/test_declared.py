@@ -3,6 +3,7 @@
 # ruff: noqa: E501  messages are compared whole
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,15 @@ def test_the_default_policy_advises_on_numbers_and_a_policy_by_name_must_be_able
     ]
     able = resolved(tmp_path, NANOGPT + CHECKPOINTS + RESUME + "policy: [infra, numerics]\n").policy
     assert able.rules[-1].mode == "act"
+
+
+def test_the_examples_of_the_guide_are_without_mistakes(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "your-trainer.md").read_text()
+    examples = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    assert len(examples) == 4
+    for text in examples:
+        if text.startswith("version"):
+            (tmp_path / "policy.yaml").write_text(text)
+            assert resolved(tmp_path, NANOGPT + "policy: [policy.yaml]\n").policy.rules
+        else:
+            assert mistakes(tmp_path, text) == []
