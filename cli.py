@@ -269,6 +269,32 @@ def report(
     return _tell(f"written to {output}")
 
 
+@app.command()
+def doctor(
+    probe: Annotated[bool, typer.Option("--probe", help="Submit a short job that looks at two nodes.")] = False,
+    partition: Annotated[str | None, typer.Option(help="Of the probe.")] = None,
+    account: Annotated[str | None, typer.Option(help="Of the probe.")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in submit.")] = None,
+    timeout: Annotated[str, typer.Option(help="The probe may wait so long for its nodes.")] = "2m",
+    as_json: AsJson = False,
+    root: Root = RUNS,
+) -> None:
+    """What this machine and the cluster are like, a line for each thing, with what to do about it."""
+    from launcher.doctor import examination, show
+
+    flags = {"partition": partition, "account": account}
+    timeout_s = _seconds(timeout, "--timeout")
+    asked = [examination.asked_spec(changes or (), flags, probed=probed) for probed in (False, True)]
+    verdicts = [*examination.examine_here(root, asked[0])]
+    if probe:
+        verdicts += examination.examine_nodes(root, asked[1], timeout_s, _tell)
+    if as_json:
+        _print_json(show.json_of(verdicts))
+    else:
+        _print(show.text_of(verdicts, colours=os.isatty(1) and not os.environ.get("NO_COLOR")))
+    raise typer.Exit(0 if show.nothing_failed(verdicts) else 1)
+
+
 @policy_app.command()
 def validate(files: Annotated[list[str], typer.Argument(metavar="FILES", help="Files, or shipped names.")]) -> None:
     """Check policies, each by itself, and show every mistake with its place."""

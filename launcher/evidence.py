@@ -32,14 +32,15 @@ async def collect(ranks: list[Rank], folder: Path, node: str, log: Path) -> list
     return written
 
 
-def _py_spy() -> str | None:
+def py_spy() -> str | None:
+    """The program, beside our Python or in PATH."""
     beside = Path(sys.executable).with_name("py-spy")
     return str(beside) if beside.exists() else shutil.which("py-spy")
 
 
 async def _stack(pid: int) -> str:
     """The Python stacks of a process, also of a stopped one; says so where they cannot be had."""
-    program = _py_spy()
+    program = py_spy()
     if program is None:
         return "py-spy is not installed: no stack\n"
     process = await asyncio.create_subprocess_exec(

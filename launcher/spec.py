@@ -26,13 +26,15 @@ from policies.schema import Policy
 
 __all__ = ["FLAGS", "ResolvedSpec", "RunSpec", "dump_resolved", "load_spec", "read_resolved", "resolve"]
 
-# The flags of `submit` that set a value of the spec.
+# The flags of the command line that set a value of the spec.
 FLAGS: dict[str, str] = {
     "name": "name",
     "backend": "cluster.backend",
     "nodes": "cluster.nodes",
     "spares": "cluster.spares",
     "policy": "policy",
+    "partition": "cluster.slurm.partition",
+    "account": "cluster.slurm.account",
 }
 
 

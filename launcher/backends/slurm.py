@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +59,18 @@ def submit(paths: RunPaths, spec: RunSpec) -> None:
     jobs: list[str] = []
     try:
         for _ in range(links):
-            jobs.append(_submit_job(paths, spec, token))
+            jobs.append(submit_job(paths, spec, token, run_node))
     except LaunchError:
         cancel(*jobs) if jobs else None
         raise
     _write_jobs(paths, token, jobs)
 
 
-def _submit_job(paths: RunPaths, spec: RunSpec, token: str) -> str:
+def submit_job(paths: RunPaths, spec: RunSpec, token: str, task: Callable[[str], None]) -> str:
+    """Submit a job that calls `task` with the run folder on each node; its id. Raises LaunchError if it is refused."""
     executor = _executor(paths, spec, token)
     try:
-        return executor.submit(run_node, str(paths.root)).job_id
+        return executor.submit(task, str(paths.root)).job_id
     except Exception as error:  # submitit's errors have no common parent
         raise _refusal(error) from error
 
@@ -122,7 +123,7 @@ def begun(paths: RunPaths, spec: RunSpec, job_id: str) -> str:
         jobs = [str(job) for job in about["jobs"]]
         ahead = jobs[jobs.index(job_id) + 1 :] if job_id in jobs else jobs
         if len(ahead) < spec.cluster.slurm.chain:
-            _write_jobs(paths, about["token"], [*jobs, _submit_job(paths, spec, about["token"])])
+            _write_jobs(paths, about["token"], [*jobs, submit_job(paths, spec, about["token"], run_node)])
     except (OSError, ValueError, KeyError, LaunchError) as error:
         return f"no further job could be submitted from a node: {error}"
     return ""

@@ -1,6 +1,6 @@
 """What Slurm's commands print, of all versions from 20.11 on. An unknown word is a value like any other.
 
-Formats that are read: squeue and sinfo with -h and -o, sacct's column State, `scontrol -o show`.
+Formats that are read: squeue and sinfo with -h and -o, sacct's column State, `scontrol -o show`, `show config`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from datetime import datetime
 
 from launcher.backends.report import NodeReport
 
+AS_OF = "Configuration data as of"
 _NOTHING = frozenset({"Unknown", "N/A", "NONE", "None", "n/a", "(null)", ""})
 _OVER = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT"}
 )
 _JOB = re.compile(r"(?:^|\s)(JobState|Reason|Restarts|EndTime)=(\S*)")
 _NODE = re.compile(r"(?:^|\s)(NodeName|State|Partitions)=(\S*)")
+_PARTITION = re.compile(r"(?:^|\s)(PartitionName|Default|State|MaxTime)=(\S*)")
 _NODE_REASON = re.compile(r"\sReason=(.*?)(?:\s+\[\w+@\S+\])?(?:\s+\w+=.*)?$")
 # Marks behind the word of sinfo, and older scontrol's.
 _MARKS = {
@@ -56,6 +58,16 @@ class Node:
     def takes_jobs(self) -> bool:
         """Whether it works, now or after the jobs that are on it."""
         return not self.words & (_DOWN | _CLOSED)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What the controller says of a partition. `limit_s`: of a job's time; None: there is none."""
+
+    name: str
+    default: bool
+    state: str
+    limit_s: float | None
 
 
 def is_over(state: str) -> bool:
@@ -123,6 +135,23 @@ def nodes_of(text: str) -> Iterator[Node]:
                 reason[1].strip() if reason and reason[1] not in _NOTHING else "",
                 tuple(partitions.split(",")) if partitions not in _NOTHING else (),
             )
+
+
+def partitions_of(text: str) -> Iterator[Partition]:
+    """The lines of `scontrol -o show partition`."""
+    for line in text.splitlines():
+        fields = dict(_PARTITION.findall(line))
+        if name := fields.get("PartitionName"):
+            limit_s = span_s(fields.get("MaxTime", ""))
+            yield Partition(name, fields.get("Default") == "YES", fields.get("State", ""), limit_s)
+
+
+def settings_of(text: str) -> dict[str, str]:
+    """The lines `Name = value` of `scontrol show config`, and the time at its head as AS_OF."""
+    pairs = (line.partition("=") for line in text.splitlines() if "=" in line)
+    found = {name.strip(): value.strip() for name, _, value in pairs}
+    first, since, at = text.partition("\n")[0].partition(AS_OF)
+    return found | {AS_OF: at.strip()} if since and not first else found
 
 
 def moment(text: str) -> float | None:
