@@ -287,7 +287,11 @@ def doctor(
     asked = [examination.asked_spec(changes or (), flags, probed=probed) for probed in (False, True)]
     verdicts = [*examination.examine_here(root, asked[0])]
     if probe:
-        verdicts += examination.examine_nodes(root, asked[1], timeout_s, _tell)
+        try:
+            verdicts += examination.examine_nodes(root, asked[1], timeout_s, _tell)
+        except KeyboardInterrupt:
+            _tell("\nleft by Ctrl-C: the job of the probe was cancelled")
+            raise typer.Exit(LEFT_BY_CTRL_C) from None
     if as_json:
         _print_json(show.json_of(verdicts))
     else:

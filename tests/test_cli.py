@@ -45,7 +45,7 @@ class Outcome:
 
 def environment() -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("OPT_LAUNCH")}
-    return kept | {"PYTHONPATH": str(REPOSITORY), "TERM": "xterm", "COLUMNS": "100"}
+    return kept | {"PYTHONPATH": str(REPOSITORY), "TERM": "xterm", "COLUMNS": "100", "OPT_LAUNCH_SITE": ""}
 
 
 def call(*args: object, cwd: Path, **variables: str) -> Outcome:

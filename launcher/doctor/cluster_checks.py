@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from launcher.backends.slurm_words import Node, Partition
 from launcher.doctor.checks import Folder, Limits, Verdict
+from policies.units import format_duration
 
 KNOWN_FROM = (20, 11)  # the oldest Slurm whose words we know
 KILL_WAIT_S = 10
@@ -16,13 +17,12 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Peer:
-    """One node called by another. `problem`: "" when the right one answered, `rtt_s` later, its clock so far ahead."""
+    """One node called by another. `problem`: "" when the right one answered, `rtt_s` later."""
 
     node: str
     address: str
     problem: str
     rtt_s: float = 0.0
-    ahead_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def together(by_node: Mapping[str, Sequence[Verdict]]) -> Iterator[Verdict]:
 
 
 def _limit(seconds: float | None) -> str:
-    return "no time limit" if seconds is None else f"limit {seconds / 3600:.4g} h"
+    return "no time limit" if seconds is None else f"limit {format_duration(seconds)}"
 
 
 def _tenths(seconds: float) -> str:

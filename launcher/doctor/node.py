@@ -37,7 +37,7 @@ _POLL_S = 0.1
 
 
 class Answering:
-    """Tells whoever calls our name and our clock, and remembers who did."""
+    """Tells whoever calls our name, and remembers who did."""
 
     def __init__(self, node: str) -> None:
         self._node = node
@@ -52,7 +52,7 @@ class Answering:
             with caller, contextlib.suppress(OSError):
                 caller.settimeout(CALL_S)
                 name = caller.recv(256).decode("utf-8", "replace")
-                caller.sendall(json.dumps({"node": self._node, "at": time.time()}).encode())
+                caller.sendall(self._node.encode())
                 self.heard.add(name)
 
     def unheard(self, nodes: Sequence[str], limit_s: float) -> tuple[str, ...]:
@@ -131,15 +131,13 @@ def _answer(room: Path) -> list[dict[str, Any]] | None:
 
 def _call(node: str, other: dict[str, Any]) -> Peer:
     name, address = other["node"], other["address"]
-    begun, monotonic = time.time(), time.monotonic()
+    begun = time.monotonic()
     try:
         with socket.create_connection((address, other["port"]), CALL_S) as line:
             line.settimeout(CALL_S)
             line.sendall(node.encode())
-            said = json.loads(line.recv(4096))
-    except (OSError, ValueError) as error:
-        return Peer(name, address, str(error).lower() or type(error).__name__)
-    rtt_s = time.monotonic() - monotonic
-    if said.get("node") != name:
-        return Peer(name, address, f"{said.get('node')} answered instead")
-    return Peer(name, address, "", rtt_s, said["at"] - (begun + rtt_s / 2))
+            answer = line.recv(256).decode("utf-8", "replace")
+    except OSError as error:
+        return Peer(name, address, (error.strerror or str(error)).lower())
+    problem = "" if answer == name else f"{answer or 'nobody'} answered instead"
+    return Peer(name, address, problem, time.monotonic() - begun)

@@ -17,6 +17,7 @@ PURE = [
     "launcher.evolve", "launcher.events", "launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance",
     "launcher.accounting", "launcher.recovery", "launcher.backends.report", "launcher.backends.slurm_words",
     "launcher.abilities", "launcher.telemetry",
+    "launcher.doctor.checks", "launcher.doctor.cluster_checks", "launcher.doctor.show",
     "launcher.checkpoints", "policies.schema", "policies.when", "policies.units", "policies.detectors",
     "policies.engine", "policies.exits", "policies.silence", "policies.explain", "policies.finding",
     "policies.ladder", "policies.meaning", "policies.observe", "policies.state",
