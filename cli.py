@@ -122,6 +122,20 @@ def submit(
     return None
 
 
+@app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def run(arguments: Annotated[list[str] | None, typer.Argument(metavar="[FLAGS] SCRIPT ARGUMENTS")] = None) -> None:
+    """Start a script as torchrun does: here, or as one task a node of your own job. --help shows all flags."""
+    from launcher.door import enter
+
+    try:
+        raise typer.Exit(enter(arguments or ()))
+    except KeyboardInterrupt:
+        raise typer.Exit(LEFT_BY_CTRL_C) from None  # nothing has been started
+
+
 @app.command()
 def status(
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Without it: all runs, a line each.")] = None,

@@ -24,11 +24,11 @@ from pathlib import Path
 
 import psutil
 
-from launcher import wire
-from launcher.backends import slurm
-from launcher.backends.choice import backend_of
+from launcher import control, wire
+from launcher.backends.choice import backend_of, has_scheduler
 from launcher.environment import environment
 from launcher.evidence import collect
+from launcher.foreground import GENTLE, Foreground
 from launcher.paths import RunPaths, write_atomically
 from launcher.ranks import Message, Program, Ranks
 from launcher.spec import RunSpec, read_resolved
@@ -41,6 +41,7 @@ LATE_S = 2.0
 TAKEOVER_S = 3.0  # times (index + 1)
 ALONE_S = 60.0  # wait so long when no other agent can be reached and none refused
 ABANDONED_S = 600.0
+LAST_WORDS_S = 2.0  # how long a reader may take to read what is left
 STARTING_S = 30.0  # how long a supervisor may take from its start to its first word
 END_GRACE_S = 1.0  # for a first node that is just leaving
 EXIT_ABANDONED = 75
@@ -60,7 +61,7 @@ def program_of(spec: RunSpec) -> Program:
 class Agent:
     """One node's agent."""
 
-    def __init__(self, paths: RunPaths, node: str, index: int) -> None:
+    def __init__(self, paths: RunPaths, node: str, index: int, foreground: Foreground | None = None) -> None:
         self.paths, self.node, self.index = paths, node, index
         self.incarnation = uuid.uuid4().hex[:12]
         self.job_id = os.environ.get("OPT_LAUNCH_JOB", "")
@@ -69,10 +70,11 @@ class Agent:
         parent = os.environ.get("OPT_LAUNCH_SCRATCH") or None
         self.scratch = Path(tempfile.mkdtemp(prefix=f"opt-launch-{os.getpid()}-{node}-", dir=parent))
         self._spec = read_resolved(paths.spec)
-        self._backend = backend_of(self._spec)
+        self._backend, self._in_a_job = backend_of(self._spec), has_scheduler(self._spec)
         program = program_of(self._spec)
         self.environment = environment(program.threads)
-        self.ranks = Ranks(node, self.scratch, program, self.say)
+        self.ranks = Ranks(node, self.scratch, program, self.say, foreground)
+        self._foreground = foreground
         self.epoch = 0
         self.link: wire.Link | None = None
         self.heard_at = time.monotonic()
@@ -89,6 +91,7 @@ class Agent:
         self._ending = False  # the run is over, and we leave
         self._ended_by_scheduler = False
         self._exit_code = 0
+        self._outcome = ""  # the state in which the run has ended
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, *, starts_supervisor: bool) -> int:
@@ -100,7 +103,9 @@ class Agent:
         if starts_supervisor:
             self._start_supervisor()
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._terminated)
+        for number in GENTLE if self._foreground else (signal.SIGTERM,):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as with nohup, or in the background of a script
+                loop.add_signal_handler(number, self._terminated, number)
         loop.add_signal_handler(signal.SIGUSR2, self._job_ends, "the time limit of the job", False)
         loop.call_soon(self._turn, time.monotonic())
         await self._leaving.wait()
@@ -108,6 +113,9 @@ class Agent:
         server.close()
         await self.ranks.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
+        if self._foreground:
+            self._foreground.close(LAST_WORDS_S)
+            return self._exit_code or self._foreground.exit_code(self._outcome)
         return self._exit_code
 
     def _announce(self) -> None:
@@ -227,18 +235,24 @@ class Agent:
                 self.ranks.to_rank(message["attempt"], message["rank"], message["message"])
             case "signal":
                 self.ranks.signal(message["attempt"], signal.Signals[message["signal"]], message["wish"])
+            case "news" if self._foreground:
+                self._foreground.tell(message["text"])
             case "leave" if not self._ending:
-                self._ending = True
+                self._ending, self._outcome = True, message["state"]
                 self._spawn(self._leave())
 
     def _job_ends(self, reason: str, decided: bool) -> None:
         self.say({"type": "job_ending", "reason": reason, "decided": decided})
 
-    def _terminated(self) -> None:
-        """Slurm ends the job and leaves us a moment to save in; who else ends us does not."""
-        if self._backend is slurm and self.ranks.by_rank and not self._ended_by_scheduler:
+    def _terminated(self, number: int) -> None:
+        """Slurm ends the job and leaves us a moment to save in; so does who stands before us, the first time."""
+        is_first = self._foreground is not None and self._foreground.is_first(number)
+        if self._in_a_job and number == signal.SIGTERM and self.ranks.by_rank and not self._ended_by_scheduler:
             self._ended_by_scheduler = True
             self._job_ends("Slurm ends the job", True)
+        elif self._foreground and is_first and not (self._in_a_job and number == signal.SIGTERM):
+            self._foreground.tell("stopping after a last checkpoint; a second signal ends it at once")
+            control.leave(self.paths, f"signal-{self.job_id}", "stop")
         else:
             self._leaving.set()
 
@@ -270,6 +284,7 @@ class Agent:
     async def _start(self, message: Message) -> None:
         shared = {
             "WORLD_SIZE": str(message["world_size"]),
+            "ROLE_WORLD_SIZE": str(message["world_size"]),
             "LOCAL_WORLD_SIZE": str(len(message["ranks"])),
             "GROUP_RANK": str(message["group_rank"]),
             "GROUP_WORLD_SIZE": str(message["group_world_size"]),
@@ -291,7 +306,8 @@ class Agent:
         if self.ranks.program.target:
             shared["TORCHELASTIC_USE_AGENT_STORE"] = "True"
         envs = {
-            rank: {**shared, "RANK": str(rank), "LOCAL_RANK": str(local)} for local, rank in enumerate(message["ranks"])
+            rank: {**shared, "RANK": str(rank), "ROLE_RANK": str(rank), "LOCAL_RANK": str(local)}
+            for local, rank in enumerate(message["ranks"])
         }
         log = self.paths.log(message["attempt"], self.node)
         await self.ranks.start(message["attempt"], envs, log, tuple(message["args"]))
@@ -401,10 +417,12 @@ def interface_of(host: str) -> str | None:
 
 def main(argv: list[str]) -> int:
     root, node, index = argv
-    die_with(os.getppid())
+    foreground = Foreground.of(os.environ)
+    if foreground is None:
+        die_with(os.getppid())
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     gc.freeze()  # what the imports made stays: no collection need look at it again
-    agent = Agent(RunPaths(Path(root)), node, int(index))
+    agent = Agent(RunPaths(Path(root)), node, int(index), foreground)
     return asyncio.run(agent.run(starts_supervisor="OPT_LAUNCH_FIRST" in os.environ))
 
 

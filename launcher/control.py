@@ -30,20 +30,24 @@ def command(paths: RunPaths, verb: str, args: dict[str, Any], timeout_s: float =
     answer = asyncio.run(_by_wire(paths, request, timeout_s))
     if answer is not None:
         return answer
-    file = paths.control / f"{id_}.json"
-    write_atomically(file, json.dumps(request), mode=0o600)
+    leave(paths, id_, verb, args)
     while time.monotonic() < deadline:
         for event in reversed(read_journal(paths).events):
             if isinstance(event, CommandAnswered) and event.id == id_:
                 return event.ok, event.message
         time.sleep(_POLL_S)
-    with contextlib.suppress(OSError):
-        file.unlink()
+    drop_file(paths, id_)
     raise Unreachable(
         f"no supervisor answered '{verb}' within {timeout_s:.0f}s",
         where=f"run {paths.name}",
         hint=f"if its processes are gone, start it again: opt-launch resume {paths.name}",
     )
+
+
+def leave(paths: RunPaths, id_: str, verb: str, args: dict[str, Any] | None = None) -> None:
+    """Leave a command as a file; left again, it is still the same command. Raises OSError."""
+    text = json.dumps({"id": id_, "verb": verb, "args": args or {}})
+    write_atomically(paths.control / f"{id_}.json", text, mode=0o600)
 
 
 async def _by_wire(paths: RunPaths, request: dict[str, Any], timeout_s: float) -> tuple[bool, str] | None:

@@ -191,6 +191,13 @@ class Fleet:
         if message["type"] == "start":
             contact.attempt = max(contact.attempt, int(str(message["attempt"])))
 
+    def tell(self, text: str) -> None:
+        """Have the first node that can be reached say something to whoever looks."""
+        reached = [contact for contact in self.contacts.values() if contact.link is not None]
+        if reached:
+            first = min(reached, key=lambda contact: contact.address["index"])
+            self.send(first.node, {"type": "news", "text": text})
+
     def acknowledge(self, node: str, said: int) -> None:
         """With the next beat: this message of the agent is durable, or out of date."""
         if node in self.contacts:

@@ -78,6 +78,9 @@ def _cluster(spec: RunSpec) -> Iterator[Problem]:
     if spec.launch.setup and cluster.backend != "slurm":
         message = f"'launch.setup' runs in the script of a Slurm job, and backend {cluster.backend} has none"
         yield message, ("launch.setup", "cluster.backend")
+    if cluster.backend == "own" and cluster.continue_by == "chain":
+        message = "'cluster.continue_by: chain' submits jobs ahead, and this one is your own: write requeue or none"
+        yield message, ("cluster.continue_by",)
     if cluster.backend == "slurm" and cluster.slurm.time and cluster.slurm.time <= cluster.slurm.lead:
         message = (
             f"the job ends after {cluster.slurm.time:g} s and is to be saved {cluster.slurm.lead:g} s before: "

@@ -56,20 +56,20 @@ class RankLog:
         self._writer = threading.Thread(target=self._write, name="rank-log", daemon=True)
         self._writer.start()
 
-    def pipes(self, rank: int, heard: Heard | None = None) -> tuple[int, int]:
+    def pipes(self, rank: int, hearers: tuple[Heard, ...] = ()) -> tuple[int, int]:
         """The write ends for a rank's stdout and stderr; the caller closes them after handing them over.
 
-        `heard` gets all that arrives: stream, bytes, monotonic seconds.
+        `hearers` get all that arrives, as it arrives: stream ("out" or "err"), bytes, monotonic seconds.
         """
         self._tails[rank] = deque(maxlen=TAIL_LINES)
-        return self._pipe(rank, "out", heard), self._pipe(rank, "err", heard)
+        return self._pipe(rank, "out", hearers), self._pipe(rank, "err", hearers)
 
-    def _pipe(self, rank: int, name: str, heard: Heard | None) -> int:
+    def _pipe(self, rank: int, name: str, hearers: tuple[Heard, ...]) -> int:
         read_end, write_end = os.pipe()
         os.set_blocking(read_end, False)
         with contextlib.suppress(OSError):
             fcntl.fcntl(read_end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        stream = _Stream(read_end, rank, name, heard)
+        stream = _Stream(read_end, rank, name, hearers)
         self._streams.add(stream)
         self._arrivals.follow(read_end, partial(self._take, stream))
         return write_end
@@ -135,12 +135,12 @@ class _Stream:
     descriptor: int
     rank: int
     name: str
-    heard: Heard | None = None
+    hearers: tuple[Heard, ...] = ()
     rest: bytes = b""
 
     def read(self) -> tuple[list[str], bool]:
         """The whole lines that have arrived, and whether the stream has ended; then also the last half line."""
-        data, ended = self.rest, False
+        data, ended = b"", False
         while not ended:
             try:
                 more = os.read(self.descriptor, _READ_BYTES)
@@ -150,9 +150,9 @@ class _Stream:
                 more = b""
             ended = not more
             data += more
-        if self.heard and (fresh := data[len(self.rest) :]):
-            self.heard(self.name, fresh, time.monotonic())
-        *lines, self.rest = data.split(b"\n")
+        for hear in self.hearers if data else ():
+            hear(self.name, data, time.monotonic())
+        *lines, self.rest = (self.rest + data).split(b"\n")
         if self.rest and (ended or len(self.rest) > _LONGEST_LINE):  # a progress bar ends no line for weeks
             lines.append(self.rest)
             self.rest = b""

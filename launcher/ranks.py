@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from weakref import WeakKeyDictionary
 from launcher import reporter as reporter_file
 from launcher import warm
 from launcher.arrivals import Arrivals
-from launcher.rank_log import RankLog, first_error
+from launcher.foreground import Foreground
+from launcher.rank_log import Heard, RankLog, first_error
 from launcher.rank_socket import RankListener, RankSocket
 from launcher.telemetry import Patterns, Speaker, Telemetry, to_wire
 
@@ -74,10 +75,20 @@ class Rank:
 
 
 class Ranks:
-    """Owns the warm process and the ranks it forked. `say` takes messages for the supervisor."""
+    """Owns the warm process and the ranks it forked. `say` takes messages for the supervisor.
 
-    def __init__(self, node: str, scratch: Path, program: Program, say: Callable[[Message], None]) -> None:
-        self.node, self.program = node, program
+    What ranks print is logged, and shown in the foreground where somebody looks.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        scratch: Path,
+        program: Program,
+        say: Callable[[Message], None],
+        foreground: Foreground | None = None,
+    ) -> None:
+        self.node, self.program, self._foreground = node, program, foreground
         self._scratch, self._say = scratch, say
         self.attempt = 0
         self._cleared = 0  # no rank of this attempt or an older one may live any more
@@ -237,8 +248,7 @@ class Ranks:
             **env,
         }
         assert self._log is not None
-        heard = self._telemetry.take if self._telemetry and self._telemetry.rank == rank else None
-        fds = self._log.pipes(rank, heard)
+        fds = self._log.pipes(rank, tuple(self._hearers(rank, int(env["LOCAL_RANK"]))))
         request = {
             "type": "fork",
             "attempt": attempt,
@@ -254,6 +264,12 @@ class Ranks:
         finally:
             for descriptor in fds:
                 os.close(descriptor)
+
+    def _hearers(self, rank: int, local_rank: int) -> Iterator[Heard]:
+        if self._telemetry and self._telemetry.rank == rank:
+            yield self._telemetry.take
+        if self._foreground:
+            yield self._foreground.hearer(local_rank)
 
     async def clear(self, attempt: int) -> None:
         """End all ranks of this attempt and of older ones; none of them will be started any more."""

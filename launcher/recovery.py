@@ -107,7 +107,7 @@ Move = Emit | Send | Inspect | Search | Requeue
 def plan(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     """The moves that are due now."""
     if run.state.is_terminal:
-        return [Send(node, {"type": "leave"}) for node in fleet.answering]
+        return [Send(node, {"type": "leave", "state": run.state.value}) for node in fleet.answering]
     return [*_stray_ranks(run, fleet), *_next(run, fleet, limits)]
 
 
@@ -179,7 +179,7 @@ def _hand_over(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     if limits.continue_by == "none":
         return [Emit(RunEnded(at=fleet.now, state="STOPPED", reason=run.job_ending))]
     if limits.continue_by == "chain":
-        return [Send(node, {"type": "leave"}) for node in fleet.answering]
+        return [Send(node, {"type": "leave", "state": run.state.value}) for node in fleet.answering]
     return [Requeue(lost_nodes(run))]
 
 

@@ -158,7 +158,7 @@ class Slurm(Section):
 class Cluster(Section):
     """Where the ranks run. `silence`: an agent not heard for so long makes its node suspect (2s locally, else 10s)."""
 
-    backend: Literal["local", "slurm"] = "local"
+    backend: Literal["local", "slurm", "own"] = "local"
     nodes: Positive = 1
     ranks_per_node: Positive = 1
     spares: Annotated[int, Field(ge=0, lt=LIMIT)] = 0

@@ -9,22 +9,25 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from launcher.declared import exit_rules, facts_of
 from launcher.document import Document, Path_, read_document
-from launcher.errors import ConfigError
+from launcher.errors import ConfigError, Mistake
 from launcher.preflight import problems
 from launcher.sections import RunSpec
 from launcher.site import for_backend, read_site
-from launcher.sources import BUILT_IN, Override, Sources, parsed_overrides, value_of, with_value
-from launcher.validation import validated
+from launcher.sources import BUILT_IN, Override, Sources, merged, parsed_overrides, value_of, with_value
+from launcher.validation import Finding, validated
 from policies.load import Source, is_path, read_policies
 from policies.schema import Policy
 
-__all__ = ["FLAGS", "ResolvedSpec", "RunSpec", "dump_resolved", "load_spec", "read_resolved", "resolve"]
+__all__ = [
+    "FLAGS", "OF_RUN", "ResolvedSpec", "RunSpec", "dump_resolved", "load_spec", "read_resolved", "resolve",
+    "resolve_asked",
+]  # fmt: skip
 
 # The flags of the command line that set a value of the spec.
 FLAGS: dict[str, str] = {
@@ -36,6 +39,7 @@ FLAGS: dict[str, str] = {
     "partition": "cluster.slurm.partition",
     "account": "cluster.slurm.account",
 }
+OF_RUN = "opt-launch run"  # the origin of what only that command may set
 
 
 @dataclass(frozen=True)
@@ -58,16 +62,30 @@ def load_spec(path: Path, overrides: Sequence[str] = (), flags: Mapping[str, Any
 
 def resolve(file: Document, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> ResolvedSpec:
     """As `load_spec`, of a RUN.yaml that has been read."""
-    site, mistakes = read_site(os.environ)
-    asked, from_set = parsed_overrides(overrides)
+    asked, mistakes = parsed_overrides(overrides)
     asked += [
         Override(tuple(FLAGS.get(name, name).split(".")), _plain(value), f"--{name} {_words(value)}")
         for name, value in (flags or {}).items()
         if value is not None and value not in ([], ())
     ]
-    sources = Sources(file, asked, for_backend(site, Sources(file, asked, site).values()[0]))
+    return resolve_asked(file, asked, mistakes)
+
+
+def resolve_asked(
+    file: Document,
+    asked: Sequence[Override],
+    found: Sequence[Mistake] = (),
+    built_in: Mapping[str, Any] | None = None,
+) -> ResolvedSpec:
+    """As `load_spec`, of what was asked for beside the file, with the mistakes `found` in it.
+
+    `built_in`: what counts where not even the site says something.
+    """
+    site, mistakes = read_site(os.environ)
+    site = for_backend(site, Sources(file, asked, site).values()[0])
+    sources = Sources(file, asked, replace(site, value=merged(built_in or {}, site.value)))
     values, misplaced = sources.values()
-    mistakes += from_set + misplaced
+    mistakes += [*found, *misplaced]
     spec, findings = validated(RunSpec, _with_absolute_paths(values, sources))
     policy = None
     if spec is not None:
@@ -77,6 +95,7 @@ def resolve(file: Document, overrides: Sequence[str] = (), flags: Mapping[str, A
             for message, about in problems(spec, os.environ)
             if not any(_touches(key, place) for key in about for place in wrong)
         ]
+        findings += _not_by_hand(spec, sources)
         policy, from_policy = read_policies(_policy_sources(spec, sources), facts_of(spec))
         mistakes += from_policy
     mistakes = [sources.mistake(finding) for finding in findings] + mistakes
@@ -99,6 +118,12 @@ def read_resolved(path: Path) -> RunSpec:
     if spec is None or findings:
         raise ConfigError([Sources(document).mistake(finding) for finding in findings])
     return spec
+
+
+def _not_by_hand(spec: RunSpec, sources: Sources) -> Iterator[Finding]:
+    path = ("cluster", "backend")
+    if spec.cluster.backend == "own" and sources.origin(path) != OF_RUN:
+        yield path, "'cluster.backend: own' is for runs that 'opt-launch run' starts: give it the script"
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from launcher.advance import fold
+from launcher.backends import own
 from launcher.backends.choice import backend_of, is_alive
 from launcher.errors import LaunchError
 from launcher.events import EpochStarted, RunResumed, RunSubmitted
@@ -26,6 +27,20 @@ _PAUSE_S = 0.5
 
 def submit(resolved: ResolvedSpec, root: Path) -> RunPaths:
     """Make the run folder and start the run; nothing is left behind if that fails. Raises LaunchError."""
+    paths = make(resolved, root)
+    try:
+        backend_of(resolved.spec).submit(paths, resolved.spec)
+    except OSError as error:  # a TimeoutError too
+        shutil.rmtree(paths.root, ignore_errors=True)
+        raise LaunchError(f"no allocation could be started: {error}", where=str(paths.root)) from error
+    except LaunchError:
+        shutil.rmtree(paths.root, ignore_errors=True)
+        raise
+    return paths
+
+
+def make(resolved: ResolvedSpec, root: Path) -> RunPaths:
+    """The run folder, whole or not at all. Raises LaunchError."""
     spec = resolved.spec
     paths = RunPaths(root.absolute() / spec.name)
     if paths.root.exists():
@@ -41,14 +56,6 @@ def submit(resolved: ResolvedSpec, root: Path) -> RunPaths:
     except OSError as error:
         shutil.rmtree(building.root, ignore_errors=True)
         raise _config(f"cannot make the run folder: {error.strerror or error}", paths.root, "check --root") from error
-    try:
-        backend_of(spec).submit(paths, spec)
-    except OSError as error:  # a TimeoutError too
-        shutil.rmtree(paths.root, ignore_errors=True)
-        raise LaunchError(f"no allocation could be started: {error}", where=str(paths.root)) from error
-    except LaunchError:
-        shutil.rmtree(paths.root, ignore_errors=True)
-        raise
     return paths
 
 
@@ -90,6 +97,9 @@ def _submitted(spec: RunSpec) -> RunSubmitted:
 
 def resume(paths: RunPaths, author: str) -> None:
     """Start a new allocation for a run whose processes are gone. Raises LaunchError if it is alive or has succeeded."""
+    spec = read_resolved(paths.spec)
+    if spec.cluster.backend == "own":
+        raise own.cannot_start(paths)
     has_ended = fold(read_journal(paths).events).state.is_terminal
     deadline = time.monotonic() + (ENDING_S if has_ended else DYING_S)
     while (alive := is_alive(paths, at_once=True)) and time.monotonic() < deadline:
@@ -98,11 +108,15 @@ def resume(paths: RunPaths, author: str) -> None:
         raise LaunchError(f"run '{paths.name}' is alive", where=str(paths.root), hint=f"opt-launch status {paths.name}")
     if fold(read_journal(paths).events).state == "SUCCEEDED":
         raise LaunchError(f"run '{paths.name}' has succeeded", where=str(paths.root), hint="nothing is left to do")
-    write_first_epoch(paths, [_epoch(), RunResumed(at=time.time(), author=author)])
-    for stale in paths.agents.glob("*.json"):
-        stale.unlink(missing_ok=True)
+    begin_again(paths, author)
     try:
-        spec = read_resolved(paths.spec)
         backend_of(spec).submit(paths, spec)
     except OSError as error:
         raise LaunchError(f"no allocation could be started: {error}", where=str(paths.root)) from error
+
+
+def begin_again(paths: RunPaths, author: str) -> None:
+    """What has ended, or died, goes on in a new allocation. Raises OSError."""
+    write_first_epoch(paths, [_epoch(), RunResumed(at=time.time(), author=author)])
+    for stale in paths.agents.glob("*.json"):
+        stale.unlink(missing_ok=True)

@@ -49,8 +49,10 @@ class Succession:
 
     def look(self) -> None:
         """Called every now and then: the end of the job may be near, though nobody has said so."""
-        ends_at = self._states.ends_at
-        if ends_at is None or time.time() < ends_at - self._spec.cluster.slurm.lead:
+        ends_at, cluster = self._states.ends_at, self._spec.cluster
+        if cluster.backend == "own" and cluster.continue_by == "none":
+            return  # there it is for the user to say whether the job is to warn us: their script may do better
+        if ends_at is None or time.time() < ends_at - cluster.slurm.lead:
             return
         if ending := self.ending(time.time(), "the time limit of the job", decided=False):
             self._emit(ending)

@@ -48,6 +48,7 @@ from launcher.fleet import Contact, Fleet, Message
 from launcher.journal import JournalWriter, claim_epoch, newest_epoch, read_journal, seal
 from launcher.keepers import keeper_of
 from launcher.live import live_view
+from launcher.news import news
 from launcher.paths import RunPaths, write_atomically
 from launcher.recovery import Emit, Inspect, Limits, Requeue, Search, Send, plan
 from launcher.recovery import Fleet as FleetView
@@ -217,6 +218,8 @@ class Supervisor:
                 log.info("attempt %d from %s on %s", event.attempt, event.restore, list(event.slots))
             case Decision() if event.mode == "act":
                 self._act_beside(event)
+        if text := news(event, self.paths.name):
+            self.fleet.tell(text)
         self.keeper.durable(self.run_, event)
         self.succession.durable(self.run_, event)
         self.commands.durable(self.run_, event)

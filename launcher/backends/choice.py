@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from typing import Protocol
 
-from launcher.backends import local, slurm
+from launcher.backends import local, own, slurm
 from launcher.backends.report import NodeReport
 from launcher.paths import RunPaths
 from launcher.sections import RunSpec
@@ -46,9 +47,17 @@ class Backend(Protocol):
     def end(self, job_id: str, /) -> None: ...
 
 
+_BACKENDS: dict[str, Backend] = {"local": local, "slurm": slurm, "own": own}
+
+
 def backend_of(spec: RunSpec) -> Backend:
     """The backend that the spec names."""
-    return slurm if spec.cluster.backend == "slurm" else local
+    return _BACKENDS[spec.cluster.backend]
+
+
+def has_scheduler(spec: RunSpec) -> bool:
+    """Whether this process is part of a job that a scheduler may end."""
+    return spec.cluster.backend == "slurm" or (spec.cluster.backend == "own" and "SLURM_JOB_ID" in os.environ)
 
 
 def how_ended(paths: RunPaths) -> str:
@@ -65,4 +74,4 @@ def is_alive(paths: RunPaths, *, at_once: bool = False) -> bool:
         name = json.loads(paths.allocation.read_text()).get("backend")
     except (OSError, ValueError):
         return False
-    return (slurm if name == "slurm" else local).is_alive(paths, at_once=at_once)
+    return _BACKENDS.get(name, local).is_alive(paths, at_once=at_once)

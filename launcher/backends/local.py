@@ -139,10 +139,10 @@ def is_alive(paths: RunPaths, *, at_once: bool = False) -> bool:  # noqa: ARG001
     if body.get("host") != socket.gethostname():
         return True  # nobody here can know, and what may live is not started twice
     processes = [(body["pid"], body["started"]), *((node["pid"], node["started"]) for node in body["nodes"].values())]
-    return any(_lives(pid, started) for pid, started in processes)
+    return any(lives(pid, started) for pid, started in processes)
 
 
-def _lives(pid: int, started: float) -> bool:
+def lives(pid: int, started: float) -> bool:
     """Whether the very process lives, not another that got its number."""
     try:
         process = psutil.Process(pid)

@@ -91,24 +91,29 @@ def script(paths: RunPaths, spec: RunSpec) -> str:
 
 
 def is_alive(paths: RunPaths, *, at_once: bool = False) -> bool:
-    """Whether a job of the run waits or runs; where the controller does not answer, one does.
-
-    Many may look at many runs: what Slurm said is kept beside the run, and Slurm asked again after `POLL_S`, or
-    `at_once`.
-    """
+    """Whether a job of the run waits or runs."""
     try:
         jobs = jobs_of(paths)
     except (OSError, ValueError, KeyError):
         return False
+    return are_alive(paths, jobs, at_once=at_once)
+
+
+def are_alive(paths: RunPaths, jobs: Sequence[str], *, at_once: bool = False) -> bool:
+    """Whether one of these jobs waits or runs; where the controller does not answer, one does.
+
+    Many may look at many runs: what Slurm said is kept beside the run, and Slurm asked again after `POLL_S`, or
+    `at_once`.
+    """
     with contextlib.suppress(OSError, ValueError, KeyError):
         known = json.loads(paths.job_state.read_text())
-        if not at_once and known["jobs"] == jobs and 0 <= time.time() - known["at"] < POLL_S:
+        if not at_once and known["jobs"] == [*jobs] and 0 <= time.time() - known["at"] < POLL_S:
             return not all(map(is_over, known["states"]))
     states = job_states(jobs)
     if states is None:
         return True
     over = all(map(is_over, states))
-    said = {"jobs": jobs, "states": states, "at": time.time(), "how": how_ended(jobs, states) if over else ""}
+    said = {"jobs": [*jobs], "states": states, "at": time.time(), "how": how_ended(jobs, states) if over else ""}
     with contextlib.suppress(OSError):
         write_atomically(paths.job_state, json.dumps(said))
     return not over
@@ -270,17 +275,17 @@ def _incarnation() -> str:
     return os.environ["SLURM_JOB_ID"] + (f".{count}" if count != "0" else "")
 
 
-def own_address(interface: str) -> str:
-    """The address by which other nodes reach this one: that of the interface, or of the way to where srun was started.
+def own_address(interface: str, towards: str = "") -> str:
+    """The address by which other nodes reach this one: that of the interface, or of the way `towards` one of them.
 
-    The name of the host will not do: Debian maps it to a loopback address.
+    That is where srun was started, unless said otherwise. The name of the host will not do: Debian maps it to a
+    loopback address.
     """
     if interface != "auto":
         for address in psutil.net_if_addrs().get(interface, ()):
             if address.family == socket.AF_INET:
                 return address.address
         raise LaunchError(f"no interface {interface!r} with an IPv4 address on {socket.gethostname()}")
-    starter = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((starter, 9))  # sends nothing
+        probe.connect((towards or os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"), 9))  # sends nothing
         return probe.getsockname()[0]

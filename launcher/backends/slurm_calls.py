@@ -70,6 +70,20 @@ def show_job(job_id: str) -> Job | None:
     return job_of(said.stdout) if said is not None and said.returncode == 0 else None
 
 
+def step_is_alive(job_id: str, step: str) -> bool:
+    """Whether a step of a job goes on; where the controller does not answer, it does."""
+    said = call("squeue", "-h", "--steps", "-j", job_id, "-o", "%i")
+    if said is None or (said.returncode != 0 and "Invalid job id" not in said.stderr):
+        return True
+    return f"{job_id}.{step}" in said.stdout.split()
+
+
+def is_batch(job_id: str) -> bool:
+    """Whether a batch script runs the job; not known, it does not."""
+    said = call("scontrol", "show", "job", job_id)
+    return said is not None and "BatchFlag=1" in said.stdout.split()
+
+
 def plain_id(job_id: str) -> str:
     """Without the number of the job's life."""
     return job_id.split(".", maxsplit=1)[0]

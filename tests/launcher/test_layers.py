@@ -32,6 +32,7 @@ LAYERS = [
     ["launcher.evolve", "launcher.events", "launcher.errors", "launcher.reporter", "launcher.warm"],
     ["launcher.abilities", "launcher.telemetry"],
     ["launcher.document", "launcher.validation", "launcher.paths", "launcher.arrivals", "launcher.wire"],
+    ["launcher.torchrun", "launcher.place", "launcher.foreground"],
     ["policies"],
     ["launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance"],
     ["launcher.grammar", "launcher.foreign", "launcher.sources", "launcher.sections", "launcher.declared"],

@@ -225,7 +225,7 @@ def test_a_mistake_of_a_flag_is_shown_at_the_flag(tmp_path: Path) -> None:
     assert mistakes(tmp_path, RUN, policy=["defualt"]) == [
         "--policy defualt: no shipped policy is called 'defualt' (did you mean 'default'?)"
     ]
-    assert mistakes(tmp_path, RUN, backend="k8s") == ["--backend k8s: 'k8s' is not one of local, slurm"]
+    assert mistakes(tmp_path, RUN, backend="k8s") == ["--backend k8s: 'k8s' is not one of local, slurm, own"]
 
 
 def test_mistakes_of_shape_meaning_flags_and_policies_are_told_at_once(tmp_path: Path) -> None:
