@@ -143,7 +143,7 @@ def ranks_per_node(asked: str) -> int:
 
 def _name(asked: Asked, place: Place) -> str:
     """That of the script, and the job's id, the id that was given, or the time."""
-    which = place.job or asked.meeting_id or time.strftime("%Y%m%d-%H%M%S")
+    which = place.job or asked.meeting_id or f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     title = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{asked.title}-{which}").lstrip("._-")
     return title[-64:].lstrip("._-") or "run"
 

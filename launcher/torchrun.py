@@ -118,8 +118,10 @@ class _Parser(argparse.ArgumentParser):
 def _parser(environment: Mapping[str, str]) -> _Parser:
     parser = _Parser(
         prog=COMMAND,
+        allow_abbrev=False,  # else a flag of the script may be taken for the beginning of one of these
         usage="%(prog)s [FLAGS] SCRIPT ARGUMENTS",
         description="Start a script as torchrun does, supervised: on this machine, or by srun as one task a node.",
+        epilog="All other flags of torchrun are accepted; those that change nothing are told when the run starts.",
     )
     ours = parser.add_argument_group("ours")
     root = Path(environment.get("OPT_LAUNCH_ROOT", "runs"))
@@ -146,13 +148,18 @@ def _parser(environment: Mapping[str, str]) -> _Parser:
     add("local-ranks-filter", _local_ranks, "only these are shown here: 0,1")
     add("redirects", _streams, "0 to 3, or 0:1,1:2: in the run's logs only, not here", "-r")
     add("tee", _streams, "in the run's logs and here: so it is anyway", "-t")
-    for name in _MEETING:
-        add(name, str, "where nodes meet; without Slurm the host of the first, and an id")
-    for name in _UNUSED:
-        add(name, str, "not used")
-    for name in ("module", "no-python", "standalone", *_NOT_BUILT):
+    add("master-addr", str, "without Slurm: the host of the first node; else not used")
+    for name in (*_MEETING[1:], *_UNUSED):
+        add(name, str, argparse.SUPPRESS)
+    told = {
+        "module": "SCRIPT is a module, as in python -m",
+        "no-python": "SCRIPT is a program",
+        "standalone": "one node",
+    }
+    for name in (*told, *_NOT_BUILT):
         flags = [*(["-m"] if name == "module" else []), *_spellings(name)]
-        used.add_argument(*flags, action="store_true", default=environment.get(_variable(name), "0") not in ("0", ""))
+        is_set = environment.get(_variable(name), "0") not in ("0", "")
+        used.add_argument(*flags, action="store_true", default=is_set, help=told.get(name, argparse.SUPPRESS))
     parser.add_argument("training_script", metavar="SCRIPT")
     parser.add_argument("training_script_args", metavar="ARGUMENTS", nargs=argparse.REMAINDER)
     return parser
@@ -216,6 +223,6 @@ def _streams(text: str) -> dict[int, int]:
     for part in text.split(","):
         local, colon, stream = part.rpartition(":")
         if stream not in ("0", "1", "2", "3") or (colon and not local.isdigit()) or (not colon and "," in text):
-            raise argparse.ArgumentTypeError(f"{text!r} is neither 0, 1, 2, 3 nor such as 0:1,1:3")
+            raise argparse.ArgumentTypeError(f"{text!r} is neither 0, 1, 2 or 3 nor such as 0:1,1:3")
         found[int(local) if colon else _EVERY_RANK] = int(stream)
     return found

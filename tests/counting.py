@@ -246,12 +246,15 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--slow-factor", type=float, default=5.0)
     parser.add_argument("--raise-at-import", action="store_true")
     parser.add_argument("--raise-on-node", default="", help="with --raise-at-import: on this node only")
+    parser.add_argument("--say", default="", help="every rank prints it, its number and its attempt at its start")
     parser.add_argument("--exit-at", type=int, help="every attempt's rank 1 fails by itself at this step")
     return parser.parse_args()
 
 
 def main() -> int:
     args = parsed()
+    if args.say:
+        print(args.say, os.environ.get("RANK"), os.environ.get("OPT_LAUNCH_ATTEMPT"), flush=True)
     if args.raise_at_import and args.raise_on_node in ("", os.environ.get("OPT_LAUNCH_NODE")):
         raise ImportError("No module named 'frobnicate'")
     module = load_reporter()
