@@ -3,15 +3,17 @@
 import subprocess
 import sys
 
+import pytest
+
 from launcher.foreground import BACKLOG_BYTES, Foreground
 
 LOUD = f"""
 import sys
 from launcher.foreground import Foreground
 foreground = Foreground({{"out": [0], "err": []}})
-write = foreground.writer(0, "out")
+hear = foreground.hearer(0)
 for _ in range(40):
-    write(bytes(1 << 20))
+    hear("out", bytes(1 << 20), 0.0)
 print("all said", file=sys.stderr, flush=True)
 foreground.close(60)
 foreground.tell("too late")
@@ -34,11 +36,15 @@ def test_a_reader_who_stalls_costs_output_and_no_time() -> None:
     assert err == f"opt-launch: {dropped:,} bytes were not shown, they are in the run's logs\n"
 
 
-def test_who_is_not_shown_has_no_writer() -> None:
+def test_only_what_is_to_be_seen_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
     foreground = Foreground({"out": [1], "err": [0, 1]})
-    shown = {(rank, name) for rank in (0, 1) for name in ("out", "err") if foreground.writer(rank, name)}
-    foreground.close(1)
-    assert shown == {(1, "out"), (0, "err"), (1, "err")}
+    for rank in (0, 1):
+        for stream in ("out", "err"):
+            foreground.hearer(rank)(stream, f"{stream} of {rank}\n".encode(), 0.0)
+    foreground.close(5)
+    shown = capfd.readouterr()
+    assert shown.out == "out of 1\n"
+    assert sorted(shown.err.splitlines()) == ["err of 0", "err of 1"]
 
 
 def test_the_exit_code_tells_the_outcome() -> None:
