@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import psutil
 from cluster import ROOT, Cluster
 from live_run import POLICY, LiveRun
 
@@ -62,6 +63,10 @@ class SlurmRun(LiveRun):
         """Slurm's word for the job."""
         said = self.cluster.call("scontrol", "show", "job", self.job)
         return next(word.removeprefix("JobState=") for word in said.stdout.split() if word.startswith("JobState="))
+
+    def trainers(self) -> list[psutil.Process]:
+        """Our own processes of the run: agents, supervisors and all that they started; neither srun nor scripts."""
+        return [process for process in self.processes() if process.name().startswith("python")]
 
     def start_at_once(self) -> None:
         """Nobody of the job is left to take from it the two minutes for which Slurm has a requeued job wait."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 
@@ -154,7 +155,10 @@ def test_a_cancelled_job_is_an_end_that_a_person_wanted(launch: Launch) -> None:
 
 
 def test_the_late_twin_of_a_requeued_job_writes_nothing_and_leaves(launch: Launch) -> None:
-    """Its nodes fall silent, Slurm begins the job anew elsewhere, and then they are heard again."""
+    """Its nodes fall silent, Slurm begins the job anew elsewhere, and then its processes are heard again.
+
+    Ours only: an srun that wakes up would end the step of the same number in the job's next life.
+    """
     run = launch(steps=900, spares=0)
     run.saved(20)
     nodes = [run.node(0), run.node(1)]
@@ -165,11 +169,14 @@ def test_the_late_twin_of_a_requeued_job_writes_nothing_and_leaves(launch: Launc
     run.wait("the job's next life", lambda now: now.job_id != run.job or run.start_at_once(), 60)
     run.wait("its first step", lambda run: run.state == "RUNNING")
     taken_over = run.run.epoch
-    for node in nodes:
-        run.cluster.give_back(node)
-    run.trains_on(60)
+    twin = [process for node in nodes for process in run.cluster.processes_of(node) if process in run.trainers()]
+    run.kill(*twin, number=signal.SIGCONT)
+    run.wait("the twin's end", lambda _: not set(twin) & set(run.trainers()), 30)
+    run.trains_on(20)
 
     assert run.run.epoch == taken_over
+    for node in nodes:
+        run.cluster.lose(node)
     end = run.ends()
     assert (run.decisions(), len(end.attempts)) == ([], 2)
 
