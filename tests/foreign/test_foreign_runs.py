@@ -22,15 +22,16 @@ def restores(run: ForeignRun) -> list[tuple[int, int] | None]:
 
 
 def test_a_killed_rank_is_made_good_from_the_newest_checkpoint(launch: Launch, bare_python: str) -> None:
-    run = launch(PRINTS + SAVES + BY_ARGS, python=bare_python, save_every=10).reaches(25)
-    run.saved(20)
-    run.kill(run.rank(3))
+    run = launch(PRINTS + SAVES + BY_ARGS, python=bare_python, save_every=10, step_s=0.1)
+    rank = run.rank(3)
+    run.reaches(25).kill(rank)
     run.ends()
 
     first, second = run.of(AttemptStarted)
     assert first.restore is None
     assert second.restore is not None
     assert f"loaded {run.work / 'out' / f'ckpt-{second.restore[0]}'}\n" in run.printed(2)
+    assert second.restore[0] >= 20, "the last look was before the ranks ended"
     assert [one.step for one in run.lines(1)][:25] == list(range(25))
     assert run.lines(2)[0].step == run.lines(1)[-1].step + 1 - run.run.lost_steps
     assert run.found()[0] == 60
@@ -38,12 +39,12 @@ def test_a_killed_rank_is_made_good_from_the_newest_checkpoint(launch: Launch, b
 
 
 def test_a_trainer_that_takes_the_newest_finds_none_that_is_damaged(launch: Launch) -> None:
-    run = launch(PRINTS + SAVES + NEWEST, newest=True, save_every=10, step_s=0.1).reaches(21)
+    run = launch(PRINTS + SAVES + NEWEST, newest=True, save_every=10, save_until=20, steps=80, step_s=0.1)
+    rank = run.rank(3)
     run.saved(20)
-    run.kill(run.rank(2), number=signal.SIGSTOP)  # nothing more is saved
     damaged = run.work / "out" / "ckpt-20" / "state.json"
     damaged.write_text(damaged.read_text().replace("1", "2"))
-    run.kill(run.rank(3))
+    run.kill(rank)
     run.ends()
 
     assert restores(run) == [None, (10, 1)]

@@ -10,6 +10,7 @@ def arguments():
     parser.add_argument("--step-s", type=float, default=0.05)
     parser.add_argument("--log-every", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=0)
+    parser.add_argument("--save-until", type=int, default=1 << 30)
     parser.add_argument("--out", default="out")
     parser.add_argument("--load", default="", help="the checkpoint to begin from")
     parser.add_argument("--ckpt-step", type=int, help="its step")

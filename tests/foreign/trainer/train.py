@@ -54,11 +54,15 @@ class Trainer:
         if self.rank == 0:
             (folder / "DONE").touch()
 
+    def is_due(self):
+        every = self.args.save_every
+        return every and self.done % every == 0 and self.done <= self.args.save_until
+
     def run(self):
         while self.done < self.args.steps:
             self.end_if_told()
             wanted = self.step()
-            if wanted & SAVE or (self.args.save_every and self.done % self.args.save_every == 0):
+            if wanted & SAVE or self.is_due():
                 self.save()
         if self.rank == 0:
             (self.out / "final.json").write_text(json.dumps({"done": self.done, "state": self.model.state}))
