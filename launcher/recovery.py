@@ -357,15 +357,14 @@ def _start(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     if choice.restore is not None and choice.restore not in fleet.inspected:
         return [Inspect(choice.restore)]
     slots = assign(run, nodes)
-    resumes_itself = limits.trainer.resumes_itself and choice.restore is None
     started = AttemptStarted(
         at=fleet.now,
         attempt=len(run.attempts) + 1,
         slots=slots,
         incarnations={node: run.nodes[node].incarnation for node in slots},
         restore=choice.restore,
-        why="the trainer goes on from where it knows" if resumes_itself and run.attempts else choice.why,
-        resumes_itself=resumes_itself,
+        why=choice.why,
+        resumes_itself=limits.trainer.resumes_itself and choice.restore is None,
     )
     return [Emit(started)]
 
