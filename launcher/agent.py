@@ -165,6 +165,8 @@ class Agent:
 
     def _turn(self, expected: float) -> None:
         """Look at the ranks and for a supervisor; beat when it is time, or when ranks stop or move. Comes back."""
+        if self._leaving.is_set():
+            return
         now = time.monotonic()
         if now - expected > LATE_S:
             self.ranks.shift(now - expected)

@@ -93,10 +93,11 @@ def resolved_spec(asked: Asked, place: Place) -> ResolvedSpec:
         ("cluster", "min_nodes"): (least if least < most else None, "--nnodes"),
     }
     changes, mistakes = parsed_overrides(asked.changes)
+    tells_steps = "telemetry" in file.value or any(change.path[0] == "telemetry" for change in changes)
     taken = {change.origin for change in changes if change.path in flags}
     mistakes += [Mistake(origin, "follows from flags and job: leave it out") for origin in sorted(taken)]
     changes += [Override(path, value, origin) for path, (value, origin) in flags.items() if value is not None]
-    resolved = resolve_asked(file, changes, mistakes, _built_in(asked, place, ranks))
+    resolved = resolve_asked(file, changes, mistakes, _built_in(asked, place, ranks, tells_steps=tells_steps))
     if asked.max_restarts:
         rate = parse_rate(f"{asked.max_restarts} per run")
         budget = resolved.policy.budget.model_copy(update={"restarts": rate, "first_step": asked.max_restarts})
@@ -104,15 +105,16 @@ def resolved_spec(asked: Asked, place: Place) -> ResolvedSpec:
     return resolved
 
 
-def _built_in(asked: Asked, place: Place, ranks: int) -> dict[str, Any]:
+def _built_in(asked: Asked, place: Place, ranks: int, *, tells_steps: bool) -> dict[str, Any]:
     """What is built in for these runs: as torchrun has it, where that has an opinion."""
     said = os.environ.get("OMP_NUM_THREADS", "")
     threads = int(said) if said.isdigit() and int(said) else len(os.sched_getaffinity(0)) if ranks == 1 else 1
     env = {"ROLE_NAME": asked.role, "TORCHELASTIC_MAX_RESTARTS": str(asked.max_restarts or 0)}
+    # A script that tells no steps cannot be told from one that hangs before its first.
+    first_step = {} if tells_steps else {"first_step": "3650d"}
     return {
         "cluster": {"continue_by": "none", "silence": "10s" if place.job or place.count > 1 else "2s"},
-        # A script that tells no steps cannot be told from one that hangs before its first.
-        "launch": {"first_step": "3650d", "threads": threads, "env": env},
+        "launch": {**first_step, "threads": threads, "env": env},
     }
 
 

@@ -241,6 +241,13 @@ def test_commands_that_only_a_job_script_can_run_are_refused_elsewhere(tmp_path:
     assert mistakes(tmp_path, RUN, setup, backend="slurm") == []
 
 
+def test_an_allocation_of_ones_own_cannot_be_submitted(tmp_path: Path) -> None:
+    told = "'cluster.backend: own' is for runs that 'opt-launch run' starts: give it the script"
+    written = RUN.replace("cluster: {", "cluster: {backend: own, ")
+    assert mistakes(tmp_path, written) == [f"10:20: {told}"]
+    assert mistakes(tmp_path, RUN, "cluster.backend=own") == [f"--set cluster.backend=own: {told}"]
+
+
 def test_nothing_is_said_about_what_a_wrong_value_might_have_meant(tmp_path: Path) -> None:
     assert len(mistakes(tmp_path, changed("nodes: 2", "nodes: two"))) == 1
     assert len(mistakes(tmp_path, changed("batch_tokens: 8192", "batch_tokens: many"))) == 1

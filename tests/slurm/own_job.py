@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+import time
 from typing import Any
 
 from cluster import ROOT, Cluster
-from live_run import COUNTING
+from live_run import COUNTING, LIMIT_S
 from own_run import PROGRAM, given
 from slurm_run import UNPRIVILEGED, SlurmRun
 
@@ -23,11 +24,12 @@ SCRIPT = """\
 #SBATCH --cpus-per-task=2
 #SBATCH --no-kill
 #SBATCH --requeue
+#SBATCH --signal=USR2@120
 #SBATCH --time=30
 #SBATCH --output={folder}/job.out
 #SBATCH --open-mode=append
 
-srun --no-kill --kill-on-bad-exit=0 --wait=0 \\
+srun --no-kill --kill-on-bad-exit=0 --wait=0 --cpus-per-task=2 \\
     {program} run --nnodes $SLURM_NNODES --node_rank $SLURM_NODEID --nproc-per-node 2 --spares {spares} \\
     --rdzv-backend c10d --rdzv-endpoint $(hostname):29500 --name {name} {flags} \\
     {trainer}
@@ -64,6 +66,22 @@ class OwnJob(SlurmRun):
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
         self.job = said.stdout.strip()
+
+    def begins(self, life: str = "") -> None:
+        """Wait until the run is that of this life of the job. What Slurm has a requeued job wait is taken from it."""
+        deadline = time.monotonic() + LIMIT_S
+        while self.run.job_id != f"{self.job}{life}":
+            assert time.monotonic() < deadline, self.story()
+            if life:
+                self.start_at_once()
+            time.sleep(0.3)
+
+    def becomes(self, state: str) -> None:
+        """Wait until the job is in this state."""
+        deadline = time.monotonic() + LIMIT_S
+        while self.job_state() != state:
+            assert time.monotonic() < deadline, self.story()
+            time.sleep(0.2)
 
     def story(self) -> str:
         shown = self.output.read_text(errors="replace") if self.output.exists() else "no output"

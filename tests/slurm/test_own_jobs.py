@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -32,18 +31,11 @@ def own_job(cluster: Cluster) -> Iterator[Make]:
     cluster.restore()
 
 
-def wait_for_job(run: OwnJob, state: str, limit_s: float = 60) -> None:
-    deadline = time.monotonic() + limit_s
-    while (now := run.job_state()) != state:
-        assert time.monotonic() < deadline, now
-        time.sleep(0.2)
-
-
 def test_a_batch_script_that_said_torchrun_trains_and_its_output_tells(own_job: Make) -> None:
     run = own_job(say="hello from")
 
     end = run.ends()
-    wait_for_job(run, "COMPLETED")
+    run.becomes("COMPLETED")
 
     assert (run.decisions(), len(end.attempts), end.job_id) == ([], 1, run.job)
     hello = [line for line in run.output.read_text().splitlines() if line.startswith("hello from ")]
@@ -66,7 +58,7 @@ def test_the_first_node_is_lost_and_with_it_srun_and_the_script(own_job: Make) -
 
     assert [decision.detector for decision in run.decisions()] == ["node_lost", "node_lost"]
     assert set(end.attempts[-1].slots) == {run.node(2), run.node(3)}
-    wait_for_job(run, "CANCELLED")  # else it would stay RUNNING until its time limit
+    run.becomes("CANCELLED")  # else it would stay RUNNING until its time limit
 
 
 def test_a_job_that_is_requeued_or_cancelled_and_submitted_again_goes_on_until_it_has_succeeded(own_job: Make) -> None:
@@ -74,15 +66,16 @@ def test_a_job_that_is_requeued_or_cancelled_and_submitted_again_goes_on_until_i
     run.saved(20)
 
     run.cluster.call("scontrol", "requeue", run.job)
-    run.start_at_once()
+    run.begins(".1")
     run.saved(100)
     requeued = run.run
     run.cluster.call("scancel", run.job)
-    wait_for_job(run, "CANCELLED")
+    run.becomes("CANCELLED")
     run.sbatch()
-    end = run.ends(limit_s=120)
+    run.begins()
+    end = run.ends()
     run.sbatch()
-    wait_for_job(run, "COMPLETED")
+    run.becomes("COMPLETED")
 
     assert requeued.job_id.endswith(".1")
     assert run.decisions() == []
@@ -95,6 +88,7 @@ def test_a_job_warned_of_its_limit_saves_and_begins_anew_if_asked_to(own_job: Ma
     run.wait("step 30", lambda now: now.step >= 30)
 
     run.cluster.call("scancel", "--signal=USR2", f"{run.job}.0")  # as --signal=USR2@120 has it done
-    end = run.lives_again_until_it_ends()
+    run.begins(".1")
+    end = run.ends()
 
     assert (run.decisions(), end.lost_steps, len(end.attempts)) == ([], 0, 2)
