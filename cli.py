@@ -62,6 +62,10 @@ app.add_typer(policy_app, name="policy")
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Its name, a unique prefix of it, or - for the newest.")]
 Root = Annotated[Path, typer.Option(envvar="OPT_LAUNCH_ROOT", help="The folder of the runs.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="trainer.lr=2e-4")]
+Policies = Annotated[list[str] | None, typer.Option(help="A shipped policy or a file; may be repeated.")]
+Nodes = Annotated[int | None, typer.Option(help="Nodes that train.")]
+Spares = Annotated[int | None, typer.Option(help="Nodes in reserve.")]
 Timeout = Annotated[str | None, typer.Option(help="Give up after so long (90s, 2h): exit code 124.")]
 ThroughHold = Annotated[bool, typer.Option("--through-hold", help="Wait on while the run is held.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
@@ -88,30 +92,34 @@ def _common(
 
 @app.command()
 def submit(
-    file: Annotated[Path, typer.Argument(metavar="RUN.yaml")],
+    file: Annotated[Path | None, typer.Argument(metavar="[RUN.yaml]", help="May be left out with --from.")] = None,
     backend: Annotated[Literal["local", "slurm"] | None, typer.Option(help="Where.")] = None,
-    policy: Annotated[list[str] | None, typer.Option(help="A shipped policy or a file; may be repeated.")] = None,
-    nodes: Annotated[int | None, typer.Option(help="Nodes that train.")] = None,
-    spares: Annotated[int | None, typer.Option(help="Nodes in reserve.")] = None,
-    changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="trainer.lr=2e-4")] = None,
+    policy: Policies = None,
+    nodes: Nodes = None,
+    spares: Spares = None,
+    changes: Changes = None,
     name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
+    origin: Annotated[
+        str | None, typer.Option("--from", metavar="RUN@STEP", help="Begin from a checkpoint of that run; or @latest.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be started; touch nothing.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, as the command wait does.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show the live screen.")] = False,
     root: Root = RUNS,
 ) -> None:
     """Start a run. Prints its name. A flag wins over --set, --set over RUN.yaml, RUN.yaml over site.yaml."""
-    from launcher.spec import load_spec
+    from launcher import branch
+    from launcher import submit as starter
+    from launcher.view.copying import copying
 
     flags = {"name": name, "backend": backend, "nodes": nodes, "spares": spares, "policy": policy}
-    resolved = load_spec(file, overrides=changes or (), flags=flags)
+    resolved, source = branch.resolve(file, origin, root, changes or (), flags)
     if dry_run:
         from launcher.view.dry_run import plan_text
 
-        return _print(plan_text(resolved, root))
-    from launcher import submit as starter
-
-    paths = starter.submit(resolved, root)
+        return _print(plan_text(resolved, root, source))
+    with copying(source) as progress:
+        paths = starter.submit(resolved, root, source, progress)
     _print(paths.name, flush=True)
     if watch:
         from launcher.view import watch as viewer
@@ -173,13 +181,17 @@ def logs(
     node: Annotated[str | None, typer.Option(help="Only this node.")] = None,
     rank: Annotated[int | None, typer.Option(help="Only this rank.")] = None,
     attempt: Annotated[int | None, typer.Option(help="Only this attempt.")] = None,
+    since: Annotated[str | None, typer.Option(metavar="10m", help="Only what was printed since so long ago.")] = None,
     root: Root = RUNS,
 ) -> None:
     """What the ranks printed, all nodes merged by time."""
+    import time
+
     from launcher.view.locate import find_run
     from launcher.view.logs import Follower, Wanted, check_wanted, merged
 
-    paths, wanted = find_run(root, run), Wanted(node, rank, attempt)
+    began = time.time() - _seconds(since, "--since") if since else None
+    paths, wanted = find_run(root, run), Wanted(node, rank, attempt, began)
     check_wanted(paths, wanted)
     colours = os.isatty(1) and not os.environ.get("NO_COLOR")
     for line in Follower(paths, wanted).follow() if follow else merged(paths, wanted):
@@ -187,17 +199,21 @@ def logs(
 
 
 @app.command()
-def stop(run: RunName, yes: Yes = False, root: Root = RUNS) -> None:
+def stop(
+    run: RunName,
+    now: Annotated[bool, typer.Option("--now", help="Save nothing; end it also where no supervisor answers.")] = False,
+    yes: Yes = False,
+    root: Root = RUNS,
+) -> None:
     """Save a checkpoint, then end the run. It can be resumed. Asks first; without a terminal it wants --yes."""
-    from launcher.errors import WrongUse
+    import getpass
+
+    from launcher.stop import stop as end
     from launcher.view.locate import find_run
 
-    name = find_run(root, run).name
-    if not yes and not os.isatty(0):
-        raise WrongUse("nobody can be asked whether to stop it: no terminal", f"stop {name}", "add --yes")
-    if not yes:
-        typer.confirm(f"Stop run {name}?", abort=True, err=True)
-    _command(root, name, "stop")
+    paths = find_run(root, run)
+    _ask(f"Stop run {paths.name}{' without saving' if now else ''}?", yes, f"stop {paths.name}")
+    _tell(end(paths, getpass.getuser(), now=now, tell=_tell))
 
 
 @app.command()
@@ -222,16 +238,45 @@ def release(run: RunName, root: Root = RUNS) -> None:
     _command(root, run, "release")
 
 
-@app.command()
-def resume(run: RunName, root: Root = RUNS) -> None:
-    """Start a run again that has ended, or whose processes have all died. Prints its name."""
-    import getpass
-
-    from launcher import submit as starter
+@app.command(name="do")
+def do_(
+    run: RunName,
+    actions: Annotated[str, typer.Argument(metavar="ACTIONS", help="As in a policy: {restart: {from: last_good}}")],
+    why: Annotated[str, typer.Option(help="It is journaled, with your name.")],
+    yes: Yes = False,
+    root: Root = RUNS,
+) -> None:
+    """Have actions done now, as a rule of the policy would."""
+    from launcher import deeds
+    from launcher.spec import read_resolved
     from launcher.view.locate import find_run
 
     paths = find_run(root, run)
-    starter.resume(paths, getpass.getuser())
+    asked = deeds.parsed(actions, frozenset(read_resolved(paths.spec).notify))
+    _ask(f"Run {paths.name}: {', '.join(asked)}?", yes, f"do {paths.name}")
+    _command(root, paths.name, "do", actions=asked, why=why)
+
+
+@app.command()
+def resume(
+    run: RunName,
+    changes: Changes = None,
+    nodes: Nodes = None,
+    spares: Spares = None,
+    policy: Policies = None,
+    partition: Annotated[str | None, typer.Option(help="Slurm's.")] = None,
+    time: Annotated[str | None, typer.Option(help="The job's limit: 12h, 3-00:00:00.")] = None,
+    root: Root = RUNS,
+) -> None:
+    """Start a run again that has ended, or whose processes have all died; perhaps with changes. Prints its name."""
+    import getpass
+
+    from launcher.resume import resume as start
+    from launcher.view.locate import find_run
+
+    paths = find_run(root, run)
+    flags = {"nodes": nodes, "spares": spares, "policy": policy, "partition": partition, "time": time}
+    start(paths, getpass.getuser(), changes or (), flags)
     _print(paths.name)
 
 
@@ -392,6 +437,16 @@ def _command(root: Path, name: str, verb: str, **args: Any) -> None:
     from launcher.view.steer import steer
 
     _tell(steer(find_run(root, name), verb, args))
+
+
+def _ask(question: str, yes: bool, what: str) -> None:
+    """Go on only with a person's yes."""
+    if not yes and not os.isatty(0):
+        from launcher.errors import WrongUse
+
+        raise WrongUse("nobody can be asked: no terminal", what, "add --yes")
+    if not yes:
+        typer.confirm(question, abort=True, err=True)
 
 
 def _wait_for(paths: Any, timeout_s: float | None, *, through_hold: bool) -> None:

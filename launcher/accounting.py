@@ -23,10 +23,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from launcher.events import (
+    Asked,
     AttemptEnded,
     AttemptStarted,
     Decision,
     Event,
+    RunAmended,
     RunEnded,
     RunHeld,
     RunReleased,
@@ -63,6 +65,7 @@ class Step:
     us: int
     loss: float | None
     samples: tuple[int, int] | None
+    slots: int
     is_first: bool  # of its attempt: compiling and warming up, no measure of speed
     steps: int = 1
 
@@ -78,8 +81,7 @@ class Step:
 class Account:
     """The parts of the time since submit, and the steps that are kept.
 
-    `slots`: places for ranks that were allocated, spares included. `free_us`: how much of each part had no
-    allocation.
+    `slots`: places for ranks that are allocated, spares included. `slots_us`: each part times those that were.
     """
 
     parts_us: Mapping[Part, int]
@@ -88,7 +90,7 @@ class Account:
     rolled_back: tuple[Step, ...]
     target_step: int | None = None
     first_sample: int = 0
-    free_us: Mapping[Part, int] = field(default_factory=dict)
+    slots_us: Mapping[Part, int] = field(default_factory=dict)
 
     @property
     def total_us(self) -> int:
@@ -101,7 +103,7 @@ class Account:
     @property
     def gpu_hours(self) -> dict[str, float]:
         """Every part times the slots that were allocated, also where they only waited."""
-        return {part: (us - self.free_us.get(part, 0)) * self.slots / 3.6e9 for part, us in self.parts_us.items()}
+        return {part: us / 3.6e9 for part, us in self.slots_us.items()}
 
     @property
     def ettr(self) -> float | None:
@@ -182,8 +184,9 @@ class _Ledger:
     """The books while they are being written: all that lies before `mark_us` has been assigned."""
 
     parts: dict[Part, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
-    free: dict[Part, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))  # of these, without an allocation
+    slots_us: dict[Part, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))  # times places for ranks
     submitted: RunSubmitted | None = None
+    asked: Asked | None = None  # what was submitted, or amended since
     mark_us: int = 0
     seen_us: int = 0
     phase: Part = "queue"
@@ -198,7 +201,7 @@ class _Ledger:
 
     def take(self, event: Event) -> None:
         if isinstance(event, RunSubmitted) and self.submitted is None:
-            self.submitted = event
+            self.submitted = self.asked = event
             self.mark_us = self.seen_us = _us(event.at)
         if self.submitted is None:
             return
@@ -217,6 +220,8 @@ class _Ledger:
             self._end_of_ranks()
         elif isinstance(event, Decision):
             self._decided(event)
+        elif isinstance(event, RunAmended):
+            self.asked = event  # told when the former allocation is gone
         elif isinstance(event, RunHeld):
             self._turn("held", was="hang" if self._stands_still() else "rolled_back")
         elif isinstance(event, RunReleased) and self.phase == "held":
@@ -228,14 +233,21 @@ class _Ledger:
     def _turn(self, phase: Part, was: Part = "hang") -> None:
         """Assign the time up to now to the present phase, or to `was` where ranks had been training."""
         part = was if self.phase == _STEPPING else self.phase
-        elapsed = self._elapsed()
-        self.parts[part] += elapsed
-        self.free[part] += elapsed if self.ended or part == "queue" else 0
+        self._count(part, self._elapsed())
         self.phase = phase
 
     def _elapsed(self) -> int:
         elapsed, self.mark_us = self.seen_us - self.mark_us, self.seen_us
         return elapsed
+
+    @property
+    def slots(self) -> int:
+        return (self.asked.nodes + self.asked.spares) * self.asked.ranks_per_node if self.asked else 0
+
+    def _count(self, part: Part, us: int) -> None:
+        """Assign time to a part. In the queue and after the end nothing is allocated."""
+        self.parts[part] += us
+        self.slots_us[part] += 0 if self.ended or part == "queue" else us * self.slots
 
     def _step(self, event: StepDone) -> None:
         if event.attempt != self.attempt:
@@ -248,16 +260,17 @@ class _Ledger:
             elapsed = self._elapsed()
             took = min(elapsed, max(0, _us(event.step_s))) if self.fresh else elapsed
             if self.phase != _STEPPING:
-                self.parts[self.phase] += elapsed - took
+                self._count(self.phase, elapsed - took)
             blocked = min(took, max(0, _us(event.blocked_s)))
-            self.parts["checkpoint"] += blocked
+            self._count("checkpoint", blocked)
             us = took - blocked
             self.phase = _STEPPING
         else:  # done while ranks were already being ended: it counts as a step, its time is the phase's
             us = 0
         loss = event.metrics.get("loss")
         steps = 1 if self.fresh and self.resumes_itself else event.step + 1 - self.completed
-        self.kept.append(Step(event.step, event.attempt, event.at, us, loss, event.samples, self.fresh, steps))
+        step = Step(event.step, event.attempt, event.at, us, loss, event.samples, self.slots, self.fresh, steps)
+        self.kept.append(step)
         self.fresh, self.completed = False, event.step + 1
 
     def _roll_back(self, base: int) -> None:
@@ -303,20 +316,20 @@ class _Ledger:
         return self.seen_us - self.mark_us > max(_STILL_LEAST_US, _STILL_MEDIANS * usual * 1e6)
 
     def account(self) -> Account:
-        provisional = self.parts["useful"]
-        parts = dict(self.parts)
-        parts["useful"] = provisional + sum(step.us for step in self.kept)
-        parts["rolled_back"] += sum(step.us for step in self.rolled_back)
-        nodes = self.submitted.nodes + self.submitted.spares if self.submitted else 0
-        slots = nodes * self.submitted.ranks_per_node if self.submitted else 0
+        for step in self.kept:
+            self.parts["useful"] += step.us
+            self.slots_us["useful"] += step.us * step.slots
+        for step in self.rolled_back:
+            self.parts["rolled_back"] += step.us
+            self.slots_us["rolled_back"] += step.us * step.slots
         return Account(
-            parts_us=parts,
-            slots=slots,
+            parts_us=self.parts,
+            slots=self.slots,
             kept=tuple(self.kept),
             rolled_back=tuple(sorted(self.rolled_back, key=lambda step: (step.attempt, step.step))),
-            target_step=self.submitted.target_step if self.submitted else None,
+            target_step=self.asked.target_step if self.asked else None,
             first_sample=self.submitted.first_sample if self.submitted else 0,
-            free_us=dict(self.free),
+            slots_us=self.slots_us,
         )
 
 

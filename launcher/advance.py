@@ -10,7 +10,7 @@ STARTING, RUNNING, SUSPECT, PENDING
             decision (act) with restart, hold or stop          RECOVERING
 RECOVERING  attempt_started                                    STARTING
 any live    run_held                                           HELD
-HELD        run_released                                       RECOVERING
+HELD        run_released, a person's decision with one of these RECOVERING
 any live    run_ended                                          SUCCEEDED, FAILED, STOPPED
 any         run_resumed                                        PENDING
 """
@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from launcher.events import (
     ActionDone,
     AgentJoined,
+    Asked,
     AttemptEnded,
     AttemptStarted,
     CheckpointCommitted,
@@ -41,6 +42,7 @@ from launcher.events import (
     NodeDown,
     NodeSilent,
     RankExited,
+    RunAmended,
     RunEnded,
     RunHeld,
     RunReleased,
@@ -73,10 +75,14 @@ def advance(run: Run, event: Event) -> Run:
 
 
 def _submitted(run: Run, event: RunSubmitted) -> Run:
+    branch = event.branched_from
+    run = evolve(run, name=event.run, submitted_at=event.at, branched_from=branch, step=branch.step if branch else 0)
+    return _asked(run, event)
+
+
+def _asked(run: Run, event: Asked) -> Run:
     return evolve(
         run,
-        name=event.run,
-        submitted_at=event.at,
         nodes_wanted=event.nodes,
         ranks_per_node=event.ranks_per_node,
         spares_wanted=event.spares,
@@ -134,6 +140,7 @@ def _ended(run: Run, event: RunEnded) -> Run:
         ended_reason=event.reason,
         pending=None,
         stop_requested="",
+        stop_now=False,
         hold_requested="",
         hold_reason="",
         steps_stopped=False,
@@ -155,6 +162,7 @@ def _resumed(run: Run, event: RunResumed) -> Run:
         hold_reason="",
         hold_requested="",
         stop_requested="",
+        stop_now=False,
         ended_reason="",
         job_ending="",
         job_over="",
@@ -315,7 +323,8 @@ def _trainer_done(run: Run, event: TrainerDone) -> Run:
 def _command(run: Run, event: CommandReceived) -> Run:
     run = evolve(run, commands={**run.commands, event.id: event})
     if event.verb == "stop" and not run.state.is_terminal:
-        run = evolve(run, stop_requested=event.author, stop_requested_at=event.at)
+        now = run.stop_now or event.args.get("now") is True
+        run = evolve(run, stop_requested=event.author, stop_requested_at=event.at, stop_now=now)
     if event.verb == "hold" and not run.state.is_terminal and run.state is not RunState.HELD:
         reason = f"{event.author}: {event.args.get('reason') or 'no reason given'}"
         run = evolve(run, hold_requested=reason, hold_requested_at=event.at)
@@ -330,6 +339,7 @@ def _answered(run: Run, event: CommandAnswered) -> Run:
 
 _HANDLERS = {
     RunSubmitted: _submitted,
+    RunAmended: _asked,
     EpochStarted: _epoch_started,
     RunHeld: _held,
     RunReleased: _released,

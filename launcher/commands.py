@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from launcher import control, wire
+from launcher import control, deeds, wire
 from launcher.abilities import Abilities
 from launcher.events import (
     AttemptEnded,
@@ -23,8 +23,16 @@ from launcher.run import Run, RunState
 class Commands:
     """Commands by wire and by file. A command is journaled before it is executed, and so survives us."""
 
-    def __init__(self, paths: RunPaths, emit: Callable[[Event], Event], trainer: Abilities) -> None:
-        self._paths, self._emit, self._trainer = paths, emit, trainer
+    def __init__(
+        self,
+        paths: RunPaths,
+        run: Callable[[], Run],
+        emit: Callable[[Event], Event],
+        trainer: Abilities,
+        channels: frozenset[str],
+    ) -> None:
+        self._paths, self._run, self._emit = paths, run, emit
+        self._trainer, self._channels = trainer, channels
         self._known: dict[str, wire.Link | None] = {}  # who waits for the answer, if anybody does by wire
         self._saves: set[str] = set()
 
@@ -41,8 +49,7 @@ class Commands:
             return
         event = control.received(message, str(message.get("author", "?")), time.time())
         if event is not None and event.id not in self._known:
-            self._known[event.id] = link
-            self._emit(event)
+            self._take(event, link)
             while await link.receive() is not None:
                 pass
 
@@ -50,10 +57,15 @@ class Commands:
         """Commands left in the run folder; those answered before are cleared away."""
         for event in control.take_files(self._paths, time.time()):
             if event.id not in self._known:
-                self._known[event.id] = None
-                self._emit(event)
+                self._take(event, None)
             elif event.id not in run.commands:
                 control.drop_file(self._paths, event.id)
+
+    def _take(self, event: CommandReceived, link: wire.Link | None) -> None:
+        """Journal a command; the actions of a `do` as they will be done, or why they will not."""
+        self._known[event.id] = link
+        is_deed = event.verb == "do"
+        self._emit(deeds.checked(event, self._run(), self._trainer, self._channels) if is_deed else event)
 
     # ------------------------------------------------------------ done
 
@@ -65,7 +77,7 @@ class Commands:
             return
         match command.verb:
             case "stop":
-                self._say(command.id, True, f"stopping {self._how}")
+                self._say(command.id, True, "stopping at once" if run.stop_now else f"stopping {self._how}")
             case "save" if run.live_attempt is None or state is RunState.RECOVERING:
                 self._say(command.id, False, f"nothing to save: the run is {state}")
             case "save" if self._trainer.refusal:
@@ -81,6 +93,12 @@ class Commands:
                 self._say(command.id, True, "released")
             case "release":
                 self._say(command.id, False, f"not held: the run is {state}")
+            case "do" if "actions" not in command.args:
+                self._say(command.id, False, str(command.args.get("refused")))
+            case "do" if ending := deeds.what_ends(run):
+                self._say(command.id, False, ending)
+            case "do":
+                self._say(command.id, True, deeds.told(command.args["actions"]))
 
     @property
     def _how(self) -> str:

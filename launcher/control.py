@@ -18,11 +18,12 @@ from launcher.events import CommandAnswered, CommandReceived
 from launcher.journal import newest_epoch, read_journal
 from launcher.paths import RunPaths, write_atomically
 
-VERBS = frozenset({"stop", "save", "hold", "release"})
+VERBS = frozenset({"stop", "save", "hold", "release", "do"})
+ANSWER_S = 30.0  # how long an answer may take
 _POLL_S = 0.2
 
 
-def command(paths: RunPaths, verb: str, args: dict[str, Any], timeout_s: float = 30.0) -> tuple[bool, str]:
+def command(paths: RunPaths, verb: str, args: dict[str, Any], timeout_s: float = ANSWER_S) -> tuple[bool, str]:
     """Have the run's supervisor do something; (done, what it said). Raises Unreachable if none answers in time."""
     id_ = uuid.uuid4().hex[:12]
     request = {"id": id_, "verb": verb, "args": args}
@@ -31,11 +32,21 @@ def command(paths: RunPaths, verb: str, args: dict[str, Any], timeout_s: float =
     if answer is not None:
         return answer
     leave(paths, id_, verb, args)
-    while time.monotonic() < deadline:
+    taken = False
+    while True:
         for event in reversed(read_journal(paths).events):
             if isinstance(event, CommandAnswered) and event.id == id_:
                 return event.ok, event.message
+            taken = taken or (isinstance(event, CommandReceived) and event.id == id_)
+        if time.monotonic() > deadline:
+            break
         time.sleep(_POLL_S)
+    if taken:
+        raise Unreachable(
+            f"'{verb}' was taken and is not done yet, after {timeout_s:.0f}s",
+            where=f"run {paths.name}",
+            hint=f"it goes on: opt-launch status {paths.name}",
+        )
     drop_file(paths, id_)
     raise Unreachable(
         f"no supervisor answered '{verb}' within {timeout_s:.0f}s",

@@ -65,6 +65,11 @@ class Document:
         mark = self.keys.get(path) or self.values.get(path)
         return f"{self.name}:{mark.line}" if mark else self.name
 
+    def comment(self, path: Path_) -> str:
+        """What is written behind a value in its line."""
+        mark = self.values[path]
+        return self.lines[mark.line - 1][mark.column - 1 + mark.width :].strip().removeprefix("# ")
+
 
 def read_document(path: Path, name: str = "") -> Document:
     """The document of a file. Raises ConfigError with the one mistake that keeps it from being read."""

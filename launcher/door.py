@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from launcher import submit
+from launcher import resume, submit
 from launcher.advance import fold
 from launcher.backends import own, slurm
 from launcher.backends.scratch import sweep_scratch
@@ -175,7 +175,7 @@ def _goes_on(spec: RunSpec, paths: RunPaths, place: Place) -> bool:
     before = own.allocation(paths)
     is_requeued = bool(place.job) and before.get("job") == place.job and before.get("life") != place.life
     if state.is_terminal or not is_requeued:  # else the supervisor sees that the job began anew
-        submit.begin_again(paths, getpass.getuser())
+        resume.begin_again(paths, getpass.getuser())
     return False
 
 
@@ -201,7 +201,7 @@ def _refused(message: str, paths: RunPaths, hint: str) -> LaunchError:
 
 def _wait_for_its_end(paths: RunPaths, place: Place) -> None:
     """What worked on the run before may take a moment to be gone. Raises LaunchError if it stays."""
-    deadline = time.monotonic() + (ENDING_S if place.job else submit.DYING_S)
+    deadline = time.monotonic() + (ENDING_S if place.job else resume.DYING_S)
     while own.is_at_work(paths, place):
         if time.monotonic() > deadline:
             raise _refused(f"run '{paths.name}' is alive", paths, f"opt-launch status {paths.name}; or another --name")

@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 SCHEMA = 1
 
+PERSON = "person"  # the rule of decisions that a person made
+
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 CheckpointId: TypeAlias = tuple[int, int]  # (step, attempt that wrote it)
 
@@ -48,17 +50,41 @@ def _snake(name: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSubmitted(Event):
-    """The run exists: what was asked for. `world_size` ranks over `nodes` nodes."""
+class Branch:
+    """The checkpoint of another run that a run began from: the one of `step`, written by that run's `attempt`."""
 
     run: str
+    step: int
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a person asked for, as far as the state machine needs it. `ranks_per_node` ranks on `nodes` nodes."""
+
     nodes: int
     ranks_per_node: int
     spares: int
     target_step: int | None
     probation: int
     save_every: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSubmitted(Asked, Event):
+    """The run exists."""
+
+    run: str
     first_sample: int = 0
+    branched_from: Branch | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunAmended(Asked, Event):
+    """A person asks for something else from here on. `changes`: a key of the spec -> what it was, and what it is."""
+
+    author: str
+    changes: dict[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -447,7 +473,7 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    if isinstance(value, (Sealed, RankProgress)):
+    if isinstance(value, (Sealed, RankProgress, Branch)):
         return {f.name: getattr(value, f.name) for f in fields(value)}
     return value
 
@@ -462,6 +488,8 @@ def _rich(cls: type[Event], name: str, value: Any) -> Any:
         return None
     if name == "sealed":
         return tuple(Sealed(**item) for item in value)
+    if name == "branched_from":
+        return Branch(**value)
     if cls is StepsStopped and name == "ranks":
         return {int(rank): RankProgress(**item) for rank, item in value.items()}
     if name == "slots":

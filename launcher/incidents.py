@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from launcher.events import (
+    PERSON,
     ActionDone,
     Decision,
 )
@@ -25,9 +26,16 @@ def decided(run: Run, event: Decision) -> Run:
     run = evolve(run, nodes=nodes)
     if "save" in event.actions and not event.actions.keys() & ENDING:
         run = evolve(run, save_requested_at=event.at, save_beyond=run.step)
-    if not event.actions.keys() & ENDING or run.state is RunState.HELD:
+    if not event.actions.keys() & ENDING or (run.state is RunState.HELD and event.rule != PERSON):
         return run
-    return evolve(run, state=RunState.RECOVERING, pending=event, pending_done=frozenset(), recovering_since=event.at)
+    return evolve(
+        run,
+        state=RunState.RECOVERING,
+        pending=event,
+        pending_done=frozenset(),
+        hold_reason="",
+        recovering_since=event.at,
+    )
 
 
 def action_done(run: Run, event: ActionDone) -> Run:

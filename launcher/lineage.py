@@ -22,6 +22,7 @@ def committed(run: Run, event: CheckpointCommitted) -> Run:
     """A late commit of an ended attempt exists too, but is not the head of another attempt's line.
 
     Steps done while it was being written count for its probation already. One told twice changes nothing.
+    The one that a branch begins with is there before any attempt.
     """
     if (event.step, event.attempt) in run.checkpoints:
         return run

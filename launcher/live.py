@@ -24,7 +24,8 @@ def next_action(run: Run, at: float) -> str:
     """In one line: what will be done next, and why."""
     pending = run.pending
     if run.stop_requested and not run.state.is_terminal:
-        return f"save, then stop, as {run.stop_requested} asked"
+        how = "stop at once" if run.stop_now else "save, then stop"
+        return f"{how}, as {run.stop_requested} asked"
     if run.job_ending and not run.state.is_terminal:
         return f"save, and go on in the next job: {run.job_ending}"
     if run.hold_requested:

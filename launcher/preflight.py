@@ -155,8 +155,7 @@ def _corpus(trainer: Trainer) -> Iterator[Problem]:
 
 
 def _length(trainer: Trainer) -> Iterator[Problem]:
-    paths = {path for pattern in trainer.data for path in _files(pattern)}
-    lengths = [length for path in sorted(paths) if (length := os.path.getsize(path))]
+    lengths = corpus_lengths(trainer)
     kept = trained_on(lengths, trainer.held_out)
     tokens = sum(kept) + len(kept)  # a byte is a token, and each file ends with one more
     if tokens <= trainer.seq_len:
@@ -165,6 +164,12 @@ def _length(trainer: Trainer) -> Iterator[Problem]:
             f"too few for one sequence of {trainer.seq_len} tokens",
             ("trainer.data", "trainer.seq_len", "trainer.held_out"),
         )
+
+
+def corpus_lengths(trainer: Trainer) -> list[int]:
+    """The bytes of each file of the corpus, in the order of their paths; those of the standard library aside."""
+    paths = {path for pattern in trainer.data for path in _files(pattern)}
+    return [length for path in sorted(paths) if (length := os.path.getsize(path))]
 
 
 def trained_on(lengths: Sequence[int], held_out: float) -> list[int]:

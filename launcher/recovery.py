@@ -157,6 +157,8 @@ def _stop(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         return [Search()]
     if run.live_attempt is None:
         return [Emit(RunEnded(at=fleet.now, state="STOPPED", reason=reason))]
+    if run.stop_now:
+        return _clear(run, fleet, reason)
     return _end_gently(run, run.live_attempt, fleet, limits.trainer, run.stop_requested_at, reason)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.accounting import PARTS, Account, account, sample_faults
 from launcher.advance import fold
-from launcher.events import AttemptStarted, Event
+from launcher.events import AttemptStarted, Event, RunAmended
 from launcher.journal import Damage, read_journal
 from launcher.paths import RunPaths
 from launcher.run import Attempt, Run
@@ -33,6 +33,9 @@ def report(paths: RunPaths, now: float | None = None) -> dict[str, Any]:
         "effective_loss": [{"step": step, "attempt": at, "loss": loss} for step, at, loss in books.loss_curve],
         "time": time_account(books),
         "attempts": [_attempt(one, journal.events) for one in run.attempts],
+        "amendments": [
+            _amendment(event) for event in journal.events if isinstance(event, RunAmended) and event.changes
+        ],
         "samples": {"ranges": len(books.kept_samples), "faults": sample_faults(books.kept_samples, books.first_sample)},
         "damage": [_damage(one) for one in journal.damage],
     }
@@ -72,6 +75,10 @@ def _attempt(attempt: Attempt, events: Sequence[Event]) -> dict[str, Any]:
         "reason": attempt.reason,
         "exits": {str(rank): code for rank, code in sorted(attempt.exits.items())},
     }
+
+
+def _amendment(event: RunAmended) -> dict[str, Any]:
+    return {"at": iso(event.at), "author": event.author, "changes": event.changes}
 
 
 def _damage(damage: Damage) -> dict[str, Any]:
@@ -120,7 +127,8 @@ def _differences(environments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def to_markdown(body: Mapping[str, Any]) -> str:
     """A short logbook to read in the morning."""
-    sections = (_header(body), _time(body), _attempts(body), _incidents(body), _remarks(body))
+    parts = (_header, _time, _attempts, _amendments, _incidents, _remarks)
+    sections = [part(body) for part in parts]
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
 
 
@@ -136,6 +144,8 @@ def _header(body: Mapping[str, Any]) -> list[str]:
         f"{counted(body['restarts'], 'restart')}, {counted(body['lost_steps'], 'step')} lost, "
         f"{counted(len(body['incidents']), 'incident')}.",
     ]
+    if branch := body["branched_from"]:
+        lines.insert(2, f"Began from step {branch['step']:,} of run {branch['run']} (attempt {branch['attempt']}).")
     if digest:
         mark = {True: "comparable", False: "not comparable", None: "comparability unknown"}
         lines.append(f"Final digest `{digest}`, {mark[body['digest']['comparable']]}: {body['digest']['why']}.")
@@ -181,6 +191,15 @@ def _attempts(body: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
     head = ("attempt", "started", "steps", "to first step", "nodes", "ended by")
     return ["## Attempts", "", *(_table(head, rows) if rows else ["None was started."])]
+
+
+def _amendments(body: Mapping[str, Any]) -> list[str]:
+    rows = [
+        (one["at"], one["author"], key, "-" if old is None else old, "-" if new is None else new)
+        for one in body["amendments"]
+        for key, (old, new) in one["changes"].items()
+    ]
+    return ["## Changes", "", *_table(("when", "by", "what", "before", "after"), rows)] if rows else []
 
 
 def _incidents(body: Mapping[str, Any]) -> list[str]:

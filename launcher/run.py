@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from launcher.events import (
+    Branch,
     CheckpointId,
     CommandReceived,
     Decision,
@@ -148,6 +149,7 @@ class Run:
     target_step: int | None = None
     probation: int = 0
     save_every: int | None = None
+    branched_from: Branch | None = None
     step: int = 0  # steps completed in the current line of the run
     stride: int = 1  # the most steps between two that were told in a row
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -162,6 +164,7 @@ class Run:
     hold_reason: str = ""
     stop_requested: str = ""  # who asked
     stop_requested_at: float = 0.0
+    stop_now: bool = False  # without a last checkpoint
     job_ending: str = ""  # why
     job_ending_at: float = 0.0
     job_decided: bool = False  # whether it begins anew, the scheduler knows

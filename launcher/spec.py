@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ from launcher.sections import RunSpec
 from launcher.site import for_backend, read_site
 from launcher.sources import BUILT_IN, Override, Sources, merged, parsed_overrides, value_of, with_value
 from launcher.validation import Finding, validated
-from policies.load import Source, is_path, read_policies
+from policies.load import RunFacts, Source, is_path, read_policies
 from policies.schema import Policy
 
 __all__ = [
-    "FLAGS", "OF_RUN", "ResolvedSpec", "RunSpec", "dump_resolved", "load_spec", "read_resolved", "resolve",
-    "resolve_asked",
+    "FLAGS", "OF_RUN", "ResolvedSpec", "RunSpec", "dump_resolved", "flat", "load_spec", "read_resolved", "resolve",
+    "resolve_again", "resolve_asked",
 ]  # fmt: skip
 
 # The flags of the command line that set a value of the spec.
@@ -38,7 +38,9 @@ FLAGS: dict[str, str] = {
     "policy": "policy",
     "partition": "cluster.slurm.partition",
     "account": "cluster.slurm.account",
+    "time": "cluster.slurm.time",
 }
+PolicyFor = Callable[[RunFacts], tuple[Policy | None, list[Mistake]]]
 OF_RUN = "opt-launch run"  # the origin of what only that command may set
 
 
@@ -62,13 +64,29 @@ def load_spec(path: Path, overrides: Sequence[str] = (), flags: Mapping[str, Any
 
 def resolve(file: Document, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> ResolvedSpec:
     """As `load_spec`, of a RUN.yaml that has been read."""
+    return resolve_asked(file, *_asked(overrides, flags or {}))
+
+
+def resolve_again(
+    file: Document, overrides: Sequence[str], flags: Mapping[str, Any], policy_for: PolicyFor | None
+) -> ResolvedSpec:
+    """As `load_spec`, of a spec that was resolved before: the site has nothing to add to it.
+
+    `policy_for` gives the policy in place of those that are named.
+    """
+    asked, mistakes = _asked(overrides, flags)
+    return _resolved(Sources(file, asked), mistakes, policy_for)
+
+
+def _asked(overrides: Sequence[str], flags: Mapping[str, Any]) -> tuple[list[Override], list[Mistake]]:
+    """What the command line asks for, and the mistakes in it."""
     asked, mistakes = parsed_overrides(overrides)
     asked += [
         Override(tuple(FLAGS.get(name, name).split(".")), _plain(value), f"--{name} {_words(value)}")
-        for name, value in (flags or {}).items()
+        for name, value in flags.items()
         if value is not None and value not in ([], ())
     ]
-    return resolve_asked(file, asked, mistakes)
+    return asked, mistakes
 
 
 def resolve_asked(
@@ -84,8 +102,13 @@ def resolve_asked(
     site, mistakes = read_site(os.environ)
     site = for_backend(site, Sources(file, asked, site).values()[0])
     sources = Sources(file, asked, replace(site, value=merged(built_in or {}, site.value)))
+    return _resolved(sources, [*mistakes, *found])
+
+
+def _resolved(sources: Sources, found: Sequence[Mistake], policy_for: PolicyFor | None = None) -> ResolvedSpec:
+    """What all of it comes to. Raises ConfigError with every mistake, those `found` before among them."""
     values, misplaced = sources.values()
-    mistakes += [*found, *misplaced]
+    mistakes = [*found, *misplaced]
     spec, findings = validated(RunSpec, _with_absolute_paths(values, sources))
     policy = None
     if spec is not None:
@@ -96,11 +119,12 @@ def resolve_asked(
             if not any(_touches(key, place) for key in about for place in wrong)
         ]
         findings += _not_by_hand(spec, sources)
-        policy, from_policy = read_policies(_policy_sources(spec, sources), facts_of(spec))
+        facts = facts_of(spec)
+        policy, from_policy = policy_for(facts) if policy_for else read_policies(_policy_sources(spec, sources), facts)
         mistakes += from_policy
     mistakes = [sources.mistake(finding) for finding in findings] + mistakes
     if mistakes or spec is None or policy is None:
-        raise ConfigError(sorted(mistakes, key=lambda one: (one.line == 0, one.where != file.name, one.line)))
+        raise ConfigError(sorted(mistakes, key=lambda one: (one.line == 0, one.where != sources.file.name, one.line)))
     policy = policy.model_copy(update={"rules": (*exit_rules(spec), *policy.rules)})
     return ResolvedSpec(spec, dict(_origins(spec, sources)), policy)
 
@@ -108,7 +132,8 @@ def resolve_asked(
 def dump_resolved(resolved: ResolvedSpec) -> str:
     """The spec as YAML that `read_resolved` reads back, each value with its origin beside it."""
     values = resolved.spec.model_dump(exclude_none=True, by_alias=True)
-    return "\n".join(["# Resolved when the run was submitted.", *_yaml_lines(values, resolved.origins)]) + "\n"
+    head = "# Resolved: behind each value is where it came from."
+    return "\n".join([head, *_yaml_lines(values, resolved.origins)]) + "\n"
 
 
 def read_resolved(path: Path) -> RunSpec:
@@ -161,6 +186,12 @@ def _touches(key: str, wrong: str) -> bool:
 def _policy_sources(spec: RunSpec, sources: Sources) -> list[Source]:
     """The named policies, each with the place to show when it cannot be found."""
     return [Source(name, sources.mistake((("policy", index), ""))) for index, name in enumerate(spec.policy)]
+
+
+def flat(spec: RunSpec) -> dict[str, Any]:
+    """Every value that is set, by its dotted key, as JSON has it."""
+    values = spec.model_dump(mode="json", exclude_none=True, by_alias=True)
+    return {".".join(map(str, path)): value_of(values, path) for path in _leaves(values)}
 
 
 def _leaves(values: Mapping[str, Any], path: Path_ = ()) -> Iterator[Path_]:

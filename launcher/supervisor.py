@@ -94,7 +94,8 @@ class Supervisor:
         self._last_step: dict[int, int] = {}
         self._exits: set[tuple[int, int]] = set()
         self._down: set[str] = set()
-        self.commands = Commands(paths, self.emit, self.spec.abilities)
+        channels = frozenset(self.spec.notify)
+        self.commands = Commands(paths, lambda: self.run_, self.emit, self.spec.abilities, channels)
         backend = backend_of(self.spec)
         self._node_states = backend.node_states(paths, self.job_id)
         self.succession = Succession(paths, self.spec, self.job_id, backend, self._node_states, self.emit)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.events import AttemptEnded, Decision, Event, Json, StepDone
+from launcher.events import PERSON, AttemptEnded, CommandReceived, Decision, Event, Json, StepDone
 from launcher.evolve import evolve
 from policies.detectors import bad_metrics, look
 from policies.exits import failed_rank
 from policies.finding import Finding
 from policies.ladder import charged, chosen_rung, used, without_progress
-from policies.observe import observe
+from policies.observe import begun_afresh, observe
 from policies.schema import INFRASTRUCTURE, Policy, Rule, Rung
 from policies.silence import lost_nodes
 from policies.state import EngineState, Pending, RuleState, Streak, is_within
@@ -37,7 +37,7 @@ def decide(policy: Policy, state: EngineState, event: Event) -> tuple[EngineStat
     """The new state, what is decided, and the time (Unix seconds) by which a Tick is wanted at the latest."""
     state = _with_streaks(policy, observe(state, event), event)
     decisions: list[Decision] = []
-    for judge in (_rejected_checkpoint, _early_end, _infrastructure, _numerics):
+    for judge in (_person, _rejected_checkpoint, _early_end, _infrastructure, _numerics):
         state, more = judge(policy, state, event)
         decisions += more
     return state, tuple(decisions), next_deadline(policy, state)
@@ -51,6 +51,20 @@ def next_deadline(policy: Policy, state: EngineState) -> float | None:
 
 
 # ---------------------------------------------------------------- the judges, in order
+
+
+def _person(_policy: Policy, state: EngineState, event: Event) -> Outcome:
+    """What a person has done by `do`. It was checked before it was journaled; it goes before what is being done."""
+    if not isinstance(event, CommandReceived) or event.verb != "do" or "actions" not in event.args:
+        return state, ()
+    if state.is_over or "stop" in state.commands.values() or (state.commands and not state.is_held):
+        return state, ()
+    actions = event.args["actions"]
+    assert isinstance(actions, dict)
+    if state.is_held and "restart" in actions:
+        state = evolve(begun_afresh(state), commands={})
+    finding = Finding(PERSON, key=event.id, why=f"{event.author}: {event.args['why']}", onset_at=event.at)
+    return _decided(state, event, finding, PERSON, actions, counts=False)
 
 
 def _rejected_checkpoint(_policy: Policy, state: EngineState, event: Event) -> Outcome:
@@ -234,6 +248,7 @@ def _decided(
     pending = state.pending
     if ENDS & actions.keys() and decision.mode == "act":
         lost = frozenset(finding.nodes) if finding.detector == "node_lost" else frozenset()
+        lost |= pending.lost if pending else frozenset()
         pending = Pending(incident, state.now, "restart" in actions, lost)
     return evolve(state, incidents=incident, decisions=state.decisions + 1, pending=pending), (decision,)
 
@@ -261,19 +276,8 @@ def _decision(
 
 def _actions(rung: Rung, rule: Rule, index: int, finding: Finding) -> dict[str, Json]:
     """The actions of a rung as plain values, in their fixed order."""
-    plain: dict[str, Json] = {}
-    for name, value in rung.actions.items():
-        if name == "restart":
-            plain[name] = {"from": value.from_, "save_first": value.save_first}
-        elif name == "hold":
-            plain[name] = {"reason": value.reason or f"rule '{rule.name}': {finding.why}"}
-        elif name == "save":
-            plain[name] = {"when": value}
-        elif name == "exclude" and not _is_blamed(finding, index):
-            continue
-        else:
-            plain[name] = list(value) if isinstance(value, tuple) else value
-    return plain
+    plain = rung.plain(f"rule '{rule.name}': {finding.why}")
+    return plain if _is_blamed(finding, index) else {name: value for name, value in plain.items() if name != "exclude"}
 
 
 def _is_blamed(finding: Finding, index: int) -> bool:

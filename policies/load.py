@@ -28,7 +28,17 @@ from policies.meaning import (
 )
 from policies.schema import INFRASTRUCTURE, Budget, Mode, Policy, Rule
 
-__all__ = ["RunFacts", "Source", "dump_policy", "json_schema", "load_policy", "read_policies", "read_policy", "shipped"]
+__all__ = [
+    "RunFacts",
+    "Source",
+    "dump_policy",
+    "json_schema",
+    "load_policy",
+    "read_policies",
+    "read_policy",
+    "refit",
+    "shipped",
+]
 
 FOLDER = Path(__file__).parent
 MERGED = ("budget", "reset_after", "quiet")
@@ -135,6 +145,14 @@ def read_policy(path: Path) -> Policy:
     if policy is None or findings:
         raise ConfigError([document.mistake(*finding) for finding in findings])
     return policy
+
+
+def refit(policy: Policy, before: RunFacts, facts: RunFacts, name: str) -> tuple[Policy, list[Mistake]]:
+    """The policy of a run that is asked for in another way, and what of it no longer fits. `name`: of its file."""
+    known = {flaw for rule in policy.rules for flaw in rule_flaws(rule, (), before)}
+    flaws = [flaw for rule in policy.rules for flaw in rule_flaws(rule, (), facts) if flaw not in known]
+    rules = tuple(_following(rule, before.first_step_s, facts.first_step_s) for rule in policy.rules)
+    return policy.model_copy(update={"rules": rules}), [Mistake(name, message) for _, message in flaws]
 
 
 def json_schema() -> dict[str, Any]:
@@ -294,6 +312,12 @@ def _fit(one: _Written, facts: RunFacts) -> _Written | None:
     if hang and is_open and facts.least_hang_s and hang.at_least < facts.least_hang_s:
         rule = _with_detector(rule, "hang", at_least=facts.least_hang_s)
     return replace(one, rule=rule)
+
+
+def _following(rule: Rule, before: float | None, limit_s: float | None) -> Rule:
+    """The rule with the limit of a first step that the run had set in it set anew."""
+    hang = rule.when.hang
+    return _with_detector(rule, "hang", first_step=limit_s) if hang and hang.first_step == before else rule
 
 
 def _given(wanted: Sequence[str], given: frozenset[str]) -> tuple[str, ...]:

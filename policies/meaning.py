@@ -75,14 +75,37 @@ def not_built(rule: Rule) -> Iterator[Flaw]:
     if isinstance(rule.mode, Ask):
         yield ("mode",), f"mode 'ask' of rule '{rule.name}' is not built yet"
     for index, rung in enumerate(rule.do):
-        for action in rung.actions:
-            if f"action {action}" not in BUILT:
-                yield ("do", index, action), f"action '{action}' of rule '{rule.name}' is not built yet"
-        for kind in rung.collect or ():
-            if kind != "stacks":
-                yield ("do", index, "collect"), f"to collect '{kind}' (rule '{rule.name}') is not built yet"
-        if rung.hold and (rung.hold.retry or rung.hold.at_most):
-            yield ("do", index, "hold"), f"to retry a hold (rule '{rule.name}') is not built yet"
+        yield from ((("do", index, *path), message) for path, message in _unbuilt(rung, f"rule '{rule.name}'"))
+
+
+def _unbuilt(rung: Rung, whose: str = "") -> Iterator[Flaw]:
+    of, in_ = (f" of {whose}", f" ({whose})") if whose else ("", "")
+    for action in rung.actions:
+        if f"action {action}" not in BUILT:
+            yield (action,), f"action '{action}'{of} is not built yet"
+    for kind in rung.collect or ():
+        if kind != "stacks":
+            yield ("collect",), f"to collect '{kind}'{in_} is not built yet"
+    if rung.hold and (rung.hold.retry or rung.hold.at_most):
+        yield ("hold",), f"to retry a hold{in_} is not built yet"
+
+
+def deed_flaws(rung: Rung, channels: frozenset[str]) -> Iterator[Flaw]:
+    """Everything wrong with a rung that a person wants done now: no rule, no finding, no ladder."""
+    unbuilt = [*_unbuilt(rung)]
+    yield from unbuilt
+    if not unbuilt:
+        yield from _contradictions(rung)
+    if rung.exclude:
+        yield ("exclude",), f"'exclude: {rung.exclude}' needs a finding that blames a node, and here is none"
+    if rung.restart and rung.restart.from_ == "before_incident":
+        yield ("restart", "from"), "here is no incident to go back before: latest, last_good or step N"
+    if rung.times or rung.per:
+        yield (
+            ("times" if rung.times else "per",),
+            "this is done once, now: 'times' and 'per' are for the ladders of rules",
+        )
+    yield from _unknown_channel(rung, channels)
 
 
 def _never(rule: Rule, before: Sequence[Rule]) -> Iterator[Flaw]:
@@ -138,13 +161,21 @@ def _ladder(rule: Rule) -> Iterator[Flaw]:
             break
 
 
-def _rung(rule: Rule, rung: Rung) -> Iterator[Flaw]:
-    detector, actions = rule.when.detector, rung.actions
-    ends = [name for name in ("restart", "hold", "stop") if name in actions]
-    if not actions:
+def _endings(rung: Rung) -> list[str]:
+    return [name for name in ("restart", "hold", "stop") if name in rung.actions]
+
+
+def _contradictions(rung: Rung) -> Iterator[Flaw]:
+    ends = _endings(rung)
+    if not rung.actions:
         yield (), "a rung without an action"
     if len(ends) > 1:
         yield (ends[1],), f"'{ends[0]}' and '{ends[1]}' in one rung contradict each other"
+
+
+def _rung(rule: Rule, rung: Rung) -> Iterator[Flaw]:
+    detector, actions, ends = rule.when.detector, rung.actions, _endings(rung)
+    yield from _contradictions(rung)
     if detector in INFRASTRUCTURE and rule.mode != "advise" and actions and not ends:
         yield (), f"after '{detector}' the run must be restarted, held or stopped: this rung does none of it"
     if detector in INFRASTRUCTURE and rung.save:
@@ -159,12 +190,16 @@ def _rung(rule: Rule, rung: Rung) -> Iterator[Flaw]:
 
 def _unfit(rule: Rule, facts: RunFacts) -> Iterator[Flaw]:
     for index, rung in enumerate(rule.do):
-        if rung.notify and rung.notify not in facts.channels:
-            known = f" (known: {', '.join(sorted(facts.channels))})" if facts.channels else ""
-            yield ("do", index, "notify"), f"channel '{rung.notify}' is not in 'notify' of RUN.yaml{known}"
+        yield from ((("do", index, *path), message) for path, message in _unknown_channel(rung, facts.channels))
         if not facts.own_trainer and rule.mode == "act":
             lacking = _lacking(rung, facts)
             yield from ((("do", index), f"{what} of rule '{rule.name}' needs {how}") for what, how in lacking)
+
+
+def _unknown_channel(rung: Rung, channels: frozenset[str]) -> Iterator[Flaw]:
+    if rung.notify and rung.notify not in channels:
+        known = f" (known: {', '.join(sorted(channels))})" if channels else ""
+        yield ("notify",), f"channel '{rung.notify}' is not in 'notify' of RUN.yaml{known}"
 
 
 def _lacking(rung: Rung, facts: RunFacts) -> Iterator[tuple[str, str]]:

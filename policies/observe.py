@@ -12,7 +12,6 @@ from launcher.events import (
     CheckpointCommitted,
     CommandAnswered,
     CommandReceived,
-    Decision,
     EpochStarted,
     Event,
     JobEnding,
@@ -32,7 +31,7 @@ from launcher.events import (
 from launcher.evolve import evolve
 from policies.meaning import REJECTED_CHECKPOINT
 from policies.silence import is_broken_link, kind_of_exit
-from policies.state import Agent, Attempt, EngineState, Pending
+from policies.state import Agent, Attempt, EngineState
 
 STEP_TIMES = 256  # times between steps that are remembered
 FIRST_EXITS = 64  # failed ranks of an attempt that are remembered one by one
@@ -44,6 +43,11 @@ def observe(state: EngineState, event: Event) -> EngineState:
     if isinstance(event, EpochStarted) and state.unwatched_since is None and state.attempt:
         state = evolve(state, unwatched_since=state.now)
     return _observe(event, evolve(state, now=max(state.now, event.at)))
+
+
+def begun_afresh(state: EngineState) -> EngineState:
+    """A person has looked: ladders and budgets begin anew."""
+    return evolve(state, rules={}, restarts=(), fruitless=0, first_step_failures=0)
 
 
 @singledispatch
@@ -72,7 +76,7 @@ def _(_event: RunHeld, state: EngineState) -> EngineState:
 @_observe.register(RunReleased)
 @_observe.register(RunResumed)
 def _(_event: Event, state: EngineState) -> EngineState:
-    afresh = evolve(state, rules={}, restarts=(), fruitless=0, first_step_failures=0, commands={})
+    afresh = evolve(begun_afresh(state), commands={})
     return evolve(afresh, is_held=False, is_over=False, pending=None, attempt=None, stopped=None, streaks={})
 
 
@@ -100,16 +104,6 @@ def _(event: CommandAnswered, state: EngineState) -> EngineState:
     if event.ok or event.id not in state.commands:
         return state
     return evolve(state, commands={key: verb for key, verb in state.commands.items() if key != event.id})
-
-
-@_observe.register
-def _(event: Decision, state: EngineState) -> EngineState:
-    # Our own decisions changed the state when they were made; a person's are news.
-    if event.rule != "person":
-        return state
-    ends = {"restart", "hold", "stop"} & event.actions.keys()
-    pending = Pending(event.incident, state.now, "restart" in ends, frozenset(event.nodes)) if ends else state.pending
-    return evolve(state, incidents=max(state.incidents, event.incident), pending=pending)
 
 
 # ---------------------------------------------------------------- nodes

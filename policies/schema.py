@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Strict, Tag
 from pydantic.json_schema import SkipJsonSchema
 
+from launcher.events import Json
 from policies.units import Duration, RateText, Span, SpanText, Steps, WindowText
 from policies.when import Grammar, Names, Number, Positive, When
 
@@ -72,6 +73,20 @@ class Rung(Grammar):
     def actions(self) -> dict[str, Any]:
         """The actions of this rung by name, in the order in which they are done."""
         return {name: value for name in ACTIONS if (value := getattr(self, name)) is not None}
+
+    def plain(self, reason: str) -> dict[str, Json]:
+        """The actions as values of JSON, as decisions carry them. `reason`: of a hold that gives none."""
+        plain: dict[str, Json] = {}
+        for name, value in self.actions.items():
+            if name == "restart":
+                plain[name] = {"from": value.from_, "save_first": value.save_first}
+            elif name == "hold":
+                plain[name] = {"reason": value.reason or reason}
+            elif name == "save":
+                plain[name] = {"when": value}
+            else:
+                plain[name] = list(value) if isinstance(value, tuple) else value
+        return plain
 
 
 # ---------------------------------------------------------------- rules and policies

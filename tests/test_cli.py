@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -339,6 +340,27 @@ def test_logs_are_merged_by_time(tmp_path: Path, root: Path) -> None:
     assert outcome.out.splitlines()[0] == "10:00:00.000 node0 rank 0   node0 says 0"
     assert [line.split()[1] for line in outcome.out.splitlines()[:4]] == ["node0", "node1", "node0", "node1"]
     assert len(call("logs", "a", "--node", "node1", "--rank", 1, cwd=tmp_path).out.splitlines()) == 5
+
+
+def test_logs_since_a_while_ago_leave_out_what_is_older(tmp_path: Path, root: Path) -> None:
+    paths = run_with_logs(root)
+    stamp = datetime.now().astimezone().isoformat(timespec="milliseconds")
+    with paths.log(1, "node0").open("a") as file:
+        file.write(f"{stamp} rank 0 out just now\n")
+    outcome = call("logs", "a", "--since", "5m", cwd=tmp_path)
+    assert (outcome.code, outcome.out) == (0, f"{stamp[11:23]} node0 rank 0   just now\n")
+
+
+def test_what_is_done_by_hand_is_checked_and_asked_about_first(tmp_path: Path, root: Path) -> None:
+    paths = make_run(root, "a")
+    paths.spec.write_text("name: a\ncommand: ['true']\n")
+    wrong = call("do", "a", "{restart: {form: latest}, skip: 3 batches}", "--why", "x", "--yes", cwd=tmp_path)
+    unasked = call("do", "a", "{restart: {from: latest}}", "--why", "x", cwd=tmp_path)
+    assert (wrong.code, unasked.code) == (3, 2)
+    assert "ACTIONS:1:12: unknown key 'form' (did you mean 'from'?)" in wrong.err
+    assert "ACTIONS:1:33: action 'skip' is not built yet" in wrong.err
+    assert unasked.err == "error: nobody can be asked: no terminal\n  while: do a\n  try:   add --yes\n"
+    assert not [*paths.control.iterdir()]
 
 
 @pytest.mark.parametrize(

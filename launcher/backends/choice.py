@@ -34,6 +34,10 @@ class Backend(Protocol):
 
     def is_alive(self, paths: RunPaths, /, *, at_once: bool = False) -> bool: ...
 
+    def is_waiting(self, paths: RunPaths, /) -> bool: ...
+
+    def give_back(self, paths: RunPaths, /) -> None: ...
+
     def node_states(self, paths: RunPaths, job_id: str, /) -> NodeStates: ...
 
     def begun(self, paths: RunPaths, spec: RunSpec, job_id: str, /) -> str: ...
@@ -70,8 +74,26 @@ def how_ended(paths: RunPaths) -> str:
 
 def is_alive(paths: RunPaths, *, at_once: bool = False) -> bool:
     """Whether an allocation of the run waits or lives; `at_once`: now, not as of a moment ago."""
+    backend = _backend_of_allocation(paths)
+    return backend is not None and backend.is_alive(paths, at_once=at_once)
+
+
+def is_waiting(paths: RunPaths) -> bool:
+    """Whether the run's allocation waits for its turn, so that no process of it can live."""
+    backend = _backend_of_allocation(paths)
+    return backend is not None and backend.is_waiting(paths)
+
+
+def give_back(paths: RunPaths) -> None:
+    """End the run's allocation and all processes in it, or take it out of the queue. Raises LaunchError."""
+    backend = _backend_of_allocation(paths)
+    if backend is not None:
+        backend.give_back(paths)
+
+
+def _backend_of_allocation(paths: RunPaths) -> Backend | None:
     try:
         name = json.loads(paths.allocation.read_text()).get("backend")
     except (OSError, ValueError):
-        return False
-    return _BACKENDS.get(name, local).is_alive(paths, at_once=at_once)
+        return None
+    return _BACKENDS.get(name, local)

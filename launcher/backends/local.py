@@ -18,14 +18,16 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from launcher.backends.report import NodeReport
 from launcher.backends.scratch import make_scratch, sweep_scratch
+from launcher.errors import LaunchError, Unreachable
 from launcher.paths import RunPaths, write_atomically
 from launcher.sections import RunSpec
 from launcher.spec import read_resolved
@@ -138,17 +140,48 @@ def is_alive(paths: RunPaths, *, at_once: bool = False) -> bool:  # noqa: ARG001
         return False
     if body.get("host") != socket.gethostname():
         return True  # nobody here can know, and what may live is not started twice
-    processes = [(body["pid"], body["started"]), *((node["pid"], node["started"]) for node in body["nodes"].values())]
-    return any(lives(pid, started) for pid, started in processes)
+    return bool(_living(body))
 
 
-def lives(pid: int, started: float) -> bool:
-    """Whether the very process lives, not another that got its number."""
+def is_waiting(_paths: RunPaths) -> bool:
+    """There is no queue on one machine."""
+    return False
+
+
+def give_back(paths: RunPaths) -> None:
+    """End the allocation and its agents. Raises LaunchError if that cannot be done from here."""
+    body = json.loads(paths.allocation.read_text())
+    if body.get("host") != socket.gethostname():
+        raise Unreachable(f"its processes are on {body.get('host')}", f"run {paths.name}", "give the command there")
+    end_processes(_living(body), f"run {paths.name}")
+
+
+def end_processes(processes: Sequence[psutil.Process], where: str) -> None:
+    """Have them end, and kill those that do not. Raises LaunchError if they are not ours."""
+    try:
+        for number, limit_s in ((signal.SIGTERM, 2 * LEAVE_S), (signal.SIGKILL, LEAVE_S)):
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
+            _, processes = psutil.wait_procs(processes, limit_s)
+    except psutil.AccessDenied as error:
+        raise LaunchError(f"process {error.pid} is not yours to end", where) from error
+
+
+def _living(body: Mapping[str, Any]) -> list[psutil.Process]:
+    """The allocation and its agents, as far as they live."""
+    found = [living(about["pid"], about["started"]) for about in (body, *body["nodes"].values())]
+    return [process for process in found if process]
+
+
+def living(pid: int, started: float) -> psutil.Process | None:
+    """The very process if it lives, not another that got its number."""
     try:
         process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+        is_it = abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
-        return False
+        return None
+    return process if is_it else None
 
 
 # ---------------------------------------------------------------- the allocation

@@ -17,9 +17,9 @@ import psutil
 
 from launcher import wire
 from launcher.backends import slurm, slurm_calls
-from launcher.backends.local import lives
+from launcher.backends.local import end_processes, living
 from launcher.backends.report import NodeReport
-from launcher.errors import LaunchError
+from launcher.errors import LaunchError, Unreachable
 from launcher.paths import RunPaths, write_atomically
 from launcher.place import Place, slurm_job, slurm_life
 from launcher.sections import RunSpec
@@ -66,7 +66,25 @@ def is_at_work(paths: RunPaths, place: Place) -> bool:
 def _first_lives(about: dict[str, Any]) -> bool:
     if about["host"] != socket.gethostname():
         return True  # nobody here can know, and what may live is not started twice
-    return lives(about["pid"], about["started"])
+    return living(about["pid"], about["started"]) is not None
+
+
+def is_waiting(_paths: RunPaths) -> bool:
+    """The place of the user's job in the queue is not ours to give up."""
+    return False
+
+
+def give_back(paths: RunPaths) -> None:
+    """End what was started, not the user's job: its step, or the process of its first node. Raises LaunchError."""
+    about = allocation(paths)
+    if about["job"]:
+        step = f"{about['job']}.{about['step']}" if about["step"].isdigit() else about["job"]
+        if slurm_calls.call("scancel", step) is None:
+            raise Unreachable("Slurm does not answer", f"scancel {step}", "try again later")
+    elif about["host"] != socket.gethostname():
+        raise Unreachable(f"its first node is {about['host']}", f"run {paths.name}", "give the command there")
+    elif process := living(about["pid"], about["started"]):
+        end_processes([process], f"run {paths.name}")
 
 
 # ---------------------------------------------------------------- for agents and supervisor

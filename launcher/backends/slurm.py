@@ -29,8 +29,8 @@ from launcher.backends import slurm_calls
 from launcher.backends.report import NodeReport
 from launcher.backends.scratch import sweep_scratch
 from launcher.backends.slurm_calls import call, cancel, how_ended, job_states, show_job
-from launcher.backends.slurm_words import is_over, reports
-from launcher.errors import LaunchError
+from launcher.backends.slurm_words import is_over, is_queued, reports
+from launcher.errors import LaunchError, Unreachable
 from launcher.journal import read_journal
 from launcher.paths import RunPaths, write_atomically
 from launcher.sections import RunSpec
@@ -117,6 +117,26 @@ def are_alive(paths: RunPaths, jobs: Sequence[str], *, at_once: bool = False) ->
     with contextlib.suppress(OSError):
         write_atomically(paths.job_state, json.dumps(said))
     return not over
+
+
+def is_waiting(paths: RunPaths) -> bool:
+    """Whether no job of the run runs and one is in the queue; False where the controller says nothing."""
+    try:
+        states = job_states(jobs_of(paths)) or []
+    except (OSError, ValueError, KeyError):
+        return False
+    waiting = [state for state in states if not is_over(state)]
+    return bool(waiting) and all(map(is_queued, waiting))
+
+
+def give_back(paths: RunPaths) -> None:
+    """Have Slurm end the jobs, whatever they are doing. Raises Unreachable where it does not."""
+    jobs = [slurm_calls.plain_id(job) for job in jobs_of(paths)]
+    said = call("scancel", *jobs)
+    if (said is None or said.returncode != 0) and is_alive(paths, at_once=True):
+        why = said.stderr.strip() if said else "it does not answer"
+        raise Unreachable(f"Slurm did not end the job: {why}", f"scancel {' '.join(jobs)}", "try again later")
+    paths.job_state.unlink(missing_ok=True)  # what was said of the job before
 
 
 def begun(paths: RunPaths, spec: RunSpec, job_id: str) -> str:

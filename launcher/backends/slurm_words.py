@@ -17,6 +17,7 @@ _NOTHING = frozenset({"Unknown", "N/A", "NONE", "None", "n/a", "(null)", ""})
 _OVER = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT"}
 )
+_QUEUED = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
 _JOB = re.compile(r"(?:^|\s)(JobState|Reason|Restarts|EndTime)=(\S*)")
 _NODE = re.compile(r"(?:^|\s)(NodeName|State|Partitions)=(\S*)")
 _PARTITION = re.compile(r"(?:^|\s)(PartitionName|Default|State|MaxTime)=(\S*)")
@@ -77,6 +78,11 @@ def is_over(state: str) -> bool:
     """
     words = set(re.findall(r"[A-Z][A-Z_]+", state.partition(" by ")[0]))
     return state == "" or (bool(words) and words <= _OVER)
+
+
+def is_queued(state: str) -> bool:
+    """Whether a job in this state waits for its turn, for the first time or again: no process of it lives."""
+    return state in _QUEUED
 
 
 def job_of(text: str) -> Job | None:

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from launcher.advance import fold
@@ -23,11 +24,17 @@ _TAG = re.compile(r"(?P<at>\S+) rank (?P<rank>\d+) (?P<stream>out|err) ?(?P<text
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which lines a person asked for; None is all."""
+    """Which lines a person asked for; None is all. `since`: Unix seconds."""
 
     node: str | None = None
     rank: int | None = None
     attempt: int | None = None
+    since: float | None = None
+
+    def takes(self, line: Line) -> bool:
+        """Whether it is one of those lines, its file being one to read."""
+        is_new = self.since is None or datetime.fromisoformat(line.at).timestamp() >= self.since
+        return is_new and self.rank in (None, line.rank)
 
 
 @dataclass(frozen=True, order=True)
@@ -90,7 +97,7 @@ def _lines(file: Path, wanted: Wanted) -> Iterator[Line]:
     with file.open(encoding="utf-8", errors="replace", newline="\n") as stream:
         for text in stream:
             line = _line(text, file.stem)
-            if line and wanted.rank in (None, line.rank):
+            if line and wanted.takes(line):
                 yield line
 
 
@@ -118,7 +125,7 @@ class Follower:
             self._places[file] = self._places.get(file, 0) + len(whole)
             for text in whole.decode("utf-8", "replace").split("\n"):
                 line = _line(text, file.stem)
-                if line and self.wanted.rank in (None, line.rank):
+                if line and self.wanted.takes(line):
                     found.append(line)
         return sorted(found)
 

@@ -36,6 +36,8 @@ def plain(snap: dict[str, Any]) -> list[str]:
         + f"  updated {duration(snap['age_s'])} ago",
         f"next: {snap['next_action']}",
     ]
+    if branch := snap["branched_from"]:
+        lines.append(f"began from step {branch['step']:,} of run {branch['run']}")
     lines += [_node(node) for node in snap["nodes"]]
     incidents = snap["incidents"][-SHOWN_INCIDENTS:]
     hidden = len(snap["incidents"]) - len(incidents)

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -65,6 +66,7 @@ def snapshot_of(name: str, events: Sequence[Event], live: Live, now: float) -> d
             "alive": not run.state.is_terminal,
             "reason": run.hold_reason or run.ended_reason,
             "attempt": run.attempt.number if run.attempt else 0,
+            "branched_from": asdict(run.branched_from) if run.branched_from else None,
             "step": run.step,
             "target_step": run.target_step,
             "loss": run.metrics.get("loss"),

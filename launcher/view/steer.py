@@ -14,22 +14,27 @@ from launcher.paths import RunPaths
 from launcher.view.waiting import GONE_S
 
 
-def steer(paths: RunPaths, verb: str, args: dict[str, Any]) -> str:
+def steer(paths: RunPaths, verb: str, args: dict[str, Any], timeout_s: float = control.ANSWER_S) -> str:
     """What the supervisor answered. Raises LaunchError if it would not, Unreachable if there is none."""
-    run = fold(read_journal(paths).events)
-    if run.state.is_terminal:  # nobody is there to answer: say so at once
-        hint = "" if run.state == "SUCCEEDED" else f"opt-launch resume {paths.name}"
-        raise LaunchError(f"run {paths.name} has ended: {run.state.value}", f"{verb} {paths.name}", hint)
-    if _is_deserted(paths):
+    check_that_it_goes_on(paths, verb)
+    if is_deserted(paths):
         hint = f"opt-launch resume {paths.name}"
         raise LaunchError(f"run {paths.name}: none of its processes lives", f"{verb} {paths.name}", hint)
-    ok, message = control.command(paths, verb, args)
+    ok, message = control.command(paths, verb, args, timeout_s)
     if not ok:
         raise LaunchError(message or f"the run did not take '{verb}'", f"{verb} {paths.name}")
     return message or f"{paths.name}: {verb} is under way"
 
 
-def _is_deserted(paths: RunPaths) -> bool:
+def check_that_it_goes_on(paths: RunPaths, verb: str) -> None:
+    """Raises LaunchError if the run has ended: nobody is there to answer."""
+    run = fold(read_journal(paths).events)
+    if run.state.is_terminal:
+        hint = "" if run.state == "SUCCEEDED" else f"opt-launch resume {paths.name}"
+        raise LaunchError(f"run {paths.name} has ended: {run.state.value}", f"{verb} {paths.name}", hint)
+
+
+def is_deserted(paths: RunPaths) -> bool:
     """Whether nothing of the run lives; a new allocation is given the time to show up."""
     deadline = time.monotonic() + GONE_S
     while not (alive := is_alive(paths)) and time.monotonic() < deadline:

@@ -22,9 +22,10 @@ from launcher.events import AttemptStarted, CheckpointCommitted, Decision, Epoch
 from launcher.journal import read_journal
 from launcher.paths import RunPaths
 from launcher.reporter import read_page
+from launcher.resume import resume
 from launcher.run import Run
 from launcher.spec import load_spec
-from launcher.submit import resume, submit
+from launcher.submit import submit
 from policies.engine import decide, initial
 from policies.load import load_policy, read_policy
 

@@ -10,6 +10,7 @@ from launcher.events import (
     AgentJoined,
     AttemptEnded,
     AttemptStarted,
+    Branch,
     CheckpointCommitted,
     CheckpointId,
     CheckpointRejected,
@@ -38,7 +39,13 @@ class Tale:
     """Events at a clock that goes on by a second each; `run` is what follows from them."""
 
     def __init__(
-        self, nodes: int = 2, ranks: int = 2, spares: int = 1, probation: int = 3, target: int | None = 100
+        self,
+        nodes: int = 2,
+        ranks: int = 2,
+        spares: int = 1,
+        probation: int = 3,
+        target: int | None = 100,
+        branch: Branch | None = None,
     ) -> None:
         self.at, self.events, self.run = 1000.0, [], Run()
         self.nodes, self.ranks = nodes, ranks
@@ -52,6 +59,7 @@ class Tale:
                 target_step=target,
                 probation=probation,
                 save_every=10,
+                branched_from=branch,
             )
         )
         self.epoch()
@@ -153,7 +161,7 @@ class Tale:
                 id=f"d{len(self.events)}",
                 incident=number,
                 attempt=self.number,
-                rule="a-rule",
+                rule=more.pop("rule", "a-rule"),
                 detector=detector,
                 mode=mode,
                 actions=actions,

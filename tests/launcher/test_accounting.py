@@ -19,6 +19,7 @@ from launcher.events import (
     CheckpointCommitted,
     Decision,
     Event,
+    RunAmended,
     RunEnded,
     RunHeld,
     RunReleased,
@@ -192,6 +193,19 @@ durations = st.floats(-5, 1e5, allow_nan=False)
 attempts = st.integers(1, 4)
 
 
+def test_time_counts_for_the_places_that_were_allocated_then() -> None:
+    three = {"nodes": 3, "ranks_per_node": 2, "spares": 0, "target_step": 10, "probation": 2, "save_every": 2}
+    resumed = [RunResumed(at=100.0, author="x"), RunAmended(at=100.0, author="x", **three)]
+    again = [started(103.0, 3, base=5), step(105.0, 3, 5), RunEnded(at=105.0, state="STOPPED")]
+
+    books = account([*story(), *resumed, *again])
+
+    hours = {part: books.gpu_hours[part] * 3600 for part in ("useful", "starting", "stopped", "queue")}
+    assert hours == pytest.approx(
+        {"useful": 4 * 5.0 + 6 * 1.0, "starting": 4 * 3.0 + 6 * 1.0, "stopped": 4 * 1.0, "queue": 0.0}
+    )
+
+
 def any_event() -> st.SearchStrategy[Event]:
     return st.one_of(
         st.builds(submitted, moments),
@@ -223,9 +237,8 @@ def test_the_parts_sum_to_the_whole(events: list[Event], now: float, ordered: bo
         assert books.total_us == round(max(moments_) * 1e6) - 500_000_000
     assert books.total_us == sum(books.parts_us[part] for part in PARTS)
     assert all(us >= 0 for us in books.parts_us.values())
-    paid_us = books.total_us - sum(books.free_us.values())
-    assert math.isclose(sum(books.gpu_hours.values()), paid_us * 4 / 3.6e9, abs_tol=1e-12)
-    assert all(0 <= us <= books.parts_us[part] for part, us in books.free_us.items())
+    assert math.isclose(sum(books.gpu_hours.values()), sum(books.slots_us.values()) / 3.6e9, abs_tol=1e-12)
+    assert all(0 <= us <= 4 * books.parts_us[part] for part, us in books.slots_us.items())
 
 
 @settings(max_examples=200, deadline=None)

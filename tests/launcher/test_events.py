@@ -48,6 +48,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "tuple[int, int] | None": st.none() | st.tuples(st.integers(), st.integers()),
     "tuple[Sealed, ...]": st.lists(sealed, max_size=3).map(tuple),
     "CheckpointId | None": st.none() | checkpoint_ids,
+    "Branch | None": st.none() | st.builds(events.Branch, run=texts, step=st.integers(0), attempt=st.integers(1)),
 }
 
 

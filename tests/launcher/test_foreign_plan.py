@@ -29,7 +29,7 @@ from launcher.events import (
 from launcher.foreign import NO_SAVE
 from launcher.paths import RunPaths
 from launcher.recovery import Emit, Search, Send, plan
-from launcher.run import RunState
+from launcher.run import Run, RunState
 
 SIGNALLED = Abilities(signal="SIGUSR1", save_s=30.0)
 NEVER = Abilities(saves="never", refusal=NO_SAVE)
@@ -155,7 +155,7 @@ def test_the_last_checkpoint_of_a_stopped_run_is_still_found() -> None:
 
 def test_a_save_that_the_trainer_cannot_do_is_answered_at_once(tmp_path: Any) -> None:
     said: list[Event] = []
-    commands = Commands(RunPaths(tmp_path), lambda event: said.append(event) or event, NEVER)
+    commands = Commands(RunPaths(tmp_path), Run, lambda event: said.append(event) or event, NEVER, frozenset())
     tale = asked(Tale().train(10), "save")
     commands.durable(tale.run, tale.events[-1])
     (answer,) = said

@@ -17,6 +17,8 @@ from launcher.events import (
     ActionDone,
     AttemptEnded,
     AttemptStarted,
+    Branch,
+    CheckpointCommitted,
     CommandReceived,
     JobEnding,
     JobOver,
@@ -381,6 +383,43 @@ def test_a_stop_saves_first() -> None:
     assert world.run.head is not None
     assert world.run.head[0] == world.run.step
     assert world.run.ended_reason == "stopped by ann"
+
+
+def test_a_stop_at_once_kills_the_ranks_also_after_one_that_saves() -> None:
+    tale = stop_asked(Tale().train(15))
+    tale.tell(CommandReceived(at=tale.at, id="n", verb="stop", author="bob", args={"now": True}))
+    world = Simulation(tale)
+    assert sent(world.moves()) == [("n0", "kill"), ("n1", "kill")]
+    world.until(lambda run: run.state.is_terminal)
+    assert (world.run.state, world.run.head, world.run.ended_reason) == ("STOPPED", None, "stopped by bob")
+
+
+def test_a_branch_begins_from_its_checkpoint_and_is_held_without_it() -> None:
+    for damaged, state in ((frozenset(), "STARTING"), (frozenset({(40, 0)}), "HELD")):
+        world = Simulation(branched(), damaged=damaged)
+        world.until(lambda run, state=state: run.state == state)
+        assert [attempt.restore for attempt in world.run.attempts] == ([] if damaged else [(40, 0)])
+        assert (world.run.step, world.run.lost_steps) == (40, 0)
+
+
+def branched() -> Tale:
+    """A run that begins from step 40 of another one."""
+    tale = Tale(branch=Branch(run="parent", step=40, attempt=3))
+    return tale.tell(CheckpointCommitted(at=tale.at, step=40, attempt=0, parent=None, manifest_digest="d", bytes=1))
+
+
+def test_what_a_person_asks_of_a_held_run_is_done() -> None:
+    tale = Tale().train(5).save().steps(5).end_attempt().hold()
+    tale.decide(detector="person", rule="person", actions=RESTART)
+    assert (tale.run.state, tale.run.hold_reason) == ("RECOVERING", "")
+    world = Simulation(tale)
+    world.until(lambda run: run.state == "RUNNING")
+    assert [attempt.restore for attempt in world.run.attempts] == [None, (5, 1)]
+
+
+def test_a_rule_does_not_begin_what_is_held() -> None:
+    tale = Tale().train(5).save().end_attempt().hold().decide(actions=RESTART)
+    assert (tale.run.state, tale.run.pending) == ("HELD", None)
 
 
 def test_a_trainer_that_does_not_stop_is_ended() -> None:

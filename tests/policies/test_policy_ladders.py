@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from story import NAN, Story, ending, policy_of, reason
 
-from launcher.events import Decision, RunHeld, StepDone
+from launcher.events import CommandReceived, Decision, Json, RunHeld, StepDone
 from policies.load import load_policy
 
 RESTART = "restart: {from: latest}"
@@ -209,16 +209,63 @@ def test_nothing_joins_a_hold(tmp_path: Path) -> None:
     assert story.down("n1") == story.silent("n0") == story.wait(600) == []
 
 
-def test_a_persons_decision_is_pending_too() -> None:
+def do(story: Story, **actions: Json) -> list[Decision]:
+    asked: dict[str, Json] = {"actions": actions, "why": "the loss looks odd"}
+    return story.tell(CommandReceived(at=story.at, id=f"c{len(story.events)}", verb="do", author="ann", args=asked))
+
+
+def test_what_a_person_has_done_is_a_decision_like_a_rules() -> None:
     story = Story(load_policy(["default"])).training()
-    asked = Decision(
-        at=story.at, id="p1", incident=7, attempt=1, rule="person", detector="", actions={"restart": {"from": "latest"}}
-    )
-    assert story.tell(asked) == story.exits(0, -9) == []
+    restart: Json = {"from": "last_good", "save_first": False}
+
+    (decision,) = do(story, restart=restart)
+
+    assert (decision.rule, decision.mode, decision.actions) == ("person", "act", {"restart": restart})
+    assert (decision.incident, decision.why, decision.counts) == (1, "ann: the loss looks odd", False)
+    assert story.exits(0, -9) == []  # pending: nothing else is judged
     story.start()
     story.steps(30)
-    (decision,) = story.exits(0, -9)
-    assert decision.incident == 8
+    assert [one.incident for one in story.exits(0, -9)] == [2]
+    assert len(story.state.restarts) == 1
+
+
+def test_a_person_goes_before_what_a_rule_is_having_done() -> None:
+    story = Story(load_policy(["default"])).training()
+    (first,) = story.down("n1")
+
+    (second,) = do(story, restart={"from": "latest", "save_first": False})
+
+    assert (first.rule, second.rule, second.incident) == ("node-failure", "person", 2)
+    assert story.wait(600) == []  # and what is known to be lost is not found lost again
+
+
+def test_what_a_person_asks_of_a_held_run_begins_its_ladders_anew(tmp_path: Path) -> None:
+    once = policy_of(tmp_path, f"rules:{rule('exit: {}', f'{RESTART}, times: 1')}")
+    story = Story(once).training()
+    story.exits(0, -9)
+    story.start()
+    story.steps(30)
+    (hold,) = story.exits(0, -9)
+    story.tell(RunHeld(at=story.at, reason="used up"))
+
+    assert hold.actions.keys() == {"hold"}
+    assert do(story, restart={"from": "latest", "save_first": False})
+    story.start()
+    story.steps(30)
+    (again,) = story.exits(0, -9)
+    assert again.actions.keys() == {"restart"}
+
+
+@pytest.mark.parametrize("args", [{"why": "x", "refused": "nothing to save"}, {"why": "x"}])
+def test_what_was_refused_to_a_person_is_not_done(args: dict[str, Json]) -> None:
+    story = Story(load_policy(["default"])).training()
+    assert story.tell(CommandReceived(at=story.at, id="c", verb="do", author="ann", args=args)) == []
+
+
+def test_nothing_is_begun_for_a_person_while_the_run_is_being_stopped() -> None:
+    story = Story(load_policy(["default"])).training()
+    story.tell(CommandReceived(at=story.at, id="s", verb="stop", author="bob"))
+    assert do(story, restart={"from": "latest", "save_first": False}) == []
 
 
 def test_a_lost_node_and_bad_numbers_at_once_are_one_restart_for_the_node() -> None:

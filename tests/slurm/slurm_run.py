@@ -35,9 +35,16 @@ class SlurmRun(LiveRun):
     """`job` is Slurm's id of it."""
 
     def __init__(
-        self, cluster: Cluster, name: str, limit: str = "30m", by: str = "requeue", waits: bool = False, **options: Any
+        self,
+        cluster: Cluster,
+        name: str,
+        limit: str = "30m",
+        by: str = "requeue",
+        waits: bool = False,
+        flags: tuple[str, ...] = (),
+        **options: Any,
     ) -> None:
-        self.cluster, self._waits = cluster, waits
+        self.cluster, self._waits, self._flags = cluster, waits, flags
         asked = f"slurm: {{partition: train, time: {limit}, lead: 60s, cpus_per_task: 2}}"
         self.backend = f"backend: slurm, continue_by: {by}, {asked}"
         super().__init__(cluster.runs, name, **options)
@@ -49,7 +56,7 @@ class SlurmRun(LiveRun):
         file.write_text(file.read_text().replace("policy: [infra]", "policy: [./policy.yaml]"))
         for path in (file.parent, *file.parent.iterdir()):
             path.chmod(0o755)
-        done = opt_launch(self.cluster, "submit", file)
+        done = opt_launch(self.cluster, "submit", file, *self._flags)
         assert (done.returncode, done.stdout.strip()) == (0, self.paths.name), done.stderr
         if self._waits:  # in the queue, and will for longer than a test has time
             self.job = slurm.jobs_of(self.paths)[0]

@@ -87,7 +87,7 @@ def test_a_stop_from_the_login_node_saves_and_a_resumed_run_loses_no_step(launch
 
     stopped = run.call("stop", "--yes")
     end = run.ends("STOPPED")
-    resumed = run.call("resume")
+    resumed = run.call("resume", "--partition", "urgent")
 
     assert (stopped.returncode, resumed.returncode) == (0, 0), (stopped.stderr, resumed.stderr)
     run.job = run.wait("another job", lambda now: now.job_id != run.job).job_id

@@ -1,0 +1,102 @@
+"""A run that has ended, or whose processes have died, goes on in a new allocation, perhaps asked for otherwise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from launcher.advance import fold
+from launcher.amend import Amended, amend
+from launcher.backends import own
+from launcher.backends.choice import backend_of, is_alive
+from launcher.errors import LaunchError
+from launcher.events import Asked, Event, RunAmended, RunEnded, RunResumed
+from launcher.evolve import evolve
+from launcher.journal import read_journal, write_first_epoch
+from launcher.paths import RunPaths, write_atomically
+from launcher.run import Run, RunState
+from launcher.spec import RunSpec, read_resolved
+from launcher.submit import asked, login_epoch, write_spec
+
+ENDING_S, DYING_S = 10.0, 3.0  # what has just ended, or was killed, may take a moment to be gone
+_PAUSE_S = 0.5
+
+
+def resume(paths: RunPaths, author: str, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> None:
+    """Start a new allocation for a run of which nothing lives, with changes as `load_spec` takes them.
+
+    Raises LaunchError if the run is alive, or has succeeded and nothing more is asked of it; ConfigError for changes
+    that cannot be. What fails leaves the run as it was, and its end in the journal.
+    """
+    former = read_resolved(paths.spec)
+    if former.cluster.backend == "own":
+        raise own.cannot_start(paths)
+    _check_that_nothing_lives(paths)
+    events = read_journal(paths).events
+    run = fold(events)
+    flags = {name: value for name, value in (flags or {}).items() if value not in (None, [], ())}
+    amended = amend(paths, run, overrides, flags, author) if overrides or flags else None
+    spec = amended.resolved.spec if amended else former
+    _check_that_something_is_left(paths, run, spec, amended)
+    files = [(path, path.read_text()) for path in (paths.spec, paths.policy, paths.trainer) if path.exists()]
+    if amended is not None:
+        write_spec(paths, amended.resolved)
+    changed: list[Event] = []
+    if amended is not None or not _is_known(events, spec):
+        changes = dict(amended.changes) if amended else {}
+        changed.append(RunAmended(at=time.time(), author=author, changes=changes, **asked(spec)))
+    begin_again(paths, author, changed)
+    try:
+        backend_of(spec).submit(paths, spec)
+    except (OSError, LaunchError) as error:
+        for path, text in files:
+            write_atomically(path, text)
+        back = RunAmended(at=time.time(), author=author, **asked(former))
+        write_first_epoch(paths, [login_epoch(), back, _end(events, run, str(error))])
+        if isinstance(error, LaunchError):
+            raise
+        raise LaunchError(f"no allocation could be started: {error}", where=str(paths.root)) from error
+
+
+def begin_again(paths: RunPaths, author: str, changed: Sequence[Event] = ()) -> None:
+    """What has ended, or died, goes on in a new allocation. Raises OSError."""
+    write_first_epoch(paths, [login_epoch(), RunResumed(at=time.time(), author=author), *changed])
+    for stale in (*paths.agents.glob("*.json"), *paths.control.glob("*.json")):
+        stale.unlink(missing_ok=True)  # addresses of the dead, and what was asked of them
+
+
+def _check_that_nothing_lives(paths: RunPaths) -> None:
+    has_ended = fold(read_journal(paths).events).state.is_terminal
+    deadline = time.monotonic() + (ENDING_S if has_ended else DYING_S)
+    while (alive := is_alive(paths, at_once=True)) and time.monotonic() < deadline:
+        time.sleep(_PAUSE_S)
+    if alive:
+        raise LaunchError(f"run '{paths.name}' is alive", where=str(paths.root), hint=f"opt-launch status {paths.name}")
+
+
+def _check_that_something_is_left(paths: RunPaths, run: Run, spec: RunSpec, amended: Amended | None) -> None:
+    if run.state is RunState.SUCCEEDED and not _has_more_to_do(run, spec, amended):
+        more = f"opt-launch resume {paths.name} --set trainer.steps=N trains on"
+        hint = more if spec.trainer else "nothing is left to do"
+        raise LaunchError(f"run '{paths.name}' has succeeded", where=str(paths.root), hint=hint)
+
+
+def _has_more_to_do(run: Run, spec: RunSpec, amended: Amended | None) -> bool:
+    if spec.trainer is not None:
+        return spec.trainer.steps > run.step
+    return amended is not None and "command" in amended.changes
+
+
+def _is_known(events: Sequence[Event], spec: RunSpec) -> bool:
+    """Whether the journal speaks of the spec that is there: who changed it may have died in between."""
+    told = next((event for event in reversed(events) if isinstance(event, Asked)), None)
+    return all(getattr(told, name, None) == value for name, value in asked(spec).items())
+
+
+def _end(events: Sequence[Event], run: Run, why: str) -> RunEnded:
+    """What the run comes to when no allocation can be had: the end it had, or one now."""
+    former = next((event for event in reversed(events) if isinstance(event, RunEnded)), None)
+    if former is not None and run.state.is_terminal:
+        return evolve(former, at=time.time())
+    return RunEnded(at=time.time(), state="STOPPED", reason=f"could not be resumed: {why.splitlines()[0]}")

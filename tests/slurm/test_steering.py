@@ -1,0 +1,61 @@
+"""Runs as Slurm jobs, steered from the login node: out of the queue, to another partition, away from dead nodes."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+from slurm_run import SlurmRun
+
+from launcher.events import RunAmended
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+Launch = Callable[..., SlurmRun]
+
+
+IN_AN_HOUR = ("--set", "cluster.slurm.extra={begin: now+1hour}")
+
+
+def partition(run: SlurmRun) -> str:
+    return run.cluster.call("squeue", "-h", "-j", run.job, "-o", "%P").stdout.strip()
+
+
+def test_a_run_is_taken_out_of_the_queue_and_resumed_on_another_partition(
+    launch: Launch,
+) -> None:
+    run = launch(waits=True, flags=IN_AN_HOUR, steps=60)
+    assert run.job_state() == "PENDING"
+
+    stopped = run.call("stop", "--yes")
+    assert stopped.returncode == 0, stopped.stderr
+    assert stopped.stderr.endswith(f"{run.paths.name} has ended: its job was waiting in the queue\n")
+    assert (run.run.state, run.job_state()) == ("STOPPED", "CANCELLED")
+    nowhere = run.call("resume", "--partition", "nowhere")
+    assert (nowhere.returncode, "invalid partition" in nowhere.stderr.lower()) == (3, True)
+    assert (run.run.state, "nowhere" in run.paths.spec.read_text()) == ("STOPPED", False)
+    resumed = run.call("resume", "--partition", "urgent", "--time", "20m", "--set", "cluster.slurm.extra={}")
+
+    assert resumed.returncode == 0, resumed.stderr
+    run.job = run.wait("a job", lambda now: now.job_id).job_id
+    assert partition(run) == "urgent"
+    assert run.of(RunAmended)[-1].changes["cluster.slurm.partition"] == ["train", "urgent"]
+    assert len(run.ends().attempts) == 1
+
+
+def test_what_does_not_answer_any_more_is_ended_through_slurm(launch: Launch) -> None:
+    run = launch(steps=4000)
+    run.trains_on(20)
+    run.kill(*run.processes(), number=signal.SIGSTOP)
+
+    stopped = run.call("stop", "--now", "--yes")
+
+    assert stopped.returncode == 0, stopped.stderr
+    assert "no supervisor answered 'stop' within 15s: its allocation is ended without one\n" in stopped.stderr
+    assert run.run.ended_reason.endswith("no supervisor answered")
+    deadline = time.monotonic() + 60
+    while run.job_state() != "CANCELLED":
+        assert time.monotonic() < deadline, run.job_state()
+        time.sleep(0.2)
