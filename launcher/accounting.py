@@ -242,7 +242,9 @@ class _Ledger:
 
     @property
     def slots(self) -> int:
-        return (self.asked.nodes + self.asked.spares) * self.asked.ranks_per_node if self.asked else 0
+        if self.asked is None:
+            return 0
+        return (self.asked.nodes + self.asked.spares) * (self.asked.slots_per_node or self.asked.ranks_per_node)
 
     def _count(self, part: Part, us: int) -> None:
         """Assign time to a part. In the queue and after the end nothing is allocated."""

@@ -22,16 +22,16 @@ import time
 import uuid
 from pathlib import Path
 
-import psutil
-
 from launcher import control, wire
 from launcher.backends.choice import backend_of, has_scheduler
 from launcher.environment import environment
 from launcher.evidence import collect
 from launcher.foreground import GENTLE, Foreground
+from launcher.machine import binding_of
 from launcher.paths import RunPaths, write_atomically
-from launcher.ranks import Message, Program, Ranks
-from launcher.spec import RunSpec, read_resolved
+from launcher.program import program_of
+from launcher.ranks import Message, Ranks
+from launcher.spec import read_resolved
 from launcher.warm import die_with
 
 SAMPLE_S = 0.25
@@ -48,16 +48,6 @@ EXIT_ABANDONED = 75
 EXIT_PAST_JOB = 76  # of a supervisor whose job another has taken the place of
 
 
-def program_of(spec: RunSpec) -> Program:
-    """What the ranks of this spec run."""
-    env = dict(spec.launch.env)
-    if spec.trainer is not None:
-        return Program(("model.train",), "model.train:main", (), os.getcwd(), env, spec.launch.threads)
-    command, told = tuple(spec.command or ()), spec.telemetry
-    speaker = (told.speaker, told.patterns(spec.abilities.done_step)) if told and told.by_lines else None
-    return Program((), "", command, os.getcwd(), env, spec.launch.threads, speaker)
-
-
 class Agent:
     """One node's agent."""
 
@@ -71,9 +61,10 @@ class Agent:
         self.scratch = Path(tempfile.mkdtemp(prefix=f"opt-launch-{os.getpid()}-{node}-", dir=parent))
         self._spec = read_resolved(paths.spec)
         self._backend, self._in_a_job = backend_of(self._spec), has_scheduler(self._spec)
-        program = program_of(self._spec)
-        self.environment = environment(program.threads)
-        self.ranks = Ranks(node, self.scratch, program, self.say, foreground)
+        program = program_of(self._spec, paths, node, self.scratch, self.host)
+        self.binding = binding_of(self._spec)
+        self.environment = environment(self._spec.launch, os.environ) | {"bind": self.binding.told()}
+        self.ranks = Ranks(node, self.scratch, program, paths.agent_log(node), self.say, foreground)
         self._foreground = foreground
         self.epoch = 0
         self.link: wire.Link | None = None
@@ -99,6 +90,8 @@ class Agent:
         server = await wire.serve(self.host, 0, self.secret, self._serve)
         self.port = server.sockets[0].getsockname()[1]
         self.ranks.open()
+        if self.binding.is_lacking:
+            self.say({"type": "warned", "text": f"{self.node}: ranks are not bound to CPUs: {self.binding.why}"})
         self._announce()
         if starts_supervisor:
             self._start_supervisor()
@@ -290,6 +283,8 @@ class Agent:
             "LOCAL_WORLD_SIZE": str(len(message["ranks"])),
             "GROUP_RANK": str(message["group_rank"]),
             "GROUP_WORLD_SIZE": str(message["group_world_size"]),
+            "NODE_RANK": str(message["group_rank"]),
+            "NNODES": str(message["group_world_size"]),
             "MASTER_ADDR": message["master_addr"],
             "MASTER_PORT": str(message["master_port"]),
             "TORCHELASTIC_RUN_ID": f"{self.paths.name}.{message['attempt']}",
@@ -302,17 +297,23 @@ class Agent:
             "OPT_LAUNCH_RESTORE": message["restore"],
             "OPT_LAUNCH_RESTORE_DIGEST": message["restore_digest"],
         }
-        interface = interface_of(self.host)
-        if interface:
-            shared |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+        if self.ranks.program.starts_ranks:
+            shared["OPT_LAUNCH_RANKS_PER_NODE"] = str(self.ranks.program.starts_ranks)
         if self.ranks.program.target:
             shared["TORCHELASTIC_USE_AGENT_STORE"] = "True"
         envs = {
-            rank: {**shared, "RANK": str(rank), "ROLE_RANK": str(rank), "LOCAL_RANK": str(local)}
+            rank: {
+                **shared,
+                "RANK": str(rank),
+                "ROLE_RANK": str(rank),
+                "OPT_LAUNCH_RANK": str(rank),
+                "LOCAL_RANK": str(local),
+            }
             for local, rank in enumerate(message["ranks"])
         }
+        cpus = {rank: self.binding.of(rank) for rank in envs}
         log = self.paths.log(message["attempt"], self.node)
-        await self.ranks.start(message["attempt"], envs, log, tuple(message["args"]))
+        await self.ranks.start(message["attempt"], envs, log, tuple(message["args"]), cpus)
         self._beat_at = 0.0  # the next turn tells of the new ranks
 
     async def _kill(self, attempt: int) -> None:
@@ -407,14 +408,6 @@ class Agent:
 def stop_threshold(gap_p99: float) -> float:
     """Seconds without any counter moving after which steps have stopped."""
     return max(1.0, 3.0 * gap_p99)
-
-
-def interface_of(host: str) -> str | None:
-    """The network interface that has this address; None if none has."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(address.address == host for address in addresses):
-            return name
-    return None
 
 
 def main(argv: list[str]) -> int:

@@ -22,12 +22,13 @@ from typing import Any, NoReturn
 
 from launcher import resume, submit
 from launcher.advance import fold
-from launcher.backends import own, slurm
+from launcher.backends import own
 from launcher.backends.scratch import sweep_scratch
 from launcher.document import Document, read_document
 from launcher.errors import LaunchError, Mistake, of_the_system
 from launcher.foreground import SHOWN
 from launcher.journal import read_journal
+from launcher.network import own_address
 from launcher.paths import RunPaths
 from launcher.place import Place, place_of
 from launcher.run import RunState
@@ -114,7 +115,7 @@ def _built_in(asked: Asked, place: Place, ranks: int, *, tells_steps: bool) -> d
     first_step = {} if tells_steps else {"first_step": "3650d"}
     return {
         "cluster": {"continue_by": "none", "silence": "10s" if place.job or place.count > 1 else "2s"},
-        "launch": {**first_step, "threads": threads, "env": env},
+        "launch": {**first_step, "threads": threads, "bind": "none", "env": env},
     }
 
 
@@ -254,9 +255,9 @@ def _own_address(asked: Asked, spec: RunSpec, place: Place) -> str:
         return asked.local_address
     interface, towards = spec.launch.network.interface, "" if place.job else asked.first_host
     try:
-        address = slurm.own_address(interface, towards)
+        address = own_address(interface, towards)
         if towards and address.startswith("127.") and towards not in ("localhost", address):
-            address = slurm.own_address(interface, _ELSEWHERE)  # Debian has a host's own name mean its loopback
+            address = own_address(interface, _ELSEWHERE)  # Debian has a host's own name mean its loopback
     except OSError as error:
         raise of_the_system(error, f"there is no way to {towards or 'where srun was started'}") from error
     return address

@@ -4,23 +4,47 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from launcher.sections import FROM_ENV, Launch
+
 PACKAGES = ("torch", "numpy", "nvidia-nccl-cu12", "opt-launch")
+# What of the ranks' variables is recorded: what tells libraries how to compute and communicate, and nothing private.
+_TELLING = re.compile(
+    r"(NCCL|GLOO|UCX|FI|TORCH|TORCHINDUCTOR|TORCHDYNAMO|PYTORCH|TRITON|CUDA|CUBLAS|CUDNN|OMP|MKL|KMP|OPENBLAS)_\w+"
+)
+_PRIVATE = re.compile("KEY|TOKEN|SECRET|PASS", re.IGNORECASE)
 
 
-def environment(threads: int) -> dict[str, Any]:
-    """Processor and its abilities, Python, packages, threads per rank of this node."""
+def environment(launch: Launch, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Processor and its abilities, Python, packages, telling variables, threads per rank of this node.
+
+    Python and packages are ours: what ranks have behind a prefix cannot be seen from here.
+    """
     about = _cpuinfo()
     return {
         "cpu": about.get("model name", platform.processor() or "unknown"),
         "cpu_flags": hashlib.sha256(about.get("flags", "").encode()).hexdigest()[:12],
         "machine": platform.machine(),
         "python": platform.python_version(),
+        "prefix": list(launch.prefix),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "threads": threads,
+        "threads": launch.threads,
+        "variables": telling_variables(launch, environ),
+    }
+
+
+def telling_variables(launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
+    """Those that ranks are started with and that may be shown; what was taken from the submitter may not."""
+    asked = {**environ, **launch.env}
+    return {
+        name: value
+        for name, value in sorted(asked.items())
+        if _TELLING.fullmatch(name) and not _PRIVATE.search(name) and launch.env.get(name) != FROM_ENV
     }
 
 

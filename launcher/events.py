@@ -60,7 +60,10 @@ class Branch:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a person asked for, as far as the state machine needs it. `ranks_per_node` ranks on `nodes` nodes."""
+    """What a person asked for, as far as the state machine needs it. `ranks_per_node` ranks on `nodes` nodes.
+
+    `slots_per_node` of them a node has, where a rank stands for several.
+    """
 
     nodes: int
     ranks_per_node: int
@@ -68,6 +71,7 @@ class Asked:
     target_step: int | None
     probation: int
     save_every: int | None
+    slots_per_node: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

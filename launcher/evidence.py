@@ -40,6 +40,8 @@ def py_spy() -> str | None:
 
 async def _stack(pid: int) -> str:
     """The Python stacks of a process, also of a stopped one; says so where they cannot be had."""
+    if not pid:
+        return "its process cannot be seen from here: no stack\n"
     program = py_spy()
     if program is None:
         return "py-spy is not installed: no stack\n"

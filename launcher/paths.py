@@ -38,6 +38,11 @@ class RunPaths:
         return self.root / "secret"
 
     @property
+    def variables(self) -> Path:
+        """The variables of the ranks that were taken from the submitter's environment: mode 0600."""
+        return self.root / "variables.json"
+
+    @property
     def journal_folder(self) -> Path:
         return self.root / "journal"
 

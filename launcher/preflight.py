@@ -11,24 +11,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from launcher.declared import Problem, foreign_problems
+from launcher.launch_checks import launch_problems
 from launcher.sections import SIZES, RunSpec, Trainer
-
-FROM_ENV = "from-env"  # the value of a launch.env variable that is taken from the submitter's environment
-
-# Set for every rank by the launcher itself.
-OWN_VARIABLES = frozenset(
-    {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"}
-    | {"OMP_NUM_THREADS", "OPT_LAUNCH_REPORTER", "TORCHELASTIC_USE_AGENT_STORE"}
-)
 
 # Grammar whose deeds do not exist yet: the key, and the values that ask for nothing.
 NOT_BUILT: dict[str, tuple[object, ...]] = {
     "trainer.tokenizer": ("bytes",),
     "trainer.dtype": ("fp32", "bf16"),
     "trainer.checkpoint.memory": (None, False),
-    "launch.prefix": ((),),
-    "launch.bind": ("auto", "none"),
-    "launch.mode": ("per_rank",),
     "health.before_start": ("none",),
     "health.every": (None,),
     "access.group": (None,),
@@ -42,7 +32,7 @@ def problems(spec: RunSpec, environment: Mapping[str, str]) -> Iterator[Problem]
     yield from _not_built(spec)
     yield from _what_is_trained(spec)
     yield from _cluster(spec)
-    yield from _environment(spec, environment)
+    yield from launch_problems(spec, environment)
     yield from foreign_problems(spec)
     if spec.trainer:
         yield from _batch(spec.trainer)
@@ -75,9 +65,6 @@ def _what_is_trained(spec: RunSpec) -> Iterator[Problem]:
 
 def _cluster(spec: RunSpec) -> Iterator[Problem]:
     cluster = spec.cluster
-    if spec.launch.setup and cluster.backend != "slurm":
-        message = f"'launch.setup' runs in the script of a Slurm job, and backend {cluster.backend} has none"
-        yield message, ("launch.setup", "cluster.backend")
     if cluster.backend == "own" and cluster.continue_by == "chain":
         message = "'cluster.continue_by: chain' submits jobs ahead, and this one is your own: write requeue or none"
         yield message, ("cluster.continue_by",)
@@ -97,10 +84,11 @@ def _cluster(spec: RunSpec) -> Iterator[Problem]:
     if spec.trainer is None:
         return
     fsdp, tensor = spec.trainer.parallel.fsdp, spec.trainer.parallel.tensor
-    if fsdp * tensor != spec.world_size:
+    ranks = cluster.nodes * cluster.ranks_per_node
+    if fsdp * tensor != ranks:
         yield (
             f"fsdp {fsdp} x tensor {tensor} is {fsdp * tensor} ranks, but {cluster.nodes} nodes x "
-            f"{cluster.ranks_per_node} ranks are {spec.world_size}",
+            f"{cluster.ranks_per_node} ranks are {ranks}",
             ("trainer.parallel", "cluster.nodes", "cluster.ranks_per_node"),
         )
 
@@ -201,13 +189,3 @@ def _why_no_corpus(pattern: str) -> str:
     if not any(os.path.getsize(path) for path in files):
         return "the file is empty" if files == [pattern] else "all its files are empty"
     return ""
-
-
-def _environment(spec: RunSpec, environment: Mapping[str, str]) -> Iterator[Problem]:
-    for name, value in spec.launch.env.items():
-        key = (f"launch.env.{name}",)
-        if name in OWN_VARIABLES:
-            own = " (see 'launch.threads')" if name == "OMP_NUM_THREADS" else ""
-            yield f"{name} is set by the launcher for each rank{own}", key
-        elif value == FROM_ENV and name not in environment:
-            yield f"{name} is to be taken from the environment, where it is not set", key

@@ -8,12 +8,9 @@ import math
 import mmap
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,37 +20,24 @@ from launcher import reporter as reporter_file
 from launcher import warm
 from launcher.arrivals import Arrivals
 from launcher.foreground import Foreground
+from launcher.program import Program
 from launcher.rank_log import Heard, RankLog, first_error
 from launcher.rank_socket import RankListener, RankSocket
-from launcher.telemetry import Patterns, Speaker, Telemetry, to_wire
+from launcher.telemetry import Telemetry, to_wire
+from launcher.warm_process import WarmProcess
 
 Message = dict[str, Any]
 
+NOT_STARTED = 1  # the exit status of a rank that could not be started
 KILL_LIMIT_S = 20.0  # a process alive this long after SIGKILL hangs in its kernel: a fault of the node
 _LAST_LINES_S = 2.0  # how long the log may take to be written when the agent leaves
 _STILL_S = 0.4  # a rank that has not moved for so long may be stopped: look at it, and before anyone is told of it
 _GAPS_KEPT = 256
 
 
-@dataclass(frozen=True)
-class Program:
-    """What a rank runs: a target of modules imported beforehand, or a command; and where.
-
-    `speaker`: the rank whose output tells of the steps, and what to look for in it.
-    """
-
-    modules: tuple[str, ...]
-    target: str
-    command: tuple[str, ...]
-    cwd: str
-    env: Mapping[str, str]
-    threads: int
-    speaker: tuple[Speaker, Patterns] | None = None
-
-
 @dataclass
 class Rank:
-    """One training process. Times are monotonic seconds of this node."""
+    """One training process. Times are monotonic seconds of this node; `pid` is 0 until it is known."""
 
     rank: int
     attempt: int
@@ -77,7 +61,8 @@ class Rank:
 class Ranks:
     """Owns the warm process and the ranks it forked. `say` takes messages for the supervisor.
 
-    What ranks print is logged, and shown in the foreground where somebody looks.
+    What ranks print is logged, and shown in the foreground where somebody looks. `warm_log`: where the warm process,
+    and what it is started through, write.
     """
 
     def __init__(
@@ -85,6 +70,7 @@ class Ranks:
         node: str,
         scratch: Path,
         program: Program,
+        warm_log: Path,
         say: Callable[[Message], None],
         foreground: Foreground | None = None,
     ) -> None:
@@ -97,75 +83,41 @@ class Ranks:
         self._log: RankLog | None = None
         self._telemetry: Telemetry | None = None  # where the rank that speaks for all is one of ours
         self._signalled: set[tuple[int, float]] = set()
-        self._warm: subprocess.Popen[bytes] | None = None
-        self._sock: socket.socket | None = None
-        self._ready = asyncio.Event()
+        self._warm = WarmProcess(program, scratch, warm_log, self._from_warm, self._warm_gone)
         self._stores: dict[int, asyncio.Future[int]] = {}
         self._arrivals = Arrivals()
-        self._listener = RankListener(str(scratch / "ranks"), self._arrivals, self._from_rank)
+        self._socket_path = str(scratch / "ranks")
+        self._listener = RankListener(self._socket_path, self._arrivals, self._from_rank)
         self._speakers: WeakKeyDictionary[RankSocket, Rank] = WeakKeyDictionary()
         self._closing = False
 
     # ------------------------------------------------------------ the warm process
 
     def open(self) -> None:
-        """Start the warm process. Raises OSError."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for sock in (ours, theirs):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, warm.MAX_PACKET_BYTES)
-        command = [sys.executable, str(Path(warm.__file__)), str(theirs.fileno()), str(os.getpid())]
-        command += self.program.modules
-        threads = {"OMP_NUM_THREADS": str(self.program.threads), "OPENBLAS_NUM_THREADS": "1"}  # OpenBLAS starts its own
-        env = {**os.environ, **self.program.env, **threads}
-        self._warm = subprocess.Popen(
-            command, pass_fds=(theirs.fileno(),), env=env, cwd=self.program.cwd, stdin=subprocess.DEVNULL,
-            process_group=0,  # Slurm signals our group
-        )  # fmt: skip
-        theirs.close()
-        ours.setblocking(False)
-        self._sock = ours
-        self._ready.clear()
-        asyncio.get_running_loop().add_reader(ours, self._on_warm)
+        """Start the warm process."""
+        if not self.program.problem:
+            self._warm.start()
 
-    def _on_warm(self) -> None:
-        assert self._sock is not None
-        try:
-            message, _ = warm.receive(self._sock)
-        except BlockingIOError:
-            return
-        except OSError:
-            message = None
-        if message is None:
-            self._warm_gone()
-        elif message["type"] == "ready":
-            self._ready.set()
-            if message["cold"]:
-                self._say({"type": "warned", "text": f"{self.node}: ranks start cold: {message['cold']}"})
-        elif message["type"] == "forked":
-            rank = self._find(message)
-            if rank:
-                rank.pid = message["pid"]
-        elif message["type"] == "exited":
-            rank = self._find(message)
-            if rank:
-                rank.code = message["code"]
-                self._tell_exit(rank)
+    def _from_warm(self, message: Message, sender: int) -> None:
+        rank = self._find(message)
+        if message["type"] == "ready" and message["cold"]:
+            self._say({"type": "warned", "text": f"{self.node}: ranks start cold: {message['cold']}"})
+        elif message["type"] == "forked" and rank:
+            rank.pid = sender
+        elif message["type"] == "exited" and rank:
+            rank.code = message["code"]
+            self._tell_exit(rank)
         elif message["type"] == "store":
             future = self._stores.get(message["attempt"])
             if future and not future.done():
                 future.set_result(message["port"])
 
     def _find(self, message: Message) -> Rank | None:
-        rank = self.by_rank.get(message["rank"])
+        rank = self.by_rank.get(message.get("rank", -1))
         return rank if rank and rank.attempt == message["attempt"] else None
 
     def _warm_gone(self) -> None:
         """Its ranks die with it: the kernel sees to that. Start another for the next attempt."""
-        assert self._sock is not None
-        assert self._warm is not None
-        asyncio.get_running_loop().remove_reader(self._sock)
-        self._sock.close()
-        self._warm.wait()
         for rank in self.by_rank.values():
             if rank.alive:
                 rank.code = -signal.SIGKILL
@@ -175,36 +127,38 @@ class Ranks:
                 future.cancel()
         self._stores.clear()
         if not self._closing:
-            self.open()
-
-    def _request(self, message: Message, fds: tuple[int, ...] = ()) -> None:
-        assert self._sock is not None
-        self._sock.setblocking(True)
-        try:
-            warm.send(self._sock, message, fds)
-        finally:
-            self._sock.setblocking(False)
+            self._warm.start()
 
     async def store(self, attempt: int, host: str) -> int:
         """The port of the attempt's rendezvous store on this node, started on the first call.
 
-        Raises asyncio.CancelledError if the warm process dies meanwhile, TimeoutError if it does not answer.
+        A command makes its own, on a port that is free now. So it is where no warm process can be had: the ranks'
+        start then tells why. Raises asyncio.CancelledError if the warm process dies meanwhile, TimeoutError if it
+        does not answer.
         """
         if attempt not in self._stores:
-            await asyncio.wait_for(self._ready.wait(), 60)
+            lacks = not self.program.target or await asyncio.wait_for(self._warm.ready(), 60)
             self._stores = {attempt: asyncio.get_running_loop().create_future()}
-            kind = "store" if self.program.target else "port"
-            self._request({"type": kind, "attempt": attempt, "host": host})
+            if lacks:
+                self._stores[attempt].set_result(warm.free_port(host))
+            else:
+                self._warm.request({"type": "store", "attempt": attempt, "host": host})
         return await asyncio.wait_for(asyncio.shield(self._stores[attempt]), 30)
 
     # ------------------------------------------------------------ start and end
 
     async def start(
-        self, attempt: int, envs: Mapping[int, Mapping[str, str]], log: Path, args: tuple[str, ...] = ()
+        self,
+        attempt: int,
+        envs: Mapping[int, Mapping[str, str]],
+        log: Path,
+        args: tuple[str, ...],
+        cpus: Mapping[int, Sequence[int]],
     ) -> None:
         """Start the ranks of an attempt; nothing happens if they were started before or are out of date.
 
-        `args` are appended to the command.
+        Where none can be started, each ends at once with the reason as its error. `args` are appended to the command;
+        `cpus`: those a rank may use, where not all.
         """
         if attempt <= self.attempt:
             return
@@ -213,14 +167,24 @@ class Ranks:
         if self._log is not None:
             self._log.close()
         self._log = RankLog(log, self._arrivals)
-        await self._ready.wait()
+        problem = await self._warm.ready()
         if attempt <= self._cleared or attempt != self.attempt:
             return
         self.gaps.clear()
         self.by_rank = {}
         self._telemetry = self._telemetry_of(envs)
         for rank, env in envs.items():
-            self._fork(attempt, rank, env, args)
+            fds = self._admit(attempt, rank, int(env["LOCAL_RANK"]))
+            try:
+                if problem:
+                    os.write(fds[1], f"{problem}\n".encode())
+                else:
+                    self._warm.request(self._request(attempt, rank, env, args, cpus.get(rank, ())), fds)
+            finally:
+                for descriptor in fds:
+                    os.close(descriptor)
+            if problem:
+                self._give_up(self.by_rank[rank], problem)
 
     def _telemetry_of(self, envs: Mapping[int, Mapping[str, str]]) -> Telemetry | None:
         if self.program.speaker is None:
@@ -231,39 +195,48 @@ class Ranks:
                 return Telemetry(rank, patterns)
         return None
 
-    def _fork(self, attempt: int, rank: int, env: Mapping[str, str], args: tuple[str, ...]) -> None:
-        page_path = self._scratch / f"page.{attempt}.{rank}"
-        page_path.write_bytes(bytes(reporter_file.PAGE_BYTES))
-        with page_path.open("r+b") as file:
-            page = mmap.mmap(file.fileno(), reporter_file.PAGE_BYTES)
-        self.by_rank[rank] = Rank(rank, attempt, page)
+    def _admit(self, attempt: int, rank: int, local_rank: int) -> tuple[int, int]:
+        """A rank is about to be started: its page is made; the ends of its stdout and stderr."""
+        page = self._page(attempt, rank)
+        page.write_bytes(bytes(reporter_file.PAGE_BYTES))
+        with page.open("r+b") as file:
+            self.by_rank[rank] = Rank(rank, attempt, mmap.mmap(file.fileno(), reporter_file.PAGE_BYTES))
+        assert self._log is not None
+        return self._log.pipes(rank, tuple(self._hearers(rank, local_rank)))
+
+    def _page(self, attempt: int, rank: int) -> Path:
+        return self._scratch / f"page.{attempt}.{rank}"
+
+    def _give_up(self, rank: Rank, problem: str) -> None:
+        """A rank that cannot be started has ended with this as its error."""
+        rank.error_type, _, rank.error = problem.partition(": ")
+        rank.code = NOT_STARTED
+        self._tell_exit(rank)
+
+    def _request(
+        self, attempt: int, rank: int, env: Mapping[str, str], args: tuple[str, ...], cpus: Sequence[int]
+    ) -> Message:
+        """What the warm process is asked for."""
         full = {
-            **{key: value for key, value in os.environ.items() if not key.startswith("OPT_LAUNCH_")},
             **self.program.env,
             "OMP_NUM_THREADS": str(self.program.threads),
             "PYTHONUNBUFFERED": "1",
-            "OPT_LAUNCH_SOCKET": str(self._scratch / "ranks"),
-            "OPT_LAUNCH_PAGE": str(page_path),
+            "OPT_LAUNCH_SOCKET": self._socket_path,
+            "OPT_LAUNCH_PAGE": str(self._page(attempt, rank)),
             "OPT_LAUNCH_REPORTER": str(Path(reporter_file.__file__)),
             **env,
         }
-        assert self._log is not None
-        fds = self._log.pipes(rank, tuple(self._hearers(rank, int(env["LOCAL_RANK"]))))
-        request = {
+        return {
             "type": "fork",
             "attempt": attempt,
             "rank": rank,
             "env": full,
             "cwd": self.program.cwd,
-            "agent_pid": os.getpid(),
+            "tracer": -1 if self.program.prefix else os.getpid(),  # behind a prefix our pid may mean nothing: anyone
             "target": self.program.target,
             "command": [*self.program.command, *args],
+            "cpus": list(cpus),
         }
-        try:
-            self._request(request, fds)
-        finally:
-            for descriptor in fds:
-                os.close(descriptor)
 
     def _hearers(self, rank: int, local_rank: int) -> Iterator[Heard]:
         if self._telemetry and self._telemetry.rank == rank:
@@ -279,17 +252,23 @@ class Ranks:
             return
         await self.end()
         if self._stores.pop(attempt, None) is not None:
-            self._request({"type": "end_store"})
+            self._warm.request({"type": "end_store"})
 
     async def end(self) -> None:
-        """Kill whatever ranks are left and wait until they are gone; say so of those that will not die."""
+        """Kill whatever ranks are left, and all that they have started, and wait until they are gone.
+
+        Says so of those that will not die.
+        """
+        if not self.by_rank:
+            return
         for rank in self.by_rank.values():
             if rank.alive:
                 await self._wait_for_pid(rank)
+            if rank.alive and rank.pid:
                 with contextlib.suppress(OSError):
                     os.killpg(rank.pid, signal.SIGKILL)
-                with contextlib.suppress(OSError):
-                    os.kill(rank.pid, signal.SIGKILL)  # it may not have reached its own group yet
+        if any(rank.alive and not rank.pid for rank in self.by_rank.values()):
+            self._warm.restart()  # it runs where we cannot see it, and nothing else reaches its ranks
         deadline = time.monotonic() + KILL_LIMIT_S
         while any(rank.alive for rank in self.by_rank.values()):
             if time.monotonic() > deadline:
@@ -297,6 +276,8 @@ class Ranks:
                 self._say({"type": "unkillable", "pids": pids})
                 return
             await asyncio.sleep(0.005)
+        while await asyncio.to_thread(warm.kill_all_of, self._socket_path) and time.monotonic() < deadline:
+            await asyncio.sleep(warm.SWEEP_S)
 
     async def _wait_for_pid(self, rank: Rank) -> None:
         deadline = time.monotonic() + 5
@@ -307,9 +288,7 @@ class Ranks:
         """End the ranks and the warm process."""
         self._closing = True
         await self.end()
-        if self._warm is not None:
-            self._warm.kill()
-            self._warm.wait()
+        await self._warm.close()
         self._listener.close()
         if self._log is not None:
             self._log.close(_LAST_LINES_S)
@@ -371,6 +350,7 @@ class Ranks:
 
     def sample(self) -> None:
         """Look at every rank's page and at what it said and printed; called several times a second."""
+        self._warm.poll()
         self._arrivals.take()
         if self._log is not None:
             self._log.flush()

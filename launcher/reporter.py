@@ -237,7 +237,12 @@ def _plain(value):
 
 
 def connect(env=None):
-    """The reporter of this process, from OPT_LAUNCH_PAGE and OPT_LAUNCH_SOCKET; detached where they are not set."""
+    """The reporter of this process, from OPT_LAUNCH_PAGE and OPT_LAUNCH_SOCKET; detached where they are not set.
+
+    Where a node's ranks were started by one process (OPT_LAUNCH_RANKS_PER_NODE), the first of them speaks for it.
+    """
     env = os.environ if env is None else env
-    rank = int(env.get("RANK", "0"))
+    if "OPT_LAUNCH_RANKS_PER_NODE" in env and env.get("LOCAL_RANK", "0") != "0":
+        return Reporter()
+    rank = int(env.get("OPT_LAUNCH_RANK", env.get("RANK", "0")))
     return Reporter(env.get("OPT_LAUNCH_PAGE", ""), env.get("OPT_LAUNCH_SOCKET", ""), rank)

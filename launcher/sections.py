@@ -183,13 +183,28 @@ class Network(Section):
     interface: Annotated[str, Field(min_length=1, max_length=15)] = "auto"
 
 
+FROM_ENV = "from-env"  # the value of a variable in `launch.env` that is taken from the submitter's environment
+# What {NAME} stands for in `launch.prefix` when it is used on a node.
+PLACES: dict[str, str] = {
+    "run": "the run folder",
+    "scratch": "a folder of the node, with the sockets and pages of its ranks",
+    "launcher": "the folder of the two files of ours that ranks load",
+    "cwd": "the working folder",
+    "node": "the name of the node",
+}
+
+
 class Launch(Section):
-    """How a rank is started. `threads` becomes OMP_NUM_THREADS; `first_step` is how long the first may take."""
+    """How a rank is started. `threads` becomes OMP_NUM_THREADS; `first_step` is how long the first may take.
+
+    `prefix` wraps the ranks, and `python` is theirs: unset, that of the agent, or python3 behind a prefix.
+    """
 
     prefix: Texts = ()
+    python: Annotated[str, Field(min_length=1)] | None = None
     setup: Texts = ()
     env: dict[Variable, str] = Field(default_factory=dict)
-    bind: str = "auto"
+    bind: Literal["auto", "none", "cores"] = "auto"
     network: Network = Network()
     mode: Literal["per_rank", "per_node"] = "per_rank"
     threads: Positive = 1
@@ -228,9 +243,14 @@ class RunSpec(Section):
     on_good_checkpoint: dict[str, Any] | None = None
 
     @property
+    def starts_per_node(self) -> int:
+        """Processes that are started on a node: one for each of its ranks, or one that starts those itself."""
+        return 1 if self.launch.mode == "per_node" else self.cluster.ranks_per_node
+
+    @property
     def world_size(self) -> int:
-        """Ranks of an attempt."""
-        return self.cluster.nodes * self.cluster.ranks_per_node
+        """Processes of an attempt."""
+        return self.cluster.nodes * self.starts_per_node
 
     @property
     def can(self) -> Capabilities:

@@ -17,7 +17,7 @@ from launcher.errors import LaunchError
 from launcher.events import EpochStarted, Event, RunSubmitted
 from launcher.journal import make_ballast, write_first_epoch
 from launcher.paths import RunPaths, write_atomically
-from launcher.sections import RunSpec
+from launcher.sections import FROM_ENV, RunSpec
 from launcher.spec import ResolvedSpec, dump_resolved
 from policies.load import dump_policy
 
@@ -74,6 +74,8 @@ def _fill(paths: RunPaths, resolved: ResolvedSpec, source: Source | None, progre
     paths.make_folders()
     write_spec(paths, resolved)
     write_atomically(paths.secret, secrets.token_hex(32), mode=0o600)
+    if taken := {name: os.environ[name] for name, value in resolved.spec.launch.env.items() if value == FROM_ENV}:
+        write_atomically(paths.variables, json.dumps(taken), mode=0o600)
     make_ballast(paths)
     now = time.time()
     begun: list[Event] = [_submitted(resolved.spec, source, now)]
@@ -102,7 +104,8 @@ def asked(spec: RunSpec) -> dict[str, Any]:
     trainer = spec.trainer
     return {
         "nodes": spec.cluster.nodes,
-        "ranks_per_node": spec.cluster.ranks_per_node,
+        "ranks_per_node": spec.starts_per_node,
+        "slots_per_node": spec.cluster.ranks_per_node,
         "spares": spec.cluster.spares,
         "target_step": trainer.steps if trainer else spec.abilities.done_step,
         "probation": trainer.checkpoint.probation if trainer else 20,

@@ -2,12 +2,16 @@
 
 One file, standard library only, Python 3.8 or newer, started by path with the ranks' own Python. It computes
 nothing before it forks (one tensor operation in a parent can hang its children for ever), forks from its main
-thread only (a parent-death signal is sent when the forking *thread* ends), and dies with its agent.
+thread only (a parent-death signal is sent when the forking *thread* ends), and ends with its agent.
 
-    warm.py FD PARENT_PID [MODULE ...]
+    warm.py SOCKET [MODULE ...]
 
-FD is a SOCK_SEQPACKET socket to the agent, one JSON message a packet. Requests: "fork" (with the file descriptors of
-stdout and stderr attached), "store", "port". Answers: "ready", "forked", "exited", "store".
+SOCKET is the path of the agent's SOCK_SEQPACKET socket, one JSON message a packet: whatever stands between (a container
+runtime, other namespaces) need only let the path through. Requests: "fork" (with the file descriptors of stdout and
+stderr attached), "store". Answers: "ready", "forked" (from the rank itself: the kernel attaches the pid by which the
+agent knows it), "exited", "store".
+
+When the agent is gone the socket closes, and everything that ranks have started is ended.
 """
 
 import array
@@ -21,6 +25,7 @@ import random
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 import traceback
@@ -28,8 +33,10 @@ import traceback
 MAX_PACKET_BYTES = 1 << 20
 # A scheduler may send these to every process of a job at once. The agent answers; whoever dies with it ignores them.
 ENDS_OF_A_JOB = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+MOST_SWEEPS, SWEEP_S = 100, 0.02  # what is being killed may still be starting others
 _PR_SET_PDEATHSIG = 1
 _PR_SET_PTRACER = 0x59616D61
+_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -47,13 +54,42 @@ def send(sock, message, fds=()):
 
 
 def receive(sock):
-    """(message, file descriptors) of the next packet; (None, []) when the other side is gone."""
-    data, ancillary, _, _ = sock.recvmsg(MAX_PACKET_BYTES, socket.CMSG_SPACE(16 * array.array("i").itemsize))
-    fds = array.array("i")
+    """(message, file descriptors, sender's pid) of the next packet; the message is None when the other side is gone.
+
+    The pid is the one by which this process knows the sender, 0 without SO_PASSCRED or when it cannot see it.
+    """
+    room = socket.CMSG_SPACE(16 * array.array("i").itemsize) + socket.CMSG_SPACE(_CREDENTIALS.size)
+    data, ancillary, _, _ = sock.recvmsg(MAX_PACKET_BYTES, room)
+    fds, pid = array.array("i"), 0
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    return (json.loads(data) if data else None), list(fds)
+        elif level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+            pid = _CREDENTIALS.unpack(content)[0]
+    return (json.loads(data) if data else None), list(fds), pid
+
+
+def kill_all_of(socket_path):
+    """Kill all that ranks with this socket, and their descendants, have started in this job; how many there were.
+
+    They are known by their environment, in whatever group or session they are; a job that was submitted from within
+    has that too, but is another. 0 where /proc cannot be read, or speaks of another pid namespace than ours: that
+    one ends with its first process.
+    """
+    killed, wanted = 0, [b"OPT_LAUNCH_SOCKET=" + socket_path.encode()]
+    if "SLURM_JOB_ID" in os.environ:
+        wanted.append(b"SLURM_JOB_ID=" + os.environ["SLURM_JOB_ID"].encode())
+    try:
+        names = os.listdir("/proc") if os.readlink("/proc/self") == str(os.getpid()) else []
+    except OSError:
+        names = []
+    for name in names:
+        if name.isdigit():
+            with contextlib.suppress(OSError), open("/proc/" + name + "/environ", "rb") as file:
+                if set(file.read().split(b"\0")).issuperset(wanted):
+                    os.kill(int(name), signal.SIGKILL)
+                    killed += 1
+    return killed
 
 
 def import_modules(names):
@@ -68,7 +104,10 @@ def import_modules(names):
 
 def why_cold():
     """Why ranks must not be forked from this process; "" if they may."""
-    threads = len(os.listdir("/proc/self/task"))
+    try:
+        threads = len(os.listdir("/proc/self/task"))
+    except OSError:
+        return "without /proc nobody knows how many threads are alive"
     if threads != 1:
         return "%d threads are alive after import" % threads
     torch = sys.modules.get("torch")
@@ -77,12 +116,13 @@ def why_cold():
     return ""
 
 
-def become_rank(request, fds, parent_pid, inherited):
+def become_rank(request, fds, warm):
     """In the forked child: a clean process of its own group that runs the command or the target; never returns."""
     code = 1
     try:
-        die_with(parent_pid)
+        die_with(warm.pid)
         os.setpgid(0, 0)
+        send(warm.sock, {"type": "forked", "attempt": request["attempt"], "rank": request["rank"]})
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
@@ -93,12 +133,13 @@ def become_rank(request, fds, parent_pid, inherited):
         os.dup2(null, 0)
         os.dup2(fds[0], 1)
         os.dup2(fds[1], 2)
-        for descriptor in (null, *fds, *inherited):
+        for descriptor in (null, *fds, *warm.descriptors):
             if descriptor > 2:
                 os.close(descriptor)
-        _libc.prctl(_PR_SET_PTRACER, request["agent_pid"], 0, 0, 0)  # EINVAL without Yama is fine
+        _libc.prctl(_PR_SET_PTRACER, ctypes.c_ulong(request["tracer"]), 0, 0, 0)  # EINVAL without Yama is fine
         os.chdir(request["cwd"])
         os.environ.clear()
+        os.environ.update(warm.environment)
         os.environ.update(request["env"])
         if request.get("cpus"):
             os.sched_setaffinity(0, request["cpus"])
@@ -136,13 +177,13 @@ def run_target(target):
     return result if isinstance(result, int) else 0
 
 
-def serve_store(listener, host, parent_pid, inherited):
+def serve_store(listener, host, warm):
     """In the forked child: hold the rendezvous store of one attempt until killed."""
     try:
-        die_with(parent_pid)
+        die_with(warm.pid)
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
-        for descriptor in inherited:
+        for descriptor in warm.descriptors:
             os.close(descriptor)
         from datetime import timedelta
 
@@ -171,47 +212,57 @@ def free_port(host):
 
 
 class Warm:
-    """The loop: requests in, forks, exits out."""
+    """The loop: requests in, forks, exits out. Ranks start with the environment that this process was given."""
 
-    def __init__(self, sock, agent_pid):
-        self.sock, self.agent_pid, self.pid = sock, agent_pid, os.getpid()
-        self.ranks = {}  # pid -> rank
+    def __init__(self, sock):
+        self.sock, self.pid, self.environment = sock, os.getpid(), dict(os.environ)
+        self.ranks = {}  # pid -> (attempt, rank)
         self.stores = {}  # attempt -> (pid, port)
         self.cold = ""
-        wake_in, self.wake = os.pipe()
-        os.set_blocking(wake_in, False)
-        os.set_blocking(self.wake, False)
-        self.wake_in = wake_in
+        self.socket_path = ""  # of the ranks
+        self.wake_in, wake = os.pipe()
+        os.set_blocking(self.wake_in, False)
+        os.set_blocking(wake, False)
+        self.descriptors = (sock.fileno(), wake, self.wake_in)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in ENDS_OF_A_JOB:
             signal.signal(number, signal.SIG_IGN)
-        signal.set_wakeup_fd(self.wake)
+        signal.set_wakeup_fd(wake)
 
     def run(self, modules):
+        """Serve until the agent is gone."""
         started = time.monotonic()
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"  # it would start its own
         error = import_modules(modules)
         self.cold = why_cold() if modules else ""
         message = {"type": "ready", "seconds": time.monotonic() - started, "cold": self.cold}
-        send(self.sock, dict(message, error=list(error) if error else None))
-        while True:
-            readable, _, _ = select.select([self.sock, self.wake_in], [], [])
-            if self.wake_in in readable:
-                os.read(self.wake_in, 4096)
-                self.reap()
-            if self.sock in readable:
-                message, fds = receive(self.sock)
-                if message is None:
-                    return self.end_all()
-                self.handle(message, fds)
+        try:
+            send(self.sock, dict(message, error=list(error) if error else None))
+            while self.turn():
+                pass
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the agent is gone, and we were speaking
+        finally:
+            self.end_all()
+
+    def turn(self):
+        """Wait for what comes next and answer it; whether the agent is still there."""
+        readable, _, _ = select.select([self.sock, self.wake_in], [], [])
+        if self.wake_in in readable:
+            os.read(self.wake_in, 4096)
+            self.reap()
+        if self.sock in readable:
+            message, fds, _ = receive(self.sock)
+            if message is None:
+                return False
+            self.handle(message, fds)
+        return True
 
     def handle(self, message, fds):
         if message["type"] == "fork":
             self.fork(message, fds)
         elif message["type"] == "store":
             self.store(message["attempt"], message["host"])
-        elif message["type"] == "port":
-            answer = {"type": "store", "attempt": message["attempt"], "port": free_port(message["host"])}
-            send(self.sock, answer)
         elif message["type"] == "end_store":
             self.end_stores(keep=-1)
 
@@ -220,12 +271,11 @@ class Warm:
             request["command"] = [sys.executable, os.path.abspath(__file__), "--rank", request["target"]]
         pid = os.fork()
         if pid == 0:
-            inherited = (self.sock.fileno(), self.wake, self.wake_in)
-            become_rank(request, fds, self.pid, inherited)
+            become_rank(request, fds, self)
         for descriptor in fds:
             os.close(descriptor)
         self.ranks[pid] = (request["attempt"], request["rank"])
-        send(self.sock, {"type": "forked", "attempt": request["attempt"], "rank": request["rank"], "pid": pid})
+        self.socket_path = request["env"].get("OPT_LAUNCH_SOCKET", "")
 
     def store(self, attempt, host):
         self.end_stores(keep=attempt)
@@ -237,8 +287,7 @@ class Warm:
             port = listener.getsockname()[1]
             pid = os.fork()
             if pid == 0:
-                inherited = (self.sock.fileno(), self.wake, self.wake_in)
-                serve_store(listener, host, self.pid, inherited)
+                serve_store(listener, host, self)
             listener.close()  # ranks forked later must not keep the port open
             self.stores[attempt] = (pid, port)
         send(self.sock, {"type": "store", "attempt": attempt, "port": self.stores[attempt][1]})
@@ -258,25 +307,35 @@ class Warm:
             code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
             if pid in self.ranks:
                 attempt, rank = self.ranks.pop(pid)
-                send(self.sock, {"type": "exited", "attempt": attempt, "rank": rank, "pid": pid, "code": code})
+                send(self.sock, {"type": "exited", "attempt": attempt, "rank": rank, "code": code})
 
     def end_all(self):
-        """The agent is gone. Ranks would be ended by the kernel too, but not through every kind of wrapper."""
+        """The agent is gone: so is everything that was started for it, in whatever group or session it is."""
         for pid in [*self.ranks, *(store[0] for store in self.stores.values())]:
-            with contextlib.suppress(OSError):
-                os.killpg(pid, signal.SIGKILL)
+            for kill in (os.killpg, os.kill):  # it may not have reached its own group yet
+                with contextlib.suppress(OSError):
+                    kill(pid, signal.SIGKILL)
+        for _ in range(MOST_SWEEPS if self.socket_path else 0):
+            if not kill_all_of(self.socket_path):
+                break
+            time.sleep(SWEEP_S)
 
 
 def main(argv):
     if argv[0] == "--rank":
         return run_target(argv[1])
-    sock = socket.socket(fileno=int(argv[0]))
-    sock.setblocking(True)
-    die_with(int(argv[1]))
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        sock.connect(argv[0])
+    except OSError as error:
+        print("%s: %s: the ranks' side must see this path" % (argv[0], error.strerror), file=sys.stderr)
+        return 1
+    # Not SIGKILL: it has to see to the end of others. What the signal is for: a stopped process goes on, and does.
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     if sys.path and os.path.abspath(sys.path[0]) == os.path.dirname(os.path.abspath(__file__)):
         del sys.path[0]  # nothing of ours may be found by the trainer's imports
-    Warm(sock, int(argv[1])).run(argv[2:])
-    return 0
+    Warm(sock).run(argv[1:])
+    os._exit(0)  # what modules do at exit may take its time
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import psutil
 from launcher.backends.report import NodeReport
 from launcher.backends.scratch import make_scratch, sweep_scratch
 from launcher.errors import LaunchError, Unreachable
+from launcher.network import reachable_address
 from launcher.paths import RunPaths, write_atomically
 from launcher.sections import RunSpec
 from launcher.spec import read_resolved
@@ -53,8 +54,12 @@ def submit(paths: RunPaths, spec: RunSpec) -> None:
     log_path = paths.submitit / "start.log"
     command = [sys.executable, "-P", "-c", _STARTER, str(paths.root), token]
     deadline = time.monotonic() + _START_LIMIT_S
+    # Of what a run around us has set, nothing is meant for this one.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("OPT_LAUNCH_")}
     with log_path.open("ab") as log:
-        starter = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        starter = subprocess.Popen(
+            command, env=env, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
     if starter.wait(_START_LIMIT_S):
         raise OSError(f"submitit failed: {log_path.read_text().strip()[-500:]}")
     while time.monotonic() < deadline:
@@ -232,6 +237,7 @@ class Allocation:
 
     def _start(self, name: str, index: int, *, first: bool) -> VirtualNode:
         env = {**os.environ, "OPT_LAUNCH_JOB": self.job_id, "OPT_LAUNCH_SCRATCH": str(self.scratch)}
+        env["OPT_LAUNCH_HOST"] = reachable_address(self.spec.launch.network.interface, "127.0.0.1")
         env.pop("OPT_LAUNCH_FIRST", None)
         if first and index == 0:
             env["OPT_LAUNCH_FIRST"] = "1"

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import threading
 import time
@@ -21,8 +20,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from launcher.advance import fold
 from launcher.backends import slurm_calls
@@ -32,6 +29,7 @@ from launcher.backends.slurm_calls import call, cancel, how_ended, job_states, s
 from launcher.backends.slurm_words import is_over, is_queued, reports
 from launcher.errors import LaunchError, Unreachable
 from launcher.journal import read_journal
+from launcher.network import reachable_address
 from launcher.paths import RunPaths, write_atomically
 from launcher.sections import RunSpec
 
@@ -277,7 +275,7 @@ def run_node(root: str) -> None:
     os.environ.pop("PYTHONSAFEPATH", None)
     node, index = os.environ["SLURMD_NODENAME"], os.environ["SLURM_PROCID"]
     os.environ["OPT_LAUNCH_JOB"] = _incarnation()
-    os.environ["OPT_LAUNCH_HOST"] = own_address(spec.launch.network.interface)
+    os.environ["OPT_LAUNCH_HOST"] = reachable_address(spec.launch.network.interface)
     if index == "0":
         os.environ["OPT_LAUNCH_FIRST"] = "1"
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
@@ -293,19 +291,3 @@ def _incarnation() -> str:
     """The job's id, and how often it was requeued: agents of the job as it was before are not ours."""
     count = os.environ.get("SLURM_RESTART_COUNT", "0")
     return os.environ["SLURM_JOB_ID"] + (f".{count}" if count != "0" else "")
-
-
-def own_address(interface: str, towards: str = "") -> str:
-    """The address by which other nodes reach this one: that of the interface, or of the way `towards` one of them.
-
-    That is where srun was started, unless said otherwise. The name of the host will not do: Debian maps it to a
-    loopback address.
-    """
-    if interface != "auto":
-        for address in psutil.net_if_addrs().get(interface, ()):
-            if address.family == socket.AF_INET:
-                return address.address
-        raise LaunchError(f"no interface {interface!r} with an IPv4 address on {socket.gethostname()}")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((towards or os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"), 9))  # sends nothing
-        return probe.getsockname()[0]

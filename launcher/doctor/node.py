@@ -20,12 +20,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.slurm import own_address
 from launcher.backends.slurm_calls import call
 from launcher.doctor import readings
 from launcher.doctor.checks import Folder, Limits
 from launcher.doctor.cluster_checks import OnNode, Peer
 from launcher.errors import LaunchError
+from launcher.network import own_address
 from launcher.paths import write_atomically
 
 ASKED, ANSWER, HELLO, REPORT = "asked.json", "answer.json", "hello.{}.json", "report.{}.json"

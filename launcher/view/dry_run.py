@@ -8,6 +8,7 @@ from textwrap import indent
 from launcher.backends.choice import backend_of
 from launcher.branch import Source
 from launcher.paths import RunPaths
+from launcher.sections import RunSpec
 from launcher.spec import ResolvedSpec, dump_resolved
 
 
@@ -19,6 +20,12 @@ def plan_text(resolved: ResolvedSpec, root: Path, source: Source | None = None) 
     return f"{plan}\n---\nscript: |\n{indent(script, '  ')}" if script else plan
 
 
+def _ranks(spec: RunSpec) -> str:
+    if spec.launch.mode == "per_node":
+        return f"started by one process for {spec.cluster.ranks_per_node}"
+    return f"{spec.world_size}, {spec.cluster.ranks_per_node}"
+
+
 def _plan(resolved: ResolvedSpec, root: Path, source: Source | None) -> list[str]:
     spec, cluster = resolved.spec, resolved.spec.cluster
     what = f"our own trainer, {spec.trainer.steps} steps" if spec.trainer else " ".join(spec.command or ())
@@ -28,7 +35,7 @@ def _plan(resolved: ResolvedSpec, root: Path, source: Source | None) -> list[str
         "Dry run: nothing was started or written.",
         f"run      {spec.name} in {root.absolute()}",
         f"backend  {cluster.backend}: {cluster.nodes + cluster.spares} nodes, {cluster.spares} of them in reserve",
-        f"ranks    {spec.world_size}, {cluster.ranks_per_node} on each of {cluster.nodes} nodes",
+        f"ranks    {_ranks(spec)} on each of {cluster.nodes} nodes",
         f"trains   {what}",
         *begins,
         f"policy   {resolved.policy.name}: {', '.join(rules)}",

@@ -49,7 +49,7 @@ SPEC = """
 name: NAME
 TRAINER
 cluster: {nodes: 2, ranks_per_node: 2, spares: SPARES, silence: 2s, wait_for_node: 30s, BACKEND}
-launch: {first_step: FIRST_STEP}
+launch: {first_step: FIRST_STEP, SECTION}
 policy: [infra]
 """
 
@@ -57,12 +57,17 @@ E = TypeVar("E", bound=Event)
 
 
 class LiveRun:
-    """One run, from its submission to the moment when no process of it is left."""
+    """One run, from its submission to the moment when no process of it is left.
+
+    `section`: more keys of `launch:`. `program`: starts the trainer, with the trainer as its first argument.
+    """
 
     first_step = "30s"
     backend = "backend: local, local: {return_after: 1s}"
 
-    def __init__(self, root: Path, name: str, steps: int = 60, spares: int = 1, **options: Any) -> None:
+    def __init__(
+        self, root: Path, name: str, steps: int = 60, spares: int = 1, section: str = "", **options: Any
+    ) -> None:
         self.paths = RunPaths(root / name)
         self.steps = steps
         folder = root / f"{name}.asked"
@@ -73,6 +78,7 @@ class LiveRun:
             .replace("NAME", name)
             .replace("SPARES", str(spares))
             .replace("FIRST_STEP", self.first_step)
+            .replace("SECTION", section)
         )
         (folder / "RUN.yaml").write_text(text.replace("TRAINER", self.trainer(**options)))
         self.policy = load_policy([str(folder / "policy.yaml")])
@@ -82,9 +88,9 @@ class LiveRun:
         # The launcher refuses numerics for a command it knows nothing of; this one tells it about its checkpoints.
         submit(replace(load_spec(file), policy=self.policy), root)
 
-    def trainer(self, **options: Any) -> str:
+    def trainer(self, program: str = "", **options: Any) -> str:
         """What RUN.yaml says is to be run."""
-        command = [sys.executable, str(COUNTING)]
+        command = [sys.executable, *([program] if program else []), str(COUNTING)]
         for key, value in {"run": self.paths.root, "steps": self.steps, **options}.items():
             flag = f"--{key.replace('_', '-')}"
             command += [flag] if value is True else [flag, str(value)]

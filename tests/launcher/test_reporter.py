@@ -87,6 +87,16 @@ def test_half_an_environment_is_none(agent: Agent, missing: str) -> None:
     assert not connect(env).attached
 
 
+def test_of_ranks_that_one_process_has_started_the_first_speaks_for_their_node(agent: Agent) -> None:
+    env = {**agent.env, "OPT_LAUNCH_RANKS_PER_NODE": "4", "OPT_LAUNCH_RANK": "1"}
+
+    assert not connect({**env, "RANK": "5", "LOCAL_RANK": "1"}).attached
+    connect({**env, "RANK": "4", "LOCAL_RANK": "0"})
+    agent.accept()
+
+    assert agent.hear()["rank"] == 1
+
+
 def test_it_can_be_loaded_by_path_by_any_python() -> None:
     program = (
         "import importlib.util, sys; spec = importlib.util.spec_from_file_location('r', sys.argv[1]); "

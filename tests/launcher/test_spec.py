@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from launcher.errors import ConfigError
+from launcher.network import addresses
 from launcher.preflight import NOT_BUILT
 from launcher.sections import SIZES
 from launcher.spec import ResolvedSpec, dump_resolved, load_spec, read_resolved
@@ -183,8 +184,7 @@ def test_values_that_do_not_fit_together_are_a_mistake(tmp_path: Path, text: str
 
 ASKED = {
     "trainer.tokenizer": "gpt2", "trainer.dtype": "fp16", "trainer.checkpoint.memory": "{every: 5}",
-    "launch.prefix": "[apptainer, exec]",
-    "launch.bind": "numa", "launch.mode": "per_node", "health.before_start": "standard", "health.every": "60s",
+    "health.before_start": "standard", "health.every": "60s",
     "access.group": "lab", "access.control": "true", "on_good_checkpoint": "{run: [x]}",
 }  # fmt: skip
 
@@ -246,6 +246,41 @@ def test_an_allocation_of_ones_own_cannot_be_submitted(tmp_path: Path) -> None:
     written = RUN.replace("cluster: {", "cluster: {backend: own, ")
     assert mistakes(tmp_path, written) == [f"10:20: {told}"]
     assert mistakes(tmp_path, RUN, "cluster.backend=own") == [f"--set cluster.backend=own: {told}"]
+
+
+COMMAND = "name: a\ncommand: [x]\npolicy: [infra]\n"
+
+
+@pytest.mark.parametrize(
+    ("launch", "expected"),
+    [
+        ("prefix: [apptainer-of-nobody, exec]", "4:19: apptainer-of-nobody: no such program"),
+        ("prefix: [sh, '{scrach}']", "4:23: {scrach} stands for nothing: {run}, {scratch}, {launcher}, {cwd}, {node} do"),
+        ("python: /no/such/python", "4:18: /no/such/python: no such program"),
+        ("network: {interface: nope0}", f"4:31: no interface 'nope0' with an IPv4 address here, only {', '.join(addresses())}"),
+        ("bind: numa", "4:16: 'numa' is not one of auto, none, cores"),
+        ("env: {NNODES: '2'}", "4:24: NNODES is set by the launcher for each rank"),
+        ("env: {OPT_LAUNCH_NODE: x}", "4:33: OPT_LAUNCH_NODE is set by the launcher for each rank"),
+    ],
+)  # fmt: skip
+def test_how_ranks_are_started_is_checked_at_submit(tmp_path: Path, launch: str, expected: str) -> None:
+    assert mistakes(tmp_path, f"{COMMAND}launch: {{{launch}}}\n") == [expected]
+
+
+def test_what_only_a_node_can_know_is_not_asked_of_the_login_node(tmp_path: Path) -> None:
+    launch = "{prefix: [apptainer-of-nobody], python: /no/such/python, network: {interface: nope0}}"
+
+    assert mistakes(tmp_path, f"{COMMAND}launch: {launch}\n", backend="slurm") == []
+
+
+@pytest.mark.parametrize("item", ["${HOME}", "{run}/x:{scratch}", "{}", "{ a }", "{A}"])
+def test_other_braces_in_a_prefix_are_what_they_are(tmp_path: Path, item: str) -> None:
+    assert mistakes(tmp_path, f"{COMMAND}launch: {{prefix: [sh, '{item}']}}\n") == []
+
+
+def test_our_trainer_is_not_started_by_another_process(tmp_path: Path) -> None:
+    (found,) = mistakes(tmp_path, RUN, "launch.mode=per_node")
+    assert "'launch.mode: per_node' is for a command that starts the ranks of a node itself" in found
 
 
 def test_nothing_is_said_about_what_a_wrong_value_might_have_meant(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +25,41 @@ HERE = Path(__file__).parent
 class Agent:
     """The agent's end of a warm process, with a file each for what a rank prints."""
 
-    def __init__(self, folder: Path, *modules: str) -> None:
+    def __init__(self, folder: Path, *modules: str, prefix: Sequence[str] = ()) -> None:
         self.folder = folder
-        self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sender = 0  # the pid of who spoke last
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            path = Path(tempfile.mkdtemp(dir=folder)) / "s"
+            listener.bind(str(path))
+            listener.listen(1)
+            listener.settimeout(20)
+            command = [*prefix, sys.executable, str(FILE), str(path), *modules]
+            env = {"LC_ALL": "C.UTF-8", "PATH": os.environ["PATH"], "PYTHONPATH": f"{folder}:{HERE}"}
+            self.process = subprocess.Popen(command, env=env, cwd=folder, stdin=subprocess.DEVNULL)
+            self.sock, _ = listener.accept()
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.sock.settimeout(20)
-        command = [sys.executable, str(FILE), str(theirs.fileno()), str(os.getpid()), *modules]
-        env = {**os.environ, "PYTHONPATH": f"{folder}:{HERE}"}
-        self.process = subprocess.Popen(
-            command, pass_fds=(theirs.fileno(),), env=env, cwd=folder, stdin=subprocess.DEVNULL
-        )
-        theirs.close()
         self.ready = self.hear()
 
     def hear(self) -> Any:
-        return warm.receive(self.sock)[0]
+        message, _, self.sender = warm.receive(self.sock)
+        return message
 
     def fork(self, target: str = "", rank: int = 0, command: list[str] | None = None, **more: Any) -> int:
         """Start a rank; its pid."""
         with (self.folder / "out").open("wb") as out, (self.folder / "err").open("wb") as err:
-            env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(HERE), "WHO": f"rank {rank}"}
-            request = {"type": "fork", "attempt": 1, "rank": rank, "env": env, "cwd": str(self.folder)}
-            request |= {"agent_pid": os.getpid(), "target": target, "command": command or [], **more}
+            request = {"type": "fork", "attempt": 1, "rank": rank, "env": {"WHO": f"rank {rank}"}}
+            request |= {
+                "cwd": str(self.folder),
+                "tracer": os.getpid(),
+                "target": target,
+                "command": command or [],
+                **more,
+            }
             warm.send(self.sock, request, (out.fileno(), err.fileno()))
         forked = self.hear()
         assert (forked["type"], forked["rank"]) == ("forked", rank)
-        return forked["pid"]
+        return self.sender
 
     def ends(self) -> int:
         """The exit code of the rank that ends next."""
@@ -104,7 +115,7 @@ def test_a_target_runs_in_a_fork_that_has_its_modules_already(agent: Agent) -> N
 
     first, second = agent.out.splitlines()
     assert first == f"rank 3 True True {agent.folder} [] [0, 1, 2]"
-    assert second == "['PATH', 'PYTHONPATH', 'WHO'] True"
+    assert second == "['LC_ALL', 'PATH', 'PYTHONPATH', 'WHO'] True"
 
 
 def test_stdout_and_stderr_go_where_the_agent_wants_them(agent: Agent) -> None:
@@ -193,7 +204,7 @@ def test_threads_left_by_an_import_make_ranks_start_cold_and_it_says_so(tmp_path
     agent = Agent(tmp_path, "threaded")
     assert agent.ready["cold"] == "2 threads are alive after import"
 
-    agent.fork("threaded:main", env={"WHO": "cold rank", "PYTHONPATH": str(tmp_path)})
+    agent.fork("threaded:main", env={"WHO": "cold rank"})
 
     assert agent.ends() == 0, agent.err
     assert agent.out == "cold rank 2\n"  # its own thread, started by its own import: not a fork of ours
@@ -232,35 +243,93 @@ def test_ranks_die_with_the_warm_process(agent: Agent) -> None:
     assert gone(pid)
 
 
+class InAnotherProcess(subprocess.Popen[str]):
+    """An agent with one rank, to be killed. `pids`: its warm process and its rank."""
+
+    def __init__(self, folder: Path, then: str = "") -> None:
+        program = (
+            "import os, sys, time; from pathlib import Path; import test_warm\n"
+            "agent = test_warm.Agent(Path(sys.argv[1]), 'warm_targets')\n"
+            f"pid = agent.fork('warm_targets:sleeps')\n{then}\n"
+            "print(agent.process.pid, pid, flush=True); time.sleep(600)"
+        )
+        env = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"}
+        super().__init__([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True, env=env)
+        assert self.stdout
+        self.pids = [int(pid) for pid in self.stdout.readline().split()]
+        assert len(self.pids) == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_ranks_die_with_their_agent_however_it_ends(tmp_path: Path, number: int) -> None:
-    program = (
-        "import sys, time; from pathlib import Path; import test_warm\n"
-        "agent = test_warm.Agent(Path(sys.argv[1]), 'warm_targets')\n"
-        "pid = agent.fork('warm_targets:sleeps')\n"
-        "print(agent.process.pid, pid, flush=True); time.sleep(600)"
-    )
-    agent = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"},
-    )  # fmt: skip
-    assert agent.stdout
-    pids = [int(pid) for pid in agent.stdout.readline().split()]
-    assert len(pids) == 2
+    agent = InAnotherProcess(tmp_path)
 
     agent.send_signal(number)
     agent.wait()
 
+    assert all(gone(pid) for pid in agent.pids)
+
+
+def test_what_a_rank_has_started_in_a_session_of_its_own_ends_too(agent: Agent) -> None:
+    pid_file = agent.folder / "pid"
+    program = (
+        "import os, subprocess, sys\n"
+        "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        f"open('{pid_file}.new', 'w').write(str(child.pid)); os.rename('{pid_file}.new', '{pid_file}')\n"
+        "child.wait()"
+    )
+    agent.fork(command=[sys.executable, "-c", program], env={"OPT_LAUNCH_SOCKET": str(agent.folder / "ranks")})
+    deadline = time.monotonic() + 20
+    while not pid_file.exists():
+        assert time.monotonic() < deadline, agent.err
+        time.sleep(0.01)
+
+    agent.sock.close()
+
+    assert gone(int(pid_file.read_text()))
+
+
+def test_a_stopped_warm_process_ends_with_its_agent_all_the_same(tmp_path: Path) -> None:
+    agent = InAnotherProcess(tmp_path, then="os.kill(agent.process.pid, 19)")
+
+    agent.kill()
+    agent.wait()
+
+    assert all(gone(pid) for pid in agent.pids)
+
+
+# ---------------------------------------------------------------- behind a prefix
+
+BEHIND = {
+    "root": ["unshare", "--mount", "--pid", "--fork"],
+    "anyone": ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--mount-proc"],
+    "unmapped": ["unshare", "--user", "--mount", "--pid", "--fork"],
+}
+
+
+@pytest.mark.parametrize("prefix", BEHIND.values(), ids=BEHIND)
+def test_a_rank_in_another_pid_namespace_is_known_by_the_pid_it_has_here(tmp_path: Path, prefix: list[str]) -> None:
+    if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip(f"NAMESPACES NOT TESTED: this user may not run {' '.join(prefix)}")
+    agent = Agent(tmp_path, "warm_targets", prefix=prefix)
+
+    pid = agent.fork("warm_targets:sleeps")
+    inside = Path(f"/proc/{pid}/status").read_text().split("NSpid:")[1].split("\n")[0].split()
+    os.killpg(pid, signal.SIGKILL)
+
+    assert (inside[0], len(inside)) == (str(pid), 2)
+    assert agent.ends() == -signal.SIGKILL
+    agent.close()
+
+
+@pytest.mark.parametrize("prefix", BEHIND.values(), ids=BEHIND)
+def test_nothing_is_left_behind_a_prefix_when_the_agent_is_gone(tmp_path: Path, prefix: list[str]) -> None:
+    if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip(f"NAMESPACES NOT TESTED: this user may not run {' '.join(prefix)}")
+    agent = Agent(tmp_path, "warm_targets", prefix=prefix)
+    pids = [agent.fork("warm_targets:sleeps", rank=rank) for rank in range(2)]
+
+    agent.sock.close()
+
     assert all(gone(pid) for pid in pids)
-
-
-# ---------------------------------------------------------------- ports
-
-
-def test_a_port_for_a_foreign_command_lies_below_the_ephemeral_range(agent: Agent) -> None:
-    warm.send(agent.sock, {"type": "port", "attempt": 4, "host": "127.0.0.1"})
-
-    told = agent.hear()
-
-    assert (told["type"], told["attempt"]) == ("store", 4)
-    assert 15000 <= told["port"] < 32000
+    assert agent.process.wait(5) == 0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import sys
 import time
 from collections.abc import Callable
 
+import psutil
 import pytest
 from cluster import Cluster
 from slurm_run import SlurmRun, opt_launch
@@ -203,3 +206,31 @@ def test_what_slurm_refuses_is_told_in_its_words_and_leaves_nothing(cluster: Clu
     assert refused.returncode == 3
     assert "invalid partition" in refused.stderr.lower()
     assert not (cluster.runs / "refused").exists()
+
+
+def test_an_interface_that_no_node_has_fails_the_run_with_those_that_there_are(launch: Launch) -> None:
+    run = launch(steps=10, section="network: {interface: nope0}")
+
+    end = run.ends("FAILED")
+
+    assert "launch.network.interface: no interface 'nope0' with an IPv4 address here, only" in end.ended_reason
+    assert "lo" in end.ended_reason
+
+
+def test_ranks_that_slurm_itself_starts_as_a_prefix_are_those_of_their_agent(launch: Launch) -> None:
+    prefix = ["srun", "--overlap", "--nodes=1", "--ntasks=1", "--nodelist={node}", "--mpi=none", "--cpu-bind=none"]
+    run = launch(steps=200, section=f"prefix: {json.dumps(prefix)}, python: {json.dumps(sys.executable)}")
+    run.saved(10)
+    agents = {name: psutil.Process(node.pid) for name, node in run.run.nodes.items()}
+    rank = run.rank(3)
+    assert rank not in agents[run.node_of(3)].children(recursive=True)
+
+    run.kill(rank)
+    run.wait("a second attempt", lambda run: len(run.attempts) == 2 and run.state == "RUNNING")
+    left = [run.rank(2), run.rank(3)]
+    run.kill(agents[run.node_of(3)])
+    assert psutil.wait_procs(left, timeout=10)[1] == []
+    end = run.ends()
+
+    assert [decision.detector for decision in run.decisions()] == ["exit", "node_lost"]
+    assert len(end.attempts) == 3

@@ -1,0 +1,53 @@
+"""The CPUs and GPUs of this machine, as far as the kernel tells."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from launcher.binding import Binding, Cpu, bind
+from launcher.sections import RunSpec
+
+SYS = Path("/sys")
+_NVIDIA, _DISPLAY = "0x10de", "0x03"  # vendor, and the class of display and 3D controllers
+
+
+def cpus(sys: Path = SYS) -> list[Cpu]:
+    """The CPUs that this process may use."""
+    return [_cpu(sys / "devices/system/cpu" / f"cpu{number}", number) for number in sorted(os.sched_getaffinity(0))]
+
+
+def _cpu(folder: Path, number: int) -> Cpu:
+    nodes = [int(one.name.removeprefix("node")) for one in folder.glob("node[0-9]*")]
+    core = number
+    with contextlib.suppress(OSError, ValueError):
+        siblings = (folder / "topology/thread_siblings_list").read_text()
+        core = int(siblings.replace("-", ",").split(",")[0])
+    return Cpu(number, nodes[0] if nodes else 0, core)
+
+
+def gpu_nodes(sys: Path = SYS) -> list[int]:
+    """The NUMA node of each NVIDIA GPU, in the order of their addresses; empty where one is not known."""
+    nodes: list[int] = []
+    for device in sorted((sys / "bus/pci/devices").glob("*")):
+        try:
+            about = [(device / name).read_text().strip() for name in ("vendor", "class", "numa_node")]
+        except OSError:
+            continue
+        if about[0] == _NVIDIA and about[1].startswith(_DISPLAY):
+            nodes.append(int(about[2]))
+    return nodes if all(node >= 0 for node in nodes) else []
+
+
+def binding_of(spec: RunSpec) -> Binding:
+    """The CPUs of the ranks of this machine: of all that the run has when its nodes are virtual, else of one node's."""
+    if spec.launch.mode == "per_node":
+        return Binding(why="launch.mode: per_node")
+    usable, asked = cpus(), spec.launch.bind
+    given = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    if given.isdigit() and int(given) < len(usable):  # which of them are ours, nobody knows
+        why = f"Slurm gave {given} CPUs of {len(usable)} and confines nobody to his own"
+        return Binding(why=why, is_lacking=asked == "cores")
+    ranks = spec.world_size if spec.cluster.backend == "local" else spec.cluster.ranks_per_node
+    return bind(usable, ranks, asked, gpu_nodes())

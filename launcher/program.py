@@ -1,0 +1,99 @@
+"""What the ranks of a node run, with which Python, through which prefix, and in which environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher import warm
+from launcher.network import addresses, interface_of
+from launcher.paths import RunPaths
+from launcher.sections import PLACES, RunSpec
+from launcher.telemetry import Patterns, Speaker
+
+_PLACE = re.compile(r"\{(" + "|".join(PLACES) + r")\}")
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a rank runs: a target of modules imported beforehand, or a command; and where.
+
+    `speaker`: the rank whose output tells of the steps, and what to look for in it. `starts_ranks`: how many ranks the
+    node's only process starts itself; 0 when each is one of ours. `python`, started through `prefix`, is the warm
+    process and so the ranks' own; one that is not ready within `start_limit_s` is started anew. `problem`: why no rank
+    can be started on this node, "" when one can.
+    """
+
+    modules: tuple[str, ...]
+    target: str
+    command: tuple[str, ...]
+    cwd: str
+    env: Mapping[str, str]
+    threads: int
+    starts_ranks: int = 0
+    python: str = sys.executable
+    prefix: tuple[str, ...] = ()
+    speaker: tuple[Speaker, Patterns] | None = None
+    start_limit_s: float = 1800.0
+    problem: str = ""
+
+
+def program_of(spec: RunSpec, paths: RunPaths, node: str, scratch: Path, host: str) -> Program:
+    """What the ranks of this spec run on this node, whose agent is reached at `host`."""
+    launch, trains, told = spec.launch, spec.trainer is not None, spec.telemetry
+    places = {
+        "run": str(paths.root),
+        "scratch": str(scratch),
+        "launcher": str(Path(warm.__file__).parent),
+        "cwd": os.getcwd(),
+        "node": node,
+    }
+    return Program(
+        modules=("model.train",) if trains else (),
+        target="model.train:main" if trains else "",
+        command=() if trains else tuple(spec.command or ()),
+        cwd=os.getcwd(),
+        env={**defaults(spec, scratch, host), **launch.env, **submitters_variables(paths)},
+        threads=launch.threads,
+        starts_ranks=spec.cluster.ranks_per_node if launch.mode == "per_node" else 0,
+        python=launch.python or ("python3" if launch.prefix else sys.executable),
+        speaker=(told.speaker, told.patterns(spec.abilities.done_step)) if told and told.by_lines else None,
+        prefix=tuple(_PLACE.sub(lambda match: places[match[1]], item) for item in launch.prefix),
+        start_limit_s=launch.first_step,
+        problem=_network_problem(launch.network.interface, host),
+    )
+
+
+def defaults(spec: RunSpec, scratch: Path, host: str) -> dict[str, str]:
+    """What is set for ranks unless RUN.yaml or the environment says otherwise.
+
+    Ranks talk over the interface by which the agents reach each other. What compilers keep stays on the node, from
+    one attempt to the next.
+    """
+    caches = {
+        "TORCHINDUCTOR_CACHE_DIR": str(scratch / "cache" / "inductor"),
+        "TRITON_CACHE_DIR": str(scratch / "cache" / "triton"),
+    }
+    interface = interface_of(host)
+    network = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), interface) if interface else {}
+    unset = {name: value for name, value in {**caches, **network}.items() if name not in os.environ}
+    return unset if spec.launch.network.interface == "auto" else unset | network
+
+
+def submitters_variables(paths: RunPaths) -> dict[str, str]:
+    """The variables of `launch.env` that were taken from the submitter's environment."""
+    try:
+        return json.loads(paths.variables.read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def _network_problem(asked: str, host: str) -> str:
+    if asked in ("auto", interface_of(host)):
+        return ""
+    return f"launch.network.interface: no interface {asked!r} with an IPv4 address here, only {', '.join(addresses())}"
