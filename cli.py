@@ -145,6 +145,37 @@ def run(arguments: Annotated[list[str] | None, typer.Argument(metavar="[FLAGS] S
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="SWEEP.yaml")],
+    max_parallel: Annotated[int | None, typer.Option(min=1, help="At most so many runs at once.")] = None,
+    resume_failed: Annotated[
+        bool, typer.Option("--resume-failed", help="Start again what failed, was stopped or died; nothing else.")
+    ] = False,
+    backend: Annotated[Literal["local", "slurm"] | None, typer.Option(help="Where.")] = None,
+    policy: Policies = None,
+    nodes: Nodes = None,
+    spares: Spares = None,
+    changes: Changes = None,
+    name: Annotated[str | None, typer.Option(help="The sweep's name, with which those of its runs begin.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be started; touch nothing.")] = False,
+    root: Root = RUNS,
+) -> None:
+    """Start a run for each of several values. Prints their names. Flags and --set apply to every run."""
+    from launcher.sweep import read, start
+
+    flags = {"backend": backend, "nodes": nodes, "spares": spares, "policy": policy}
+    if resume_failed:
+        with_changes = bool(changes or dry_run or [value for value in flags.values() if value not in (None, [])])
+        return _resume_failed(read.name_of(file, name), root, max_parallel, with_changes=with_changes)
+    planned = read.read_sweep(file, changes or (), {"name": name, **flags}, max_parallel)
+    if dry_run:
+        from launcher.view.dry_run import sweep_text
+
+        return _print(sweep_text(planned, root))
+    return _print("\n".join(one.name for one in start.start(planned, root)))
+
+
+@app.command()
 def status(
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Without it: all runs, a line each.")] = None,
     once: Annotated[bool, typer.Option("--once", help="Show it once and leave.")] = False,
@@ -152,11 +183,14 @@ def status(
     as_json: AsJson = False,
     root: Root = RUNS,
 ) -> None:
-    """How a run is doing, and what happens next. On a terminal: a live screen."""
+    """How a run is doing, and what happens next; on a terminal a live screen. Of a sweep: a table of its runs."""
+    from launcher.sweep.record import find_record
     from launcher.view.locate import find_run, list_runs
 
     if run is None:
-        return _list(list_runs(root), as_json=as_json)
+        return _list(root, list_runs(root), as_json=as_json)
+    if not (root / run).exists() and (record := find_record(root, run)):
+        return _show_sweep(root, record, watch, as_json=as_json)
     paths = find_run(root, run)
     if as_json and watch is None:
         from launcher.view.snapshot import snapshot
@@ -406,20 +440,43 @@ def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _resume_failed(name: str, root: Path, max_parallel: int | None, *, with_changes: bool) -> None:
+    import getpass
+
+    from launcher.errors import WrongUse
+    from launcher.sweep import record, start
+
+    if with_changes:
+        hint = "with --resume-failed only --name, --max-parallel and --root"
+        raise WrongUse("runs that were submitted keep their settings", f"sweep --resume-failed of {name}", hint)
+    resumed = start.resume_failed(record.record_of(root, name), root, getpass.getuser(), max_parallel)
+    return _print("\n".join(one.name for one in resumed)) if resumed else _tell(f"sweep {name}: nothing to resume")
+
+
 def _print_json(value: Any) -> None:
     import json
 
     _print(json.dumps(value, indent=1, allow_nan=False))
 
 
-def _list(runs: list[Any], *, as_json: bool) -> None:
-    from launcher.view.plain import one_line
-    from launcher.view.snapshot import snapshot
+def _list(root: Path, runs: list[Any], *, as_json: bool) -> None:
+    from launcher.view.sweeps import all_runs, list_lines
 
-    snaps = [snapshot(paths) for paths in runs]
+    snaps = all_runs(root, runs)
     if as_json:
         return _print_json(snaps)
-    return _print("\n".join(map(one_line, snaps))) if snaps else _tell("no runs here: see --root, OPT_LAUNCH_ROOT")
+    return _print("\n".join(list_lines(snaps))) if snaps else _tell("no runs here: see --root, OPT_LAUNCH_ROOT")
+
+
+def _show_sweep(root: Path, record: Any, watch: str | None, *, as_json: bool) -> None:
+    from launcher.view import sweeps
+
+    if watch is not None:
+        every_s = _seconds(watch, "--watch")
+        with _printing():
+            return sweeps.show_changes(root, record, every_s, as_json=as_json)
+    snap = sweeps.sweep_snapshot(root, record)
+    return _print_json(snap) if as_json else _print("\n".join(sweeps.table(snap)))
 
 
 def _seconds(text: str, flag: str) -> float:

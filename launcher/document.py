@@ -51,6 +51,12 @@ class Document:
         """Whether something was written at this path."""
         return path in self.values
 
+    def part(self, key: str) -> Document:
+        """The mapping at a key as a document of its own; its places remain those of this one."""
+        keys = {path[1:]: mark for path, mark in self.keys.items() if path[0] == key}
+        values = {path[1:]: mark for path, mark in self.values.items() if path[:1] == (key,)}
+        return Document(self.name, self.value[key], self.lines, keys, values)
+
     def mistake(self, path: Path_, message: str, *, at_key: bool = False) -> Mistake:
         """A mistake at a path; one that was not written is shown at the nearest key above it."""
         mark = self.keys.get(path) if at_key or path not in self.values else self.values[path]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from launcher.advance import fold
 from launcher.amend import Amended, amend
 from launcher.backends import own
-from launcher.backends.choice import backend_of, is_alive
+from launcher.backends.choice import living
 from launcher.errors import LaunchError
 from launcher.events import Asked, Event, RunAmended, RunEnded, RunResumed
 from launcher.evolve import evolve
@@ -17,7 +18,7 @@ from launcher.journal import read_journal, write_first_epoch
 from launcher.paths import RunPaths, write_atomically
 from launcher.run import Run, RunState
 from launcher.spec import RunSpec, read_resolved
-from launcher.submit import asked, login_epoch, write_spec
+from launcher.submit import allocate, asked, login_epoch, write_spec
 
 ENDING_S, DYING_S = 10.0, 3.0  # what has just ended, or was killed, may take a moment to be gone
 _PAUSE_S = 0.5
@@ -29,10 +30,30 @@ def resume(paths: RunPaths, author: str, overrides: Sequence[str] = (), flags: M
     Raises LaunchError if the run is alive, or has succeeded and nothing more is asked of it; ConfigError for changes
     that cannot be. What fails leaves the run as it was, and its end in the journal.
     """
-    former = read_resolved(paths.spec)
-    if former.cluster.backend == "own":
+    if read_resolved(paths.spec).cluster.backend == "own":
         raise own.cannot_start(paths)
-    _check_that_nothing_lives(paths)
+    check_that_nothing_lives([paths])
+    reopened = reopen(paths, author, overrides, flags)
+    try:
+        allocate(paths, reopened.spec)
+    except LaunchError as error:
+        reopened.take_back(str(error))
+        raise
+
+
+@dataclass(frozen=True)
+class Reopened:
+    """A run that is ready for a new allocation; `take_back`, with the reason, where none can be had."""
+
+    spec: RunSpec
+    take_back: Callable[[str], None]
+
+
+def reopen(
+    paths: RunPaths, author: str, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+) -> Reopened:
+    """Make a run of which nothing lives ready to go on, with changes. Raises as `resume` does."""
+    former = read_resolved(paths.spec)
     events = read_journal(paths).events
     run = fold(events)
     flags = {name: value for name, value in (flags or {}).items() if value not in (None, [], ())}
@@ -47,16 +68,14 @@ def resume(paths: RunPaths, author: str, overrides: Sequence[str] = (), flags: M
         changes = dict(amended.changes) if amended else {}
         changed.append(RunAmended(at=time.time(), author=author, changes=changes, **asked(spec)))
     begin_again(paths, author, changed)
-    try:
-        backend_of(spec).submit(paths, spec)
-    except (OSError, LaunchError) as error:
+
+    def take_back(why: str) -> None:
         for path, text in files:
             write_atomically(path, text)
         back = RunAmended(at=time.time(), author=author, **asked(former))
-        write_first_epoch(paths, [login_epoch(), back, _end(events, run, str(error))])
-        if isinstance(error, LaunchError):
-            raise
-        raise LaunchError(f"no allocation could be started: {error}", where=str(paths.root)) from error
+        write_first_epoch(paths, [login_epoch(), back, _end(events, run, why)])
+
+    return Reopened(spec, take_back)
 
 
 def begin_again(paths: RunPaths, author: str, changed: Sequence[Event] = ()) -> None:
@@ -66,13 +85,15 @@ def begin_again(paths: RunPaths, author: str, changed: Sequence[Event] = ()) -> 
         stale.unlink(missing_ok=True)  # addresses of the dead, and what was asked of them
 
 
-def _check_that_nothing_lives(paths: RunPaths) -> None:
-    has_ended = fold(read_journal(paths).events).state.is_terminal
-    deadline = time.monotonic() + (ENDING_S if has_ended else DYING_S)
-    while (alive := is_alive(paths, at_once=True)) and time.monotonic() < deadline:
+def check_that_nothing_lives(runs: Sequence[RunPaths]) -> None:
+    """Give what has ended, or was killed, the time to be gone. Raises LaunchError for a run that is alive."""
+    ended = any(fold(read_journal(paths).events).state.is_terminal for paths in runs)
+    deadline = time.monotonic() + (ENDING_S if ended else DYING_S)
+    while (alive := living(runs, at_once=True)) and time.monotonic() < deadline:
         time.sleep(_PAUSE_S)
     if alive:
-        raise LaunchError(f"run '{paths.name}' is alive", where=str(paths.root), hint=f"opt-launch status {paths.name}")
+        name, where = alive[0].name, str(alive[0].root)
+        raise LaunchError(f"run '{name}' is alive", where=where, hint=f"opt-launch status {name}")
 
 
 def _check_that_something_is_left(paths: RunPaths, run: Run, spec: RunSpec, amended: Amended | None) -> None:

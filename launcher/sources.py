@@ -18,11 +18,19 @@ NOTHING = Document("", {})
 
 @dataclass(frozen=True)
 class Override:
-    """A value from the command line that takes the place of what the files say."""
+    """A value that takes the place of what the files say: from the command line, or from a place in a document."""
 
     path: Path_
     value: Any
     origin: str
+    written: tuple[Document, Path_] | None = None
+
+    def mistake(self, path: Path_, message: str) -> Mistake:
+        """What is wrong at `path`: that of this value, or one around it or within."""
+        if self.written is None:
+            return Mistake(self.origin, _for_a_shell(self, path, message))
+        document, place = self.written
+        return document.mistake((*place, *path[len(self.path) :]), message, at_key=message.startswith("unknown key"))
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Sources:
         mistakes = []
         for override in self.overrides:
             values, problem = with_value(values, override.path, override.value)
-            mistakes += [Mistake(override.origin, problem)] if problem else []
+            mistakes += [override.mistake(override.path, problem)] if problem else []
         return values, mistakes
 
     def override_of(self, path: Path_) -> Override | None:
@@ -55,7 +63,11 @@ class Sources:
 
     def folder(self, path: Path_) -> Path:
         """The folder from which a relative path that is the value at `path` is meant."""
-        return Path.cwd() if self.override_of(path) else Path(self._document_of(path).name).absolute().parent
+        override = self.override_of(path)
+        if override is not None and override.written is None:
+            return Path.cwd()
+        document = override.written[0] if override and override.written else self._document_of(path)
+        return Path(document.name).absolute().parent
 
     def mistake(self, finding: Finding) -> Mistake:
         """What is wrong at a path, with the place to put it right."""
@@ -65,7 +77,7 @@ class Sources:
         if override is None and not document.has(path):
             override = next((one for one in self.overrides if one.path[: len(path)] == path), None)
         if override:
-            return Mistake(override.origin, _for_a_shell(override, path, message))
+            return override.mistake(path, message)
         return document.mistake(path, message, at_key=message.startswith("unknown key"))
 
     def _document_of(self, path: Path_) -> Document:

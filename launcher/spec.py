@@ -25,8 +25,8 @@ from policies.load import RunFacts, Source, is_path, read_policies
 from policies.schema import Policy
 
 __all__ = [
-    "FLAGS", "OF_RUN", "ResolvedSpec", "RunSpec", "dump_resolved", "flat", "load_spec", "read_resolved", "resolve",
-    "resolve_again", "resolve_asked",
+    "FLAGS", "OF_RUN", "ResolvedSpec", "RunSpec", "dump_resolved", "flat", "from_command_line", "load_spec",
+    "read_resolved", "resolve", "resolve_again", "resolve_asked",
 ]  # fmt: skip
 
 # The flags of the command line that set a value of the spec.
@@ -64,7 +64,7 @@ def load_spec(path: Path, overrides: Sequence[str] = (), flags: Mapping[str, Any
 
 def resolve(file: Document, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> ResolvedSpec:
     """As `load_spec`, of a RUN.yaml that has been read."""
-    return resolve_asked(file, *_asked(overrides, flags or {}))
+    return resolve_asked(file, *from_command_line(overrides, flags or {}))
 
 
 def resolve_again(
@@ -74,11 +74,11 @@ def resolve_again(
 
     `policy_for` gives the policy in place of those that are named.
     """
-    asked, mistakes = _asked(overrides, flags)
+    asked, mistakes = from_command_line(overrides, flags)
     return _resolved(Sources(file, asked), mistakes, policy_for)
 
 
-def _asked(overrides: Sequence[str], flags: Mapping[str, Any]) -> tuple[list[Override], list[Mistake]]:
+def from_command_line(overrides: Sequence[str], flags: Mapping[str, Any]) -> tuple[list[Override], list[Mistake]]:
     """What the command line asks for, and the mistakes in it."""
     asked, mistakes = parsed_overrides(overrides)
     asked += [
@@ -114,7 +114,7 @@ def _resolved(sources: Sources, found: Sequence[Mistake], policy_for: PolicyFor 
     if spec is not None:
         wrong = [".".join(map(str, place)) for place, _ in findings]
         findings += [
-            (_place_of(about[0]), message)
+            (_pointed_at(about, sources.overrides), message)
             for message, about in problems(spec, os.environ)
             if not any(_touches(key, place) for key in about for place in wrong)
         ]
@@ -172,6 +172,15 @@ def _with_absolute_paths(values: Any, sources: Sources) -> Any:
         ]
         values, _ = with_value(values, path, full)
     return values
+
+
+def _pointed_at(about: Sequence[str], asked: Sequence[Override]) -> Path_:
+    """Where to show a problem with these keys: at the first, or rather at one by which the run differs from others."""
+    for one in asked:
+        for key in about:
+            if one.written and _touches(key, ".".join(map(str, one.path))):
+                return max(_place_of(key), one.path, key=len)
+    return _place_of(about[0])
 
 
 def _place_of(key: str) -> Path_:

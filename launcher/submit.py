@@ -31,10 +31,7 @@ def submit(
     """
     paths = make(resolved, root, source, progress)
     try:
-        backend_of(resolved.spec).submit(paths, resolved.spec)
-    except OSError as error:  # a TimeoutError too
-        shutil.rmtree(paths.root, ignore_errors=True)
-        raise LaunchError(f"no allocation could be started: {error}", where=str(paths.root)) from error
+        allocate(paths, resolved.spec)
     except LaunchError:
         shutil.rmtree(paths.root, ignore_errors=True)
         raise
@@ -47,8 +44,7 @@ def make(
     """The run folder, whole or not at all. Raises LaunchError."""
     spec = resolved.spec
     paths = RunPaths(root.absolute() / spec.name)
-    if paths.root.exists():
-        raise _config(f"a run named '{spec.name}' exists", paths.root, "choose another with --name, or resume it")
+    refuse_existing(paths.root, f"a run named '{spec.name}'", "choose another with --name, or resume it")
     try:
         root.mkdir(parents=True, exist_ok=True)
         building = RunPaths(Path(tempfile.mkdtemp(prefix=f".{spec.name}.", dir=root)))
@@ -62,6 +58,20 @@ def make(
     finally:
         shutil.rmtree(building.root, ignore_errors=True)  # nothing, once it has its name
     return paths
+
+
+def refuse_existing(folder: Path, what: str, hint: str) -> None:
+    """Raises LaunchError if the folder is there."""
+    if folder.exists():
+        raise _config(f"{what} exists", folder, hint)
+
+
+def allocate(paths: RunPaths, spec: RunSpec) -> None:
+    """Ask the backend for an allocation. Raises LaunchError."""
+    try:
+        backend_of(spec).submit(paths, spec)
+    except OSError as error:  # a TimeoutError too
+        raise LaunchError(f"no allocation could be started: {error}", where=str(paths.root)) from error
 
 
 def _config(message: str, where: Path, hint: str) -> LaunchError:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Protocol
 
-from launcher.backends import local, own, slurm
+from launcher.backends import local, own, slurm, slurm_jobs
 from launcher.backends.report import NodeReport
 from launcher.paths import RunPaths
 from launcher.sections import RunSpec
@@ -74,8 +74,17 @@ def how_ended(paths: RunPaths) -> str:
 
 def is_alive(paths: RunPaths, *, at_once: bool = False) -> bool:
     """Whether an allocation of the run waits or lives; `at_once`: now, not as of a moment ago."""
-    backend = _backend_of_allocation(paths)
-    return backend is not None and backend.is_alive(paths, at_once=at_once)
+    return bool(living([paths], at_once=at_once))
+
+
+def living(runs: Sequence[RunPaths], *, at_once: bool = False) -> list[RunPaths]:
+    """Those that are alive. Slurm is asked about all of them at once."""
+    backends = {paths: _backend_of_allocation(paths) for paths in runs}
+    alive = slurm_jobs.living([paths for paths in runs if backends[paths] is slurm], at_once=at_once)
+    for paths, backend in backends.items():
+        if backend not in (None, slurm) and backend.is_alive(paths, at_once=at_once):
+            alive.add(paths)
+    return [paths for paths in runs if paths in alive]
 
 
 def is_waiting(paths: RunPaths) -> bool:

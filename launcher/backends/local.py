@@ -36,6 +36,7 @@ from launcher.warm import die_with
 
 NEVER_MIN = 60 * 24 * 365 * 10  # the executor wants a time limit; the run has none
 LEAVE_S = 5.0
+WAITING = ""  # the token of an allocation that is yet to come
 _POLL_S = 0.05
 _START_LIMIT_S = 30.0
 _STARTER = "import sys; from launcher.backends import local; local.start_through_submitit(*sys.argv[1:])"
@@ -148,17 +149,21 @@ def is_alive(paths: RunPaths, *, at_once: bool = False) -> bool:  # noqa: ARG001
     return bool(_living(body))
 
 
-def is_waiting(_paths: RunPaths) -> bool:
-    """There is no queue on one machine."""
+def is_waiting(paths: RunPaths) -> bool:
+    """Whether the run's allocation is the queue of a sweep, in which it waits for its turn."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(paths.allocation.read_text())["token"] == WAITING
     return False
 
 
 def give_back(paths: RunPaths) -> None:
     """End the allocation and its agents. Raises LaunchError if that cannot be done from here."""
+    if is_waiting(paths):
+        return paths.allocation.unlink(missing_ok=True)  # the queue starts nothing that waits no more
     body = json.loads(paths.allocation.read_text())
     if body.get("host") != socket.gethostname():
         raise Unreachable(f"its processes are on {body.get('host')}", f"run {paths.name}", "give the command there")
-    end_processes(_living(body), f"run {paths.name}")
+    return end_processes(_living(body), f"run {paths.name}")
 
 
 def end_processes(processes: Sequence[psutil.Process], where: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from launcher import wire
-from launcher.backends import slurm, slurm_calls
+from launcher.backends import slurm, slurm_calls, slurm_jobs
 from launcher.backends.local import end_processes, living
 from launcher.backends.report import NodeReport
 from launcher.errors import LaunchError, Unreachable
@@ -49,7 +49,7 @@ def is_alive(paths: RunPaths, *, at_once: bool = False) -> bool:
     """Whether the run's job waits or runs; without Slurm, whether the process of its first node lives."""
     about = allocation(paths)
     if about.get("job"):
-        return slurm.are_alive(paths, [about["job"]], at_once=at_once)
+        return slurm_jobs.are_alive(paths, [about["job"]], at_once=at_once)
     return bool(about) and _first_lives(about)
 
 

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,15 @@ from launcher.advance import fold
 from launcher.backends import slurm_calls
 from launcher.backends.report import NodeReport
 from launcher.backends.scratch import sweep_scratch
-from launcher.backends.slurm_calls import call, cancel, how_ended, job_states, show_job
+from launcher.backends.slurm_calls import call, cancel, job_states, own_id, plain_id, show_job
+from launcher.backends.slurm_jobs import POLL_S, are_alive, jobs_of, write_jobs
 from launcher.backends.slurm_words import is_over, is_queued, reports
 from launcher.errors import LaunchError, Unreachable
 from launcher.journal import read_journal
 from launcher.network import reachable_address
-from launcher.paths import RunPaths, write_atomically
+from launcher.paths import RunPaths
 from launcher.sections import RunSpec
 
-POLL_S = 30.0  # sites ask for no more
 AWAY_POLL_S = 300.0
 # What srun must not do: end the step because of one node, or bind what the agent binds itself.
 SRUN: tuple[str, ...] = (
@@ -61,30 +61,21 @@ def submit(paths: RunPaths, spec: RunSpec) -> None:
     except LaunchError:
         cancel(*jobs) if jobs else None
         raise
-    _write_jobs(paths, token, jobs)
+    write_jobs(paths, token, jobs)
 
 
 def submit_job(paths: RunPaths, spec: RunSpec, token: str, task: Callable[[str], None]) -> str:
     """Submit a job that calls `task` with the run folder on each node; its id. Raises LaunchError if it is refused."""
-    executor = _executor(paths, spec, token)
+    executor = executor_for(paths.submitit, spec, parameters(spec, token))
     try:
         return executor.submit(task, str(paths.root)).job_id
     except Exception as error:  # submitit's errors have no common parent
-        raise _refusal(error) from error
-
-
-def _write_jobs(paths: RunPaths, token: str, jobs: Sequence[str]) -> None:
-    write_atomically(paths.allocation, json.dumps({"backend": "slurm", "token": token, "jobs": list(jobs)}))
-
-
-def jobs_of(paths: RunPaths) -> list[str]:
-    """The jobs of the run in their order; all but one wait, or are over. Raises OSError, ValueError, KeyError."""
-    return [str(job) for job in json.loads(paths.allocation.read_text())["jobs"]]
+        raise refusal(error) from error
 
 
 def script(paths: RunPaths, spec: RunSpec) -> str:
     """The very script that would be submitted. Touches nothing."""
-    executor = _executor(paths, spec, "dry-run")
+    executor = executor_for(paths.submitit, spec, parameters(spec, "dry-run"))
     return executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
 
 
@@ -97,39 +88,19 @@ def is_alive(paths: RunPaths, *, at_once: bool = False) -> bool:
     return are_alive(paths, jobs, at_once=at_once)
 
 
-def are_alive(paths: RunPaths, jobs: Sequence[str], *, at_once: bool = False) -> bool:
-    """Whether one of these jobs waits or runs; where the controller does not answer, one does.
-
-    Many may look at many runs: what Slurm said is kept beside the run, and Slurm asked again after `POLL_S`, or
-    `at_once`.
-    """
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        known = json.loads(paths.job_state.read_text())
-        if not at_once and known["jobs"] == [*jobs] and 0 <= time.time() - known["at"] < POLL_S:
-            return not all(map(is_over, known["states"]))
-    states = job_states(jobs)
-    if states is None:
-        return True
-    over = all(map(is_over, states))
-    said = {"jobs": [*jobs], "states": states, "at": time.time(), "how": how_ended(jobs, states) if over else ""}
-    with contextlib.suppress(OSError):
-        write_atomically(paths.job_state, json.dumps(said))
-    return not over
-
-
 def is_waiting(paths: RunPaths) -> bool:
     """Whether no job of the run runs and one is in the queue; False where the controller says nothing."""
     try:
-        states = job_states(jobs_of(paths)) or []
+        states = job_states(jobs_of(paths)) or {}
     except (OSError, ValueError, KeyError):
         return False
-    waiting = [state for state in states if not is_over(state)]
+    waiting = [state for state in states.values() if not is_over(state)]
     return bool(waiting) and all(map(is_queued, waiting))
 
 
 def give_back(paths: RunPaths) -> None:
     """Have Slurm end the jobs, whatever they are doing. Raises Unreachable where it does not."""
-    jobs = [slurm_calls.plain_id(job) for job in jobs_of(paths)]
+    jobs = jobs_of(paths)
     said = call("scancel", *jobs)
     if (said is None or said.returncode != 0) and is_alive(paths, at_once=True):
         why = said.stderr.strip() if said else "it does not answer"
@@ -146,7 +117,7 @@ def begun(paths: RunPaths, spec: RunSpec, job_id: str) -> str:
         jobs = [str(job) for job in about["jobs"]]
         ahead = jobs[jobs.index(job_id) + 1 :] if job_id in jobs else jobs
         if len(ahead) < spec.cluster.slurm.chain:
-            _write_jobs(paths, about["token"], [*jobs, submit_job(paths, spec, about["token"], run_node)])
+            write_jobs(paths, about["token"], [*jobs, submit_job(paths, spec, about["token"], run_node)])
     except (OSError, ValueError, KeyError, LaunchError) as error:
         return f"no further job could be submitted from a node: {error}"
     return ""
@@ -155,7 +126,7 @@ def begun(paths: RunPaths, spec: RunSpec, job_id: str) -> str:
 def ended(paths: RunPaths, job_id: str) -> None:
     """The run is over: the jobs that were to go on are not needed."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        if waiting := [job for job in jobs_of(paths) if job != job_id]:
+        if waiting := [job for job in jobs_of(paths) if job != plain_id(job_id)]:
             cancel(*waiting)
 
 
@@ -167,14 +138,15 @@ def end(job_id: str) -> None:
     cancel(job_id)
 
 
-def _executor(paths: RunPaths, spec: RunSpec, token: str) -> Any:
+def executor_for(folder: Path, spec: RunSpec, asked: Mapping[str, Any]) -> Any:
+    """submitit's executor that writes into this folder. Raises LaunchError where there is no Slurm."""
     import submitit
 
     if shutil.which("sbatch") is None:
         hint = "run it on a login node of the cluster, or with --backend local"
         raise LaunchError("this machine has no Slurm: sbatch is not in PATH", "cluster.backend: slurm", hint)
-    executor = submitit.SlurmExecutor(folder=paths.submitit, python=spec.cluster.slurm.python)
-    executor.update_parameters(**parameters(spec, token))
+    executor = submitit.SlurmExecutor(folder=folder, python=spec.cluster.slurm.python)
+    executor.update_parameters(**asked)
     return executor
 
 
@@ -211,7 +183,8 @@ _PLAIN = (
 )  # fmt: skip
 
 
-def _refusal(error: Exception) -> LaunchError:
+def refusal(error: Exception) -> LaunchError:
+    """What Slurm said, in its own words."""
     lines = [line.strip() for line in str(error).splitlines() if "error" in line.lower()]
     said = "; ".join(dict.fromkeys(line.split("error:")[-1].strip() for line in lines)) or str(error)[-300:]
     refused = LaunchError(f"Slurm refused the job: {said}", "cluster.slurm", "opt-launch submit --dry-run shows it")
@@ -274,7 +247,7 @@ def run_node(root: str) -> None:
     sweep_scratch()
     os.environ.pop("PYTHONSAFEPATH", None)
     node, index = os.environ["SLURMD_NODENAME"], os.environ["SLURM_PROCID"]
-    os.environ["OPT_LAUNCH_JOB"] = _incarnation()
+    os.environ["OPT_LAUNCH_JOB"] = own_id(os.environ)
     os.environ["OPT_LAUNCH_HOST"] = reachable_address(spec.launch.network.interface)
     if index == "0":
         os.environ["OPT_LAUNCH_FIRST"] = "1"
@@ -285,9 +258,3 @@ def run_node(root: str) -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     os.execv(sys.executable, [sys.executable, "-P", "-m", "launcher.agent", root, node, index])
-
-
-def _incarnation() -> str:
-    """The job's id, and how often it was requeued: agents of the job as it was before are not ours."""
-    count = os.environ.get("SLURM_RESTART_COUNT", "0")
-    return os.environ["SLURM_JOB_ID"] + (f".{count}" if count != "0" else "")

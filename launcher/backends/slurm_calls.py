@@ -39,12 +39,12 @@ def plain(environment: Mapping[str, str]) -> dict[str, str]:
 # ---------------------------------------------------------------- asked
 
 
-def job_states(job_ids: Sequence[str]) -> list[str] | None:
+def job_states(job_ids: Sequence[str]) -> dict[str, str] | None:
     """The words of squeue for these jobs, none for those it knows no more; None when Slurm does not answer."""
-    said = call("squeue", "-h", "-j", ",".join(job_ids), "-o", "%T")
+    said = call("squeue", "-h", "-r", "-j", ",".join(job_ids), "-o", "%i %T")  # -r: each element of an array by itself
     if said is None or (said.returncode != 0 and "Invalid job id" not in said.stderr):
         return None
-    return said.stdout.split()
+    return {job: state for job, _, state in (line.partition(" ") for line in said.stdout.splitlines())}
 
 
 def how_ended(job_ids: Sequence[str], states: Sequence[str]) -> str:
@@ -82,6 +82,16 @@ def is_batch(job_id: str) -> bool:
     """Whether a batch script runs the job; not known, it does not."""
     said = call("scontrol", "show", "job", job_id)
     return said is not None and "BatchFlag=1" in said.stdout.split()
+
+
+def own_id(environment: Mapping[str, str]) -> str:
+    """The id of the job we are in, with the number of its life if it was requeued.
+
+    An element of an array goes by ARRAY_INDEX: the number in SLURM_JOB_ID is the whole array's for one of them.
+    """
+    array, life = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_RESTART_COUNT", "0")
+    job = f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment["SLURM_JOB_ID"]
+    return job if life == "0" else f"{job}.{life}"
 
 
 def plain_id(job_id: str) -> str:

@@ -166,6 +166,6 @@ def _wait_for_the_end(job_id: str) -> None:
     deadline = time.monotonic() + END_S
     while time.monotonic() < deadline:
         states = job_states([job_id])
-        if states is None or all(map(is_over, states)):
+        if states is None or all(map(is_over, states.values())):
             return
         time.sleep(_POLL_S * 2)

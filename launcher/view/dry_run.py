@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from textwrap import indent
 
+from launcher.backends import slurm_array
 from launcher.backends.choice import backend_of
 from launcher.branch import Source
 from launcher.paths import RunPaths
 from launcher.sections import RunSpec
 from launcher.spec import ResolvedSpec, dump_resolved
+from launcher.sweep.read import Sweep
+from launcher.sweep.record import folder_of
+from launcher.sweep.start import arrays_of
+from launcher.view.words import counted
 
 
 def plan_text(resolved: ResolvedSpec, root: Path, source: Source | None = None) -> str:
@@ -40,3 +45,25 @@ def _plan(resolved: ResolvedSpec, root: Path, source: Source | None) -> list[str
         *begins,
         f"policy   {resolved.policy.name}: {', '.join(rules)}",
     ]
+
+
+def sweep_text(sweep: Sweep, root: Path) -> str:
+    """What would be started: the runs, the arrays, their scripts, and the spec of the first run."""
+    runs = [(RunPaths(root.absolute() / run.spec.name), run.spec) for run in sweep.runs]
+    at_once = f", at most {sweep.max_parallel} at once" if sweep.max_parallel else ""
+    lines = [
+        "Dry run: nothing was started or written.",
+        f"sweep    {sweep.name} in {root.absolute()}: {counted(len(runs), 'run')}{at_once}",
+    ]
+    scripts: list[str] = []
+    folder = folder_of(root, sweep.name)
+    for array in arrays_of(runs, sweep.max_parallel):
+        cluster = array.runs[0][1].cluster
+        what = f"{counted(len(array.runs), 'run')} of {counted(cluster.nodes + cluster.spares, 'node')}"
+        lines += [f"{cluster.backend:<8} {what}, at most {array.at_once} at once"]
+        lines += [f"         {spec.name}" for _, spec in array.runs]
+        if cluster.backend == "slurm":
+            scripts.append(slurm_array.script(folder / "submitit", sweep.name, array.runs, array.at_once))
+    head = "\n".join(f"# {line}" for line in lines)
+    first = dump_resolved(sweep.runs[0].resolved).rstrip()
+    return "\n---\n".join([f"{head}\n\n{first}", *(f"script: |\n{indent(script, '  ')}" for script in scripts)])

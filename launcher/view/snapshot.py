@@ -12,7 +12,7 @@ from typing import Any
 
 from launcher.accounting import Account, account, detected_s, recovered_s
 from launcher.advance import fold
-from launcher.backends.choice import how_ended, is_alive
+from launcher.backends.choice import how_ended, living
 from launcher.events import Event
 from launcher.journal import newest_epoch, read_journal
 from launcher.paths import RunPaths
@@ -27,11 +27,19 @@ Live = Mapping[str, Any]
 
 def snapshot(paths: RunPaths, now: float | None = None) -> dict[str, Any]:
     """The present state of the run in `paths`. Holds only what JSON can say: no number is NaN."""
+    return snapshots([paths], now)[0]
+
+
+def snapshots(runs: Sequence[RunPaths], now: float | None = None) -> list[dict[str, Any]]:
+    """The present states of these runs."""
     now = time.time() if now is None else now
-    events, live = read_journal(paths).events, read_live(paths)
-    snap = snapshot_of(paths.name, events, live, now)
-    if RunState(snap["state"]).is_terminal or snap["age_s"] < QUIET_S or is_alive(paths):
-        return snap
+    snaps = {paths: snapshot_of(paths.name, read_journal(paths).events, read_live(paths), now) for paths in runs}
+    quiet = [paths for paths, snap in snaps.items() if snap["alive"] and snap["age_s"] >= QUIET_S]
+    dead = {*quiet} - {*living(quiet)}
+    return [_deserted(paths, snap) if paths in dead else snap for paths, snap in snaps.items()]
+
+
+def _deserted(paths: RunPaths, snap: dict[str, Any]) -> dict[str, Any]:
     return snap | {
         "alive": False,
         "reason": "; ".join(filter(None, ["none of its processes lives", how_ended(paths)])),

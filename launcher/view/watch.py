@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -45,17 +46,29 @@ def show_live(paths: RunPaths, console: Console) -> None:
 
 def show_changes(paths: RunPaths, every_s: float, *, as_json: bool) -> None:
     """Lines fit for a log: only those that changed, or one JSON object each time, until the run has ended."""
+    follow(lambda: snapshot(paths), plain, lambda snap: RunState(snap["state"]).is_terminal, every_s, as_json=as_json)
+
+
+def follow(
+    look: Callable[[], dict[str, Any]],
+    lines_of: Callable[[dict[str, Any]], list[str]],
+    is_over: Callable[[dict[str, Any]], bool],
+    every_s: float,
+    *,
+    as_json: bool,
+) -> None:
+    """Look every so often until it is over, and print the lines that changed, or one JSON object each time."""
     before: list[str] = []
     while True:
-        snap = snapshot(paths)
+        snap = look()
         if as_json:
             print(json.dumps(snap), flush=True)
         else:
-            lines = plain(snap)
+            lines = lines_of(snap)
             for line in (line for line in lines if line not in before):
                 print(line, flush=True)
             before = lines
-        if RunState(snap["state"]).is_terminal:
+        if is_over(snap):
             return
         time.sleep(every_s)
 

@@ -8,12 +8,31 @@ from pathlib import Path
 import pytest
 
 from launcher.backends.slurm import NodeStates
-from launcher.backends.slurm_calls import life_of, plain, plain_id
+from launcher.backends.slurm_calls import life_of, own_id, plain, plain_id
 from launcher.paths import RunPaths
 
 
 def test_a_job_and_its_lives() -> None:
     assert [(plain_id(one), life_of(one)) for one in ("8", "8.2")] == [("8", 0), ("8", 2)]
+
+
+@pytest.mark.parametrize(
+    ("variables", "job"),
+    [
+        ({"SLURM_JOB_ID": "8"}, "8"),
+        ({"SLURM_JOB_ID": "8", "SLURM_RESTART_COUNT": "0"}, "8"),
+        ({"SLURM_JOB_ID": "8", "SLURM_RESTART_COUNT": "2"}, "8.2"),
+        ({"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "0"}, "8_0"),
+        # The last element of an array has the number of the whole: who cancels 8 cancels all of them.
+        ({"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "3"}, "8_3"),
+        (
+            {"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "1"},
+            "8_3.1",
+        ),
+    ],
+)
+def test_a_job_knows_the_id_that_is_its_own(variables: dict[str, str], job: str) -> None:
+    assert own_id(variables) == job
 
 
 def test_nodes_are_asked_about_in_vain_where_no_slurm_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

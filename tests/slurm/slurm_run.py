@@ -14,7 +14,7 @@ import psutil
 from cluster import ROOT, Cluster
 from live_run import POLICY, LiveRun
 
-from launcher.backends import slurm
+from launcher.backends import slurm_jobs
 from policies.load import load_policy
 
 NOBODY = 65534
@@ -59,7 +59,7 @@ class SlurmRun(LiveRun):
         done = opt_launch(self.cluster, "submit", file, *self._flags)
         assert (done.returncode, done.stdout.strip()) == (0, self.paths.name), done.stderr
         if self._waits:  # in the queue, and will for longer than a test has time
-            self.job = slurm.jobs_of(self.paths)[0]
+            self.job = slurm_jobs.jobs_of(self.paths)[0]
         else:
             self.job = self.wait("a job", lambda run: run.job_id).job_id
 
