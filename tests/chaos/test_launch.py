@@ -89,7 +89,6 @@ def test_a_stopped_rank_in_a_container_is_seen_and_its_stack_is_taken(launch: La
 FAILING = {
     "not there": (["{run}/nothing"], "launch.prefix: RUN/nothing: No such file or directory"),
     "ends at once": (["sh", "-c", "echo 'no such image' >&2; exit 7"], "launch.prefix: no such image (exit code 7)"),
-    "shows nothing": ([str(BOX), "--"], "launcher/warm.py': [Errno 2] No such file or directory (exit code 2)"),
     "shows too little": ([str(BOX), "{launcher}", "--"], "No such file or directory: the ranks' side must see this"),
 }
 
