@@ -118,9 +118,13 @@ def submit(
         from launcher.view.dry_run import plan_text
 
         return _print(plan_text(resolved, root, source))
+    from launcher.access import closed_above
+
     with copying(source) as progress:
         paths = starter.submit(resolved, root, source, progress)
     _print(paths.name, flush=True)
+    if (closed := closed_above(paths.root, resolved.spec.access)) is not None:
+        _tell(f"warning: {closed} is closed to group {resolved.spec.access.group}: chmod o+x, or another --root")
     if watch:
         from launcher.view import watch as viewer
 
@@ -303,14 +307,13 @@ def resume(
     root: Root = RUNS,
 ) -> None:
     """Start a run again that has ended, or whose processes have all died; perhaps with changes. Prints its name."""
-    import getpass
-
+    from launcher.paths import user_name
     from launcher.resume import resume as start
     from launcher.view.locate import find_run
 
     paths = find_run(root, run)
     flags = {"nodes": nodes, "spares": spares, "policy": policy, "partition": partition, "time": time}
-    start(paths, getpass.getuser(), changes or (), flags)
+    start(paths, user_name(os.getuid()), changes or (), flags)
     _print(paths.name)
 
 

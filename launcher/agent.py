@@ -22,7 +22,7 @@ import time
 import uuid
 from pathlib import Path
 
-from launcher import control, wire
+from launcher import access, control, wire
 from launcher.backends.choice import backend_of, has_scheduler
 from launcher.environment import environment
 from launcher.evidence import collect
@@ -60,6 +60,7 @@ class Agent:
         parent = os.environ.get("OPT_LAUNCH_SCRATCH") or None
         self.scratch = Path(tempfile.mkdtemp(prefix=f"opt-launch-{os.getpid()}-{node}-", dir=parent))
         self._spec = read_resolved(paths.spec)
+        access.share(self._spec.access)  # supervisor and ranks, our children, have it from us
         self._backend, self._in_a_job = backend_of(self._spec), has_scheduler(self._spec)
         program = program_of(self._spec, paths, node, self.scratch, self.host)
         self.binding = binding_of(self._spec)

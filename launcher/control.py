@@ -6,20 +6,23 @@ import asyncio
 import contextlib
 import json
 import os
-import pwd
+import re
+import stat
 import time
 import uuid
 from pathlib import Path
 from typing import Any
 
 from launcher import wire
-from launcher.errors import Unreachable
+from launcher.errors import LaunchError, Unreachable
 from launcher.events import CommandAnswered, CommandReceived
 from launcher.journal import newest_epoch, read_journal
-from launcher.paths import RunPaths, write_atomically
+from launcher.paths import RunPaths, owner_of, user_name, write_atomically
 
 VERBS = frozenset({"stop", "save", "hold", "release", "do"})
 ANSWER_S = 30.0  # how long an answer may take
+REQUEST_BYTES, REASON_LETTERS = 8192, 500
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _POLL_S = 0.2
 
 
@@ -56,9 +59,16 @@ def command(paths: RunPaths, verb: str, args: dict[str, Any], timeout_s: float =
 
 
 def leave(paths: RunPaths, id_: str, verb: str, args: dict[str, Any] | None = None) -> None:
-    """Leave a command as a file; left again, it is still the same command. Raises OSError."""
+    """Leave a command as a file; left again, it is the same command. Raises OSError, LaunchError if we may not."""
     text = json.dumps({"id": id_, "verb": verb, "args": args or {}})
-    write_atomically(paths.control / f"{id_}.json", text, mode=0o600)
+    try:
+        write_atomically(
+            paths.control / f"{id_}.json", text, mode=0o640
+        )  # the run's owner reads it as one of the group
+    except PermissionError as error:
+        message = f"you may look at run {paths.name} and not steer it"
+        hint = f"its owner, {owner_of(paths.root)}, decides: access.control: true in RUN.yaml"
+        raise LaunchError(message, f"{verb} {paths.name}", hint) from error
 
 
 async def _by_wire(paths: RunPaths, request: dict[str, Any], timeout_s: float) -> tuple[bool, str] | None:
@@ -69,7 +79,7 @@ async def _by_wire(paths: RunPaths, request: dict[str, Any], timeout_s: float) -
     except (OSError, ValueError, TimeoutError):
         return None
     try:
-        link.send({"type": "command", "author": _user(os.getuid()), **request})
+        link.send({"type": "command", "author": user_name(os.getuid()), **request})
         answer = await asyncio.wait_for(link.receive(), timeout_s)
     except TimeoutError:
         return None
@@ -78,35 +88,52 @@ async def _by_wire(paths: RunPaths, request: dict[str, Any], timeout_s: float) -
     return (answer["ok"], answer["message"]) if answer else None
 
 
-def received(body: dict[str, Any], author: str, at: float) -> CommandReceived | None:
+def received(body: Any, author: str, at: float) -> CommandReceived | None:
     """The event of a request; None if it is none."""
+    body = body if isinstance(body, dict) else {}
     id_, verb, args = body.get("id"), body.get("verb"), body.get("args", {})
-    if not isinstance(id_, str) or verb not in VERBS or not isinstance(args, dict):
+    if not isinstance(id_, str) or not _ID.fullmatch(id_) or verb not in VERBS or not isinstance(args, dict):
         return None
-    return CommandReceived(at=at, id=id_, verb=verb, author=author, args=args)
+    reason: dict[str, Any] = {"reason": _printable(str(args["reason"]))} if "reason" in args else {}
+    return CommandReceived(at=at, id=id_, verb=verb, author=author, args=reason)
+
+
+def _printable(text: str) -> str:
+    """A line that cannot move anybody's cursor."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:REASON_LETTERS])
 
 
 def take_files(paths: RunPaths, at: float) -> list[CommandReceived]:
-    """Commands left as files, their authors being the files' owners. The files stay until answered."""
+    """Commands left as files, their authors being the files' owners. The files stay until answered.
+
+    Others than the run's owner may have left them: a link, a pipe or a heap of data is no command.
+    """
     found: list[CommandReceived] = []
     for file in sorted(paths.control.glob("*.json")):
-        with contextlib.suppress(OSError, ValueError):
-            event = received(json.loads(file.read_text()), _user(file.stat().st_uid), at)
-            if event is None:
+        with contextlib.suppress(OSError):
+            event = _read_file(file, at)
+            if event is None or event.id != file.stem:
                 file.unlink()
             else:
                 found.append(event)
     return found
 
 
+def _read_file(file: Path, at: float) -> CommandReceived | None:
+    """The command in a file, None if there is none. Raises OSError where it may not be read."""
+    if not stat.S_ISREG(file.lstat().st_mode):
+        return None
+    with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
+        about = os.fstat(opened.fileno())
+        if not stat.S_ISREG(about.st_mode) or about.st_nlink != 1 or about.st_size > REQUEST_BYTES:
+            return None
+        try:
+            return received(json.loads(opened.read(REQUEST_BYTES)), user_name(about.st_uid), at)
+        except (ValueError, RecursionError):
+            return None
+
+
 def drop_file(paths: RunPaths, id_: str) -> None:
     """The command has been answered."""
     with contextlib.suppress(OSError):
         Path(paths.control / f"{id_}.json").unlink()
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)

@@ -6,7 +6,6 @@ there is; the others wait for it.
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from launcher import resume, submit
+from launcher import access, resume, submit
 from launcher.advance import fold
 from launcher.backends import own
 from launcher.backends.scratch import sweep_scratch
@@ -29,7 +28,7 @@ from launcher.errors import LaunchError, Mistake, of_the_system
 from launcher.foreground import SHOWN
 from launcher.journal import read_journal
 from launcher.network import own_address
-from launcher.paths import RunPaths
+from launcher.paths import RunPaths, user_name
 from launcher.place import Place, place_of
 from launcher.run import RunState
 from launcher.sections import RunSpec
@@ -55,6 +54,7 @@ def enter(arguments: Sequence[str]) -> int:
     place = place_of(asked, os.environ, socket.gethostname().partition(".")[0])
     try:
         resolved = resolved_spec(asked, place)
+        access.share(resolved.spec.access)
         paths = RunPaths(asked.root.absolute() / resolved.spec.name)
         meet = _begin if place.index == 0 else _follow
         place, code = meet(resolved, paths, place)
@@ -176,7 +176,7 @@ def _goes_on(spec: RunSpec, paths: RunPaths, place: Place) -> bool:
     before = own.allocation(paths)
     is_requeued = bool(place.job) and before.get("job") == place.job and before.get("life") != place.life
     if state.is_terminal or not is_requeued:  # else the supervisor sees that the job began anew
-        resume.begin_again(paths, getpass.getuser())
+        resume.begin_again(paths, user_name(os.getuid()))
     return False
 
 

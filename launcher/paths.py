@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,12 +148,30 @@ def checkpoint_of(folder: Path) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def write_atomically(path: Path, text: str, *, mode: int = 0o666) -> None:
-    """Replace `path` with `text`: after a crash it holds the old or the new, never a part. Raises OSError."""
+def user_name(uid: int) -> str:
+    """The name of a user, or its number where it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def owner_of(path: Path) -> str:
+    """The name of the user to whom something belongs. Raises OSError."""
+    return user_name(path.stat().st_uid)
+
+
+def write_atomically(path: Path, text: str, *, mode: int | None = None) -> None:
+    """Replace `path` with `text`: after a crash it holds the old or the new, never a part. Raises OSError.
+
+    A `mode` is the file's, whatever the umask.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666 if mode is None else 0o600)
     try:
         with os.fdopen(descriptor, "w") as file:
+            if mode is not None:
+                os.fchmod(descriptor, mode)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -10,6 +10,7 @@ import glob
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
+from launcher.access import why_not
 from launcher.declared import Problem, foreign_problems
 from launcher.launch_checks import launch_problems
 from launcher.sections import SIZES, RunSpec, Trainer
@@ -21,8 +22,6 @@ NOT_BUILT: dict[str, tuple[object, ...]] = {
     "trainer.checkpoint.memory": (None, False),
     "health.before_start": ("none",),
     "health.every": (None,),
-    "access.group": (None,),
-    "access.control": (False,),
     "on_good_checkpoint": (None, {}),
 }
 
@@ -34,6 +33,7 @@ def problems(spec: RunSpec, environment: Mapping[str, str]) -> Iterator[Problem]
     yield from _cluster(spec)
     yield from launch_problems(spec, environment)
     yield from foreign_problems(spec)
+    yield from _access(spec)
     if spec.trainer:
         yield from _batch(spec.trainer)
         yield from _checkpoints(spec.trainer)
@@ -189,3 +189,11 @@ def _why_no_corpus(pattern: str) -> str:
     if not any(os.path.getsize(path) for path in files):
         return "the file is empty" if files == [pattern] else "all its files are empty"
     return ""
+
+
+def _access(spec: RunSpec) -> Iterator[Problem]:
+    access = spec.access
+    if access.control and access.group is None:
+        yield "'access.control' lets a group steer, and 'access.group' names none", ("access.control", "access.group")
+    if access.group is not None and (reason := why_not(access.group)):
+        yield reason, ("access.group",)

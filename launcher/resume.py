@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from launcher import access
 from launcher.advance import fold
 from launcher.amend import Amended, amend
 from launcher.backends import own
@@ -15,7 +17,7 @@ from launcher.errors import LaunchError
 from launcher.events import Asked, Event, RunAmended, RunEnded, RunResumed
 from launcher.evolve import evolve
 from launcher.journal import read_journal, write_first_epoch
-from launcher.paths import RunPaths, write_atomically
+from launcher.paths import RunPaths, owner_of, write_atomically
 from launcher.run import Run, RunState
 from launcher.spec import RunSpec, read_resolved
 from launcher.submit import allocate, asked, login_epoch, write_spec
@@ -27,18 +29,23 @@ _PAUSE_S = 0.5
 def resume(paths: RunPaths, author: str, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> None:
     """Start a new allocation for a run of which nothing lives, with changes as `load_spec` takes them.
 
-    Raises LaunchError if the run is alive, or has succeeded and nothing more is asked of it; ConfigError for changes
-    that cannot be. What fails leaves the run as it was, and its end in the journal.
+    Raises LaunchError if the run is alive, belongs to somebody else, or has succeeded and nothing more is asked of it;
+    ConfigError for changes that cannot be. What fails leaves the run as it was, and its end in the journal.
     """
-    if read_resolved(paths.spec).cluster.backend == "own":
+    if not os.access(paths.journal_folder, os.W_OK):
+        owner = owner_of(paths.root)
+        raise LaunchError(f"run '{paths.name}' belongs to {owner}", f"resume {paths.name}", f"ask {owner} to resume it")
+    spec = read_resolved(paths.spec)
+    if spec.cluster.backend == "own":
         raise own.cannot_start(paths)
     check_that_nothing_lives([paths])
-    reopened = reopen(paths, author, overrides, flags)
-    try:
-        allocate(paths, reopened.spec)
-    except LaunchError as error:
-        reopened.take_back(str(error))
-        raise
+    with access.sharing(spec.access):
+        reopened = reopen(paths, author, overrides, flags)
+        try:
+            allocate(paths, reopened.spec)
+        except LaunchError as error:
+            reopened.take_back(str(error))
+            raise
 
 
 @dataclass(frozen=True)

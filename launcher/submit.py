@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from launcher import access
 from launcher.backends.choice import backend_of
 from launcher.branch import Progress, Source, adopt
 from launcher.errors import LaunchError
@@ -31,7 +32,8 @@ def submit(
     """
     paths = make(resolved, root, source, progress)
     try:
-        allocate(paths, resolved.spec)
+        with access.sharing(resolved.spec.access):
+            allocate(paths, resolved.spec)
     except LaunchError:
         shutil.rmtree(paths.root, ignore_errors=True)
         raise
@@ -51,7 +53,9 @@ def make(
     except OSError as error:
         raise _config(f"cannot make the run folder: {error.strerror}", root, "check --root") from error
     try:
-        _fill(building, resolved, source, progress)
+        with access.sharing(spec.access):
+            access.open_run(building, spec.access)
+            _fill(building, resolved, source, progress)
         building.root.rename(paths.root)
     except OSError as error:
         raise _config(f"cannot make the run folder: {error.strerror or error}", paths.root, "check --root") from error
@@ -82,6 +86,7 @@ def _config(message: str, where: Path, hint: str) -> LaunchError:
 
 def _fill(paths: RunPaths, resolved: ResolvedSpec, source: Source | None, progress: Progress) -> None:
     paths.make_folders()
+    access.open_control(paths, resolved.spec.access)
     write_spec(paths, resolved)
     write_atomically(paths.secret, secrets.token_hex(32), mode=0o600)
     if taken := {name: os.environ[name] for name, value in resolved.spec.launch.env.items() if value == FROM_ENV}:

@@ -36,7 +36,7 @@ LAYERS = [
     ["policies"],
     ["launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance"],
     ["launcher.grammar", "launcher.foreign", "launcher.sources", "launcher.sections", "launcher.declared"],
-    ["launcher.launch_checks", "launcher.site", "launcher.preflight", "launcher.spec"],
+    ["launcher.launch_checks", "launcher.site", "launcher.access", "launcher.preflight", "launcher.spec"],
     ["launcher.checkpoints", "launcher.accounting", "launcher.journal"],
     ["launcher.rank_log", "launcher.rank_socket", "launcher.program", "launcher.machine", "launcher.warm_process"],
     [

@@ -162,6 +162,8 @@ def test_a_wrong_value_is_shown_at_its_place(tmp_path: Path, text: str, expected
         (changed("lr: 6.0e-4", "data: ['*.txt', 'gone/*']"), "7:19: FOLDER/gone/*: matches no file"),
         (changed("lr: 6.0e-4", "data: [empty.txt]"), "7:10: FOLDER/empty.txt: the file is empty"),
         (changed("lr: 6.0e-4", "data: [python, nothing]"), "7:18: FOLDER/nothing: is a folder: write FOLDER/** for the files in it"),
+        (RUN + "access: {group: no-such}\n", "11:17: there is no group 'no-such' on this machine"),
+        (RUN + "access: {control: true}\n", "11:19: 'access.control' lets a group steer, and 'access.group' names none"),
         (RUN + "launch: {env: {RANK: '0'}}\n", "11:22: RANK is set by the launcher for each rank"),
         (RUN + "launch: {env: {NOT_SET_X: from-env}}\n", "11:27: NOT_SET_X is to be taken from the environment, where it is not set"),
         (RUN + "policy: [defualt]\n", "11:10: no shipped policy is called 'defualt' (did you mean 'default'?)"),
@@ -185,7 +187,7 @@ def test_values_that_do_not_fit_together_are_a_mistake(tmp_path: Path, text: str
 ASKED = {
     "trainer.tokenizer": "gpt2", "trainer.dtype": "fp16", "trainer.checkpoint.memory": "{every: 5}",
     "health.before_start": "standard", "health.every": "60s",
-    "access.group": "lab", "access.control": "true", "on_good_checkpoint": "{run: [x]}",
+    "on_good_checkpoint": "{run: [x]}",
 }  # fmt: skip
 
 

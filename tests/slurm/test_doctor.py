@@ -116,11 +116,11 @@ def test_a_folder_that_the_nodes_do_not_see_is_a_failure_with_the_reason(cluster
     assert jobs(cluster) == ""
 
 
-@pytest.mark.parametrize("variable", ["SQUEUE_FORMAT", "SLURM_TIME_FORMAT"])
 def test_what_slurm_refuses_is_told_whatever_the_user_has_set(
-    cluster: Cluster, variable: str, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(variable, "relative" if variable.endswith("TIME_FORMAT") else "%i")
+    for variable, value in (("SQUEUE_FORMAT", "%i"), ("SINFO_FORMAT", "%i"), ("SLURM_TIME_FORMAT", "relative")):
+        monkeypatch.setenv(variable, value)
 
     code, here, _ = examined(cluster, "--probe", "--partition", "nowhere")
 
