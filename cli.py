@@ -108,7 +108,7 @@ def submit(
     root: Root = RUNS,
 ) -> None:
     """Start a run. Prints its name. A flag wins over --set, --set over RUN.yaml, RUN.yaml over site.yaml."""
-    from launcher import branch
+    from launcher import branch, sizes
     from launcher import submit as starter
     from launcher.view.copying import copying
 
@@ -125,6 +125,8 @@ def submit(
     _print(paths.name, flush=True)
     if (closed := closed_above(paths.root, resolved.spec.access)) is not None:
         _tell(f"warning: {closed} is closed to group {resolved.spec.access.group}: chmod o+x, or another --root")
+    if skipped := sizes.skipped(resolved.spec):
+        _tell(f"cluster.min_nodes: {skipped}")
     if watch:
         from launcher.view import watch as viewer
 
@@ -274,6 +276,17 @@ def hold(
 def release(run: RunName, root: Root = RUNS) -> None:
     """Let a held run go on."""
     _command(root, run, "release")
+
+
+@app.command()
+def replace(
+    run: RunName,
+    node: Annotated[str, typer.Argument(metavar="NODE", help="A node that trains.")],
+    reason: Annotated[str, typer.Option(help="Why; it is shown to whoever looks.")] = "",
+    root: Root = RUNS,
+) -> None:
+    """Save, and go on with a spare in the place of a node. No step is lost."""
+    _command(root, run, "replace", node=node, reason=reason)
 
 
 @app.command(name="do")

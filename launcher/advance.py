@@ -8,6 +8,8 @@ RUNNING     node_silent (active node), steps_stopped           SUSPECT
 SUSPECT     node_back, steps_moving, when nothing else is amiss RUNNING
 STARTING, RUNNING, SUSPECT, PENDING
             decision (act) with restart, hold or stop          RECOVERING
+RUNNING, SUSPECT
+            attempt_ended, so that a node can be replaced      RECOVERING
 RECOVERING  attempt_started                                    STARTING
 any live    run_held                                           HELD
 HELD        run_released, a person's decision with one of these RECOVERING
@@ -40,7 +42,9 @@ from launcher.events import (
     JobOver,
     NodeBack,
     NodeDown,
+    NodeDraining,
     NodeSilent,
+    NodeUndrained,
     RankExited,
     RunAmended,
     RunEnded,
@@ -54,7 +58,7 @@ from launcher.events import (
     TrainerDone,
 )
 from launcher.evolve import evolve
-from launcher.incidents import action_done, close_incidents, decided, recovered
+from launcher.incidents import action_done, close_incidents, decided, recovered, spared
 from launcher.lineage import committed, healthy_step, rejected, removed, save_failed, set_aside, verified
 from launcher.run import Attempt, Node, NodeState, Run, RunState
 
@@ -121,7 +125,14 @@ def _held(run: Run, event: RunHeld) -> Run:
     if run.state.is_terminal:
         return run
     run = evolve(
-        run, state=RunState.HELD, hold_reason=event.reason, hold_requested="", pending=None, recovering_since=None
+        run,
+        state=RunState.HELD,
+        hold_reason=event.reason,
+        hold_requested="",
+        pending=None,
+        replace=None,
+        replacing_since=None,
+        recovering_since=None,
     )
     return close_incidents(run, "HELD")
 
@@ -139,6 +150,8 @@ def _ended(run: Run, event: RunEnded) -> Run:
         state=RunState(event.state),
         ended_reason=event.reason,
         pending=None,
+        replace=None,
+        replacing_since=None,
         stop_requested="",
         stop_now=False,
         hold_requested="",
@@ -159,6 +172,8 @@ def _resumed(run: Run, event: RunResumed) -> Run:
         nodes={},
         pending=None,
         pending_done=frozenset(),
+        replace=None,
+        replacing_since=None,
         hold_reason="",
         hold_requested="",
         stop_requested="",
@@ -176,6 +191,8 @@ def _agent_joined(run: Run, event: AgentJoined) -> Run:
     known = run.nodes.get(event.node)
     if known and known.incarnation == event.incarnation:
         node = evolve(node, excluded=known.excluded)
+    if known:
+        node = evolve(node, draining=known.draining)
     return _with_node(run, node)
 
 
@@ -198,6 +215,16 @@ def _node_down(run: Run, event: NodeDown) -> Run:
     if node is None:
         return run
     return _look(_with_node(run, evolve(node, state=NodeState.LOST)))
+
+
+def _node_draining(run: Run, event: NodeDraining) -> Run:
+    node = run.nodes.get(event.node)
+    return run if node is None else _with_node(run, evolve(node, draining=event.reason))
+
+
+def _node_undrained(run: Run, event: NodeUndrained) -> Run:
+    node = run.nodes.get(event.node)
+    return run if node is None else spared(_with_node(run, evolve(node, draining="")), event.node)
 
 
 def _steps_stopped(run: Run, event: StepsStopped) -> Run:
@@ -245,6 +272,8 @@ def _attempt_started(run: Run, event: AttemptStarted) -> Run:
         nodes=nodes,
         pending=None,
         pending_done=frozenset(),
+        replace=None,
+        replacing_since=None,
         steps_stopped=False,
         save_requested_at=None,
         save_beyond=0,
@@ -272,9 +301,13 @@ def _attempt_ended(run: Run, event: AttemptEnded) -> Run:
     if not _is_current(run, event.attempt):
         return run
     run = _end_attempt(run, event.at, event.reason)
-    return (
-        evolve(run, state=RunState.PENDING, pending=None) if run.job_ending and run.state is not RunState.HELD else run
-    )
+    if run.state is RunState.HELD:
+        return run
+    if run.job_ending:
+        return evolve(run, state=RunState.PENDING, pending=None)
+    if run.replacing_since is not None and run.pending is None:
+        return evolve(run, state=RunState.RECOVERING, recovering_since=event.at)
+    return run
 
 
 def _end_attempt(run: Run, at: float, reason: str) -> Run:
@@ -351,6 +384,8 @@ _HANDLERS = {
     NodeSilent: _node_silent,
     NodeBack: _node_back,
     NodeDown: _node_down,
+    NodeDraining: _node_draining,
+    NodeUndrained: _node_undrained,
     StepsStopped: _steps_stopped,
     StepsMoving: _steps_moving,
     AttemptStarted: _attempt_started,

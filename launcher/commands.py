@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from launcher import control, deeds, wire
+from launcher import control, deeds, replacement, wire
 from launcher.abilities import Abilities
 from launcher.events import (
     AttemptEnded,
@@ -62,10 +62,13 @@ class Commands:
                 control.drop_file(self._paths, event.id)
 
     def _take(self, event: CommandReceived, link: wire.Link | None) -> None:
-        """Journal a command; the actions of a `do` as they will be done, or why they will not."""
+        """Journal a command; the actions of a person as they will be done, or why they will not."""
         self._known[event.id] = link
-        is_deed = event.verb == "do"
-        self._emit(deeds.checked(event, self._run(), self._trainer, self._channels) if is_deed else event)
+        if event.verb == "do":
+            event = deeds.checked(event, self._run(), self._trainer, self._channels)
+        elif event.verb == "replace":
+            event = replacement.checked(event, self._run(), self._trainer)
+        self._emit(event)
 
     # ------------------------------------------------------------ done
 
@@ -93,10 +96,12 @@ class Commands:
                 self._say(command.id, True, "released")
             case "release":
                 self._say(command.id, False, f"not held: the run is {state}")
-            case "do" if "actions" not in command.args:
+            case "do" | "replace" if "actions" not in command.args:
                 self._say(command.id, False, str(command.args.get("refused")))
-            case "do" if ending := deeds.what_ends(run):
+            case "do" | "replace" if ending := deeds.what_ends(run):
                 self._say(command.id, False, ending)
+            case "replace":
+                self._say(command.id, True, "saving; then a spare takes its place")
             case "do":
                 self._say(command.id, True, deeds.told(command.args["actions"]))
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from launcher.foreign import Telemetry
 from launcher.sections import RunSpec
+from launcher.sizes import smaller
 from launcher.telemetry import PRESETS, flaw, tells_steps
 from policies.meaning import RunFacts
 from policies.schema import Rule
@@ -20,7 +22,9 @@ UNDECLARED_S = 1800.0
 
 def facts_of(spec: RunSpec) -> RunFacts:
     """What a policy must fit."""
-    about = {"channels": frozenset(spec.notify), "first_step_s": spec.launch.first_step}
+    about: dict[str, Any] = {"channels": frozenset(spec.notify), "first_step_s": spec.launch.first_step}
+    about["shrinks"] = bool(smaller(spec))
+    about["requeues"] = spec.cluster.backend == "slurm" and spec.cluster.continue_by != "none"
     if spec.trainer:
         return RunFacts(**about)
     told = spec.telemetry

@@ -199,6 +199,21 @@ class NodeDown(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NodeDraining(Event):
+    """The backend says that its admin wants the node back once our work on it is done. It works as before."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeUndrained(Event):
+    """Nobody wants the node back any more."""
+
+    node: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankProgress:
     """One rank's place at a moment; `os_state` is the kernel's letter (T = stopped, Z = dead)."""
 

@@ -47,6 +47,7 @@ class Finder(Chores):
         self._known: set[CheckpointId] = set()  # told of, though it may not be durable yet
         self._gone: set[CheckpointId] = set()
         self.inspected: frozenset[CheckpointId] = frozenset()
+        self.committing = False  # what is found is there
         self.searched = False
         self.unfinished: tuple[str, ...] = ()
         self._spawn(self._look_now_and_then())

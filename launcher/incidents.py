@@ -1,4 +1,4 @@
-"""What a decision makes of the run: its incident, and the restart, hold or stop that is due. Pure."""
+"""What a decision makes of the run: its incident, and the replacement, restart, hold or stop that is due. Pure."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ def decided(run: Run, event: Decision) -> Run:
     run = evolve(run, nodes=nodes)
     if "save" in event.actions and not event.actions.keys() & ENDING:
         run = evolve(run, save_requested_at=event.at, save_beyond=run.step)
+    if "replace" in event.actions:
+        before = run.replace.nodes if run.replace else ()
+        run = evolve(run, replace=evolve(event, nodes=tuple(dict.fromkeys((*before, *event.nodes)))))
     if not event.actions.keys() & ENDING or (run.state is RunState.HELD and event.rule != PERSON):
         return run
     return evolve(
@@ -39,9 +42,29 @@ def decided(run: Run, event: Decision) -> Run:
 
 
 def action_done(run: Run, event: ActionDone) -> Run:
+    if event.action == "replace":
+        return _replacement_begun(run, event)
     if run.pending is None or event.decision != run.pending.id:
         return run
     return evolve(run, pending_done=run.pending_done | {event.action})
+
+
+def _replacement_begun(run: Run, event: ActionDone) -> Run:
+    """Only now does the incident cost anything: until a spare was there, training went on."""
+    if run.replace is None or event.decision != run.replace.id:
+        return run
+    incidents = tuple(
+        evolve(i, state="OPEN", opened_at=event.at) if event.decision in i.decisions else i for i in run.incidents
+    )
+    return evolve(run, replacing_since=event.at, incidents=incidents)
+
+
+def spared(run: Run, node: str) -> Run:
+    """The node need not be replaced after all. If that has begun, the trainer saves and ends all the same."""
+    if run.replace is None:
+        return run
+    nodes = tuple(name for name in run.replace.nodes if name != node)
+    return evolve(run, replace=evolve(run.replace, nodes=nodes) if nodes else None)
 
 
 def recovered(run: Run, at: float) -> Run:

@@ -53,6 +53,11 @@ class Keeper(Chores):
         self._read: set[CheckpointId] = set()  # read back in full, by us
         self.inspected: frozenset[CheckpointId] = frozenset()
 
+    @property
+    def committing(self) -> bool:
+        """Whether a save is whole and only the word of it is not durable yet."""
+        return self._committing is not None
+
     # ------------------------------------------------------------ saves under way
 
     def take(self, run: Run, node: str, message: Message) -> None:

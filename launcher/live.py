@@ -37,10 +37,15 @@ def next_action(run: Run, at: float) -> str:
         what = ", ".join(pending.actions)
         when = f" in {wait_s:.0f}s" if wait_s >= 1 else ""
         return f"{what}{when}: {pending.rule}: {pending.why}"
+    if run.job_ending:
+        return f"save, then have the scheduler begin the job anew: {run.job_ending}"
     if run.state is RunState.SUSPECT:
         silent = [node.name for node in run.nodes.values() if node.silent_since is not None]
         about = f"{', '.join(silent)} is silent" if silent else "no step moves"
         return f"wait and see: {about}"
     if run.state in (RunState.PENDING, RunState.RECOVERING):
         return "start the ranks as soon as enough nodes answer"
+    if run.replace is not None:
+        when = "save, then replace" if run.replacing_since else "when a spare is there, save and replace"
+        return f"{when} {', '.join(run.replace.nodes)}: {run.replace.why}"
     return ""  # what a run that trains does next, the journal tells

@@ -10,6 +10,7 @@ import glob
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
+from launcher import sizes
 from launcher.access import why_not
 from launcher.declared import Problem, foreign_problems
 from launcher.launch_checks import launch_problems
@@ -78,11 +79,16 @@ def _cluster(spec: RunSpec) -> Iterator[Problem]:
     if least is not None and least > cluster.nodes:
         message = f"min_nodes is {least}, more than the {cluster.nodes} nodes of the run"
         yield message, ("cluster.min_nodes", "cluster.nodes")
-    elif least is not None and least < cluster.nodes:
-        message = f"going on with fewer nodes than {cluster.nodes} ('cluster.min_nodes') is not built yet"
-        yield message, ("cluster.min_nodes", "cluster.nodes")
     if spec.trainer is None:
+        if least is not None and least < cluster.nodes:
+            message = f"whether a command can go on with fewer nodes than {cluster.nodes} is not known: leave it out"
+            yield message, ("cluster.min_nodes", "cluster.nodes", "trainer")
         return
+    fewer = sizes.asked(spec)
+    if fewer and all(fewer.values()):
+        told = "; ".join(f"{nodes}: {reason}" for nodes, reason in fewer.items())
+        batch = ("trainer.batch_tokens", "trainer.seq_len", "trainer.micro_batch", "trainer.parallel")
+        yield f"no number of nodes below {cluster.nodes} fits: {told}", ("cluster.min_nodes", "cluster.nodes", *batch)
     fsdp, tensor = spec.trainer.parallel.fsdp, spec.trainer.parallel.tensor
     ranks = cluster.nodes * cluster.ranks_per_node
     if fsdp * tensor != ranks:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from launcher.abilities import Abilities
 from launcher.checkpoints import NoChoice, choose
+from launcher.crew import assign, by_preference, is_to_leave, size_of
 from launcher.events import (
     ActionDone,
     AttemptEnded,
@@ -21,6 +22,7 @@ from launcher.events import (
     CheckpointId,
     Decision,
     Event,
+    JobEnding,
     RunEnded,
     RunHeld,
 )
@@ -28,6 +30,7 @@ from launcher.reporter import SAVE, STOP
 from launcher.run import Attempt, Node, NodeState, Run, RunState
 
 COLLECT_LIMIT_S = 10.0
+REPLACE_LIMIT_S = 1800.0  # nothing is wrong and nobody waits: as long as any save may take
 
 
 @dataclass(frozen=True)
@@ -56,15 +59,17 @@ class Fleet:
     inspected: frozenset[CheckpointId] = frozenset()  # checkpoints whose files were just looked at
     searched: bool = True
     unfinished: tuple[str, ...] = ()
+    committing: bool = False  # all parts of a checkpoint are there: it is about to exist
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The part of the spec that recovery needs."""
+    """The part of the spec that recovery needs. `smaller`: numbers of nodes below the wanted one, largest first."""
 
     wait_for_node_s: float = 120.0
     continue_by: Literal["requeue", "chain", "none"] = "requeue"  # when the scheduler ends the job
     trainer: Abilities = field(default_factory=Abilities)
+    smaller: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,8 @@ def _next(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         return _carry_out(run, fleet, limits, run.pending)
     if run.live_attempt is None or run.state in (RunState.RECOVERING, RunState.PENDING):
         return _clear(run, fleet, "released") if run.live_attempt else _start(run, fleet, limits)
+    if run.replacing_since is not None and run.live_attempt.done is None:
+        return _make_way(run, run.live_attempt, fleet, limits.trainer, run.replacing_since)
     return _keep_running(run, run.live_attempt, fleet, limits.trainer)
 
 
@@ -190,11 +197,22 @@ def lost_nodes(run: Run) -> tuple[str, ...]:
     return tuple(sorted(node.name for node in run.nodes.values() if node.state is NodeState.LOST))
 
 
-def _end_gently(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities, since: float, reason: str) -> list[Move]:
+def _make_way(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities, since: float) -> list[Move]:
+    """A spare is to take the place of a node that still works: have the trainer save and end."""
+    why = f"{run.replace.rule}: {run.replace.why}"[:500] if run.replace else "a node was to be replaced"
+    limit_s = trainer.save_s if trainer.signal else REPLACE_LIMIT_S
+    return _end_gently(run, attempt, fleet, trainer, since, why, limit_s)
+
+
+def _end_gently(
+    run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities, since: float, reason: str, limit_s: float = 0.0
+) -> list[Move]:
     """Have the trainer save and end; kill what does not end in time, or by itself, and what has nothing to save yet."""
     finished = len(attempt.exits) == attempt.ranks
-    overdue = fleet.now - since > trainer.save_s
+    overdue = fleet.now - since > (limit_s or trainer.save_s)
     failing = any(code != 0 for code in attempt.exits.values())
+    if finished and fleet.committing and not overdue:
+        return []  # what was just saved is not there to go on from yet
     nothing_to_save = attempt.first_step_at is None or run.state is RunState.HELD or run.pending
     saved = bool(trainer.signal) and trainer.saves == "goes_on" and _saved_since(run, since)
     if finished or overdue or failing or nothing_to_save or saved or trainer.saves == "never":
@@ -277,7 +295,7 @@ def _keep_running(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) 
     codes = list(attempt.exits.values())
     if len(codes) == attempt.ranks and not any(codes):
         return _all_ended(run, attempt, fleet, trainer)
-    moves = _begin(run, attempt, fleet, trainer)
+    moves = _begin(run, attempt, fleet, trainer) or _replacement(run, attempt, fleet, trainer)
     if run.save_requested_at is not None and not moves:
         moves += _save(run, attempt, fleet, trainer, run.save_requested_at)
     return moves
@@ -303,6 +321,23 @@ def _save(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities, asked_at
         reason = f"no checkpoint within {trainer.save_s:.0f}s of {trainer.signal}"
         return [Emit(CheckpointFailed(at=fleet.now, step=run.step, attempt=attempt.number, reason=reason))]
     return _wish(attempt, trainer, SAVE, asked_at)
+
+
+def _replacement(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) -> list[Move]:
+    """A node is to be replaced, and a spare is there. Journaled before the trainer is told: it cannot be undone."""
+    if (
+        run.replace is None
+        or run.state is not RunState.RUNNING
+        or attempt.exits
+        or attempt.done
+        or trainer.saves == "never"
+    ):
+        return []
+    spares = (one for one in _available(run, fleet) if one.name not in attempt.slots and not is_to_leave(run, one))
+    if (spare := next(spares, None)) is None:
+        return []
+    detail = f"{spare.name} is there to take the place of {', '.join(run.replace.nodes)}"
+    return [Emit(ActionDone(at=fleet.now, decision=run.replace.id, action="replace", ok=True, detail=detail))]
 
 
 def _begin(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) -> list[Move]:
@@ -343,9 +378,10 @@ def _start(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     if not run.nodes_wanted:
         return []
     nodes = _available(run, fleet)
-    if len(nodes) < run.nodes_wanted:
+    size = _size(run, fleet, limits, len(nodes))
+    if size is None:
         return _wait_for_nodes(run, fleet, limits, nodes)
-    if not fleet.settled and not run.attempts:
+    if not fleet.settled and (not run.attempts or size < run.nodes_wanted):
         return []
     if not fleet.searched:
         return [Search()]
@@ -358,7 +394,7 @@ def _start(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         return [Emit(RunHeld(at=fleet.now, reason=reason))]
     if choice.restore is not None and choice.restore not in fleet.inspected:
         return [Inspect(choice.restore)]
-    slots = assign(run, nodes)
+    slots = assign(run, nodes[:size])
     started = AttemptStarted(
         at=fleet.now,
         attempt=len(run.attempts) + 1,
@@ -380,9 +416,8 @@ def _origin(decision: Decision | None) -> tuple[str, int]:
 
 
 def _available(run: Run, fleet: Fleet) -> list[Node]:
-    """Nodes that may take part: those of the last attempt, then spares, then those lost that came back; by index."""
-    before = run.attempt.incarnations if run.attempt else {}
-    nodes = [
+    """Nodes that may take part, the preferred first."""
+    nodes = (
         node
         for node in run.nodes.values()
         if node.name in fleet.answering
@@ -390,34 +425,27 @@ def _available(run: Run, fleet: Fleet) -> list[Node]:
         and not node.excluded
         and fleet.answering[node.name].incarnation == node.incarnation
         and not fleet.answering[node.name].ranks_alive
-    ]
+    )
+    return by_preference(run, nodes)
 
-    def rank(node: Node) -> int:
-        if node.name not in before:
-            return 1
-        return 0 if before[node.name] == node.incarnation else 2
 
-    return sorted(nodes, key=lambda node: (rank(node), node.index))
+def _size(run: Run, fleet: Fleet, limits: Limits, there: int) -> int | None:
+    """How many nodes to begin with; None: more are to be waited for. A new allocation begins whole."""
+    may_shrink = run.pending is not None and "shrink" in run.pending.actions and _has_waited(run, fleet, limits)
+    smaller = limits.smaller if run.state is RunState.RECOVERING else ()
+    return size_of(run, there, smaller, may_shrink=may_shrink)
+
+
+def _has_waited(run: Run, fleet: Fleet, limits: Limits) -> bool:
+    return run.recovering_since is not None and fleet.now >= run.recovering_since + limits.wait_for_node_s
 
 
 def _wait_for_nodes(run: Run, fleet: Fleet, limits: Limits, nodes: list[Node]) -> list[Move]:
-    since = run.recovering_since
-    if since is None or fleet.now < since + limits.wait_for_node_s:
+    if not _has_waited(run, fleet, limits):
         return []
     waited = f"waited {limits.wait_for_node_s:.0f}s"
     have = ", ".join(sorted(node.name for node in nodes)) or "none"
-    return [Emit(RunHeld(at=fleet.now, reason=f"{run.nodes_wanted} nodes are needed, {waited}, have: {have}"))]
-
-
-def assign(run: Run, nodes: list[Node]) -> dict[str, tuple[int, ...]]:
-    """Rank slots: a node keeps those it had; a newcomer takes exactly the slots of a node that is gone."""
-    chosen = nodes[: run.nodes_wanted]
-    names = {node.name for node in chosen}
-    per_node = run.ranks_per_node
-    groups = [tuple(range(i * per_node, (i + 1) * per_node)) for i in range(run.nodes_wanted)]
-    before = dict(run.attempt.slots) if run.attempt else {}
-    kept = {name: ranks for name, ranks in before.items() if name in names and ranks in groups}
-    free = [ranks for ranks in groups if ranks not in kept.values()]
-    fresh = [node.name for node in chosen if node.name not in kept]
-    slots = {**kept, **dict(zip(fresh, free, strict=True))}
-    return dict(sorted(slots.items(), key=lambda item: item[1]))
+    reason = f"{run.nodes_wanted} nodes are needed, {waited}, have: {have}"
+    if run.pending is not None and "requeue" in run.pending.actions:
+        return [Emit(JobEnding(at=fleet.now, reason=reason))]
+    return [Emit(RunHeld(at=fleet.now, reason=reason))]

@@ -104,6 +104,9 @@ def _environments(paths: RunPaths, run: Run) -> dict[int, Mapping[str, Any]]:
 def comparability(run: Run, environments: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """Whether the final digest may be compared with that of another run; None where nobody recorded enough."""
     stepped = [one for one in run.attempts if one.first_step_at is not None]
+    sizes = sorted({one.ranks for one in stepped})
+    if len(sizes) > 1:
+        return {"comparable": False, "why": f"the attempts had {', '.join(map(str, sizes))} ranks"}
     shapes = {tuple(sorted(len(ranks) for ranks in one.slots.values())) for one in stepped}
     if len(shapes) > 1:
         return {"comparable": False, "why": "the attempts had different numbers of ranks on their nodes"}

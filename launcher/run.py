@@ -53,6 +53,7 @@ class Node:
     state: NodeState = NodeState.ALIVE
     silent_since: float | None = None
     excluded: str = ""  # why it takes no part; "" when it may
+    draining: str = ""  # why the admin wants it back; others are preferred to it
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,8 @@ class Run:
     incidents: tuple[Incident, ...] = ()
     pending: Decision | None = None  # a restart, hold or stop that is being carried out
     pending_done: frozenset[str] = frozenset()  # its actions that already are
+    replace: Decision | None = None  # its nodes are to be replaced, as soon as a spare is there
+    replacing_since: float | None = None  # for that the trainer has been asked to save and end
     steps_stopped: bool = False
     hold_reason: str = ""
     stop_requested: str = ""  # who asked

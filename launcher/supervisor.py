@@ -26,6 +26,7 @@ from launcher import wire
 from launcher.advance import advance, fold
 from launcher.agent import EXIT_PAST_JOB
 from launcher.backends.choice import backend_of
+from launcher.backends.report import drain_changes
 from launcher.commands import Commands
 from launcher.environment import of_attempt
 from launcher.events import (
@@ -53,6 +54,7 @@ from launcher.paths import RunPaths, write_atomically
 from launcher.recovery import Emit, Inspect, Limits, Requeue, Search, Send, plan
 from launcher.recovery import Fleet as FleetView
 from launcher.run import ENDING, NodeState, Run, RunState
+from launcher.sizes import smaller
 from launcher.spec import read_resolved
 from launcher.succession import Succession
 from launcher.warm import ENDS_OF_A_JOB, die_with
@@ -79,7 +81,8 @@ class Supervisor:
         self.policy = read_policy(paths.policy)
         self.job_id = os.environ.get("OPT_LAUNCH_JOB", "")
         self.host = os.environ.get("OPT_LAUNCH_HOST", "127.0.0.1")
-        self.limits = Limits(self.spec.cluster.wait_for_node, self.spec.cluster.continue_by, self.spec.abilities)
+        cluster = self.spec.cluster
+        self.limits = Limits(cluster.wait_for_node, cluster.continue_by, self.spec.abilities, smaller(self.spec))
         self.done_codes = frozenset(self.spec.can.codes("done"))
         self.run_ = Run()
         self.engine = initial(self.policy)
@@ -287,7 +290,11 @@ class Supervisor:
                 self.over.set()
 
     def _poll_backend(self) -> None:
-        for name, report in self._node_states.read().items():
+        reports = self._node_states.read()
+        if not self._in_flight:  # else the run may not yet know what was said before
+            for event in drain_changes(self.run_.nodes, reports, time.time()):
+                self.emit(event)
+        for name, report in reports.items():
             node = self.run_.nodes.get(name)
             if node is None or not report.down or node.incarnation in self._down:
                 continue
@@ -320,6 +327,7 @@ class Supervisor:
             inspected=self.keeper.inspected,
             searched=self.keeper.searched,
             unfinished=self.keeper.unfinished,
+            committing=self.keeper.committing,
         )
         for move in plan(self.run_, view, self.limits):
             match move:

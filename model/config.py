@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, NamedTuple
 
 # Vocabulary of each tokenizer. Bytes: 256 of them, the end-of-document token, padded to a multiple of 8.
@@ -104,6 +104,16 @@ class TrainerConfig:
         if problems:
             raise ValueError("the trainer's settings: " + "; ".join(problems))
         return cls(**values)
+
+    def for_ranks(self, ranks: int) -> "TrainerConfig":
+        """The same training, its global batch included, on so many ranks: `fsdp` follows, `tensor` stays.
+
+        Raises ValueError where the model or the batch cannot be divided like that.
+        """
+        fsdp, rest = divmod(ranks, self.tensor)
+        if rest:
+            raise ValueError(f"{ranks} ranks were started, no multiple of parallel.tensor = {self.tensor}")
+        return replace(self, fsdp=fsdp)
 
     @property
     def shape(self) -> Size:

@@ -43,14 +43,7 @@ class World:
 
 
 def join(config: TrainerConfig, env: Mapping[str, str]) -> World:
-    """Join the process group that torchrun's variables name; gloo on CPUs, NCCL on GPUs.
-
-    Raises ValueError when the number of ranks is not what the parallel degrees ask for.
-    """
-    ranks = int(env["WORLD_SIZE"])
-    if ranks != config.fsdp * config.tensor:
-        asked = f"parallel.fsdp x parallel.tensor = {config.fsdp} x {config.tensor}"
-        raise ValueError(f"{ranks} ranks were started, but {asked}; make them equal")
+    """Join the process group that torchrun's variables name; gloo on CPUs, NCCL on GPUs."""
     if torch.cuda.is_available():
         device = torch.device("cuda", int(env["LOCAL_RANK"]))
         torch.cuda.set_device(device)

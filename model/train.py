@@ -196,7 +196,10 @@ def main(env: Mapping[str, str]) -> int:
 
 
 def _run(env: Mapping[str, str], reporter: Reporter) -> int:
-    config = TrainerConfig.from_mapping(_settings(Path(env["OPT_LAUNCH_TRAINER"])))
+    asked = TrainerConfig.from_mapping(_settings(Path(env["OPT_LAUNCH_TRAINER"])))
+    config = asked.for_ranks(int(env["WORLD_SIZE"]))  # a run short of nodes goes on with fewer
+    if config != asked and env["RANK"] == "0":
+        print(f"parallel.fsdp {config.fsdp} instead of {asked.fsdp}, as {env['WORLD_SIZE']} ranks need", flush=True)
     parallel.be_deterministic()
     world = parallel.join(config, env)
     root = Path(env["OPT_LAUNCH_CHECKPOINTS"])

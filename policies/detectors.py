@@ -1,6 +1,6 @@
 """The detectors, one function for a rule's `when`: its finding, or when to look again.
 
-Silence and exits have modules of their own; hangs and numbers are here. Limits without a source are
+Silence and exits have modules of their own; hangs, draining nodes and numbers are here. Limits without a source are
 choices of ours.
 """
 
@@ -29,6 +29,8 @@ def look(rule: Rule, state: EngineState) -> Answer:
     if when.exit:
         finding, deadline = failed_rank(state)
         return (finding if finding and matches_exit(when.exit, finding.evidence) else None), deadline
+    if when.draining:
+        return draining_nodes(state), None
     if when.hang:
         return hang(state, when.hang, rule.for_.seconds or 0.0 if rule.for_ else 0.0)
     return NOTHING
@@ -113,6 +115,30 @@ def blamed_ranks(
         if (last.step, last.section) < (next_.step, next_.section):
             return "likely", (order[0],)
     return "undecidable", ()
+
+
+# ---------------------------------------------------------------- nodes wanted back
+
+
+def draining_nodes(state: EngineState) -> Finding | None:
+    """Nodes of the attempt that their admin wants back, while nothing else is amiss and there is something to save."""
+    attempt = state.judged
+    if attempt is None or state.pending or attempt.ended or attempt.exits or not attempt.has_stepped:
+        return None
+    wanted = {node: why for node, why in sorted(state.draining.items()) if node in attempt.slots}
+    if not wanted:
+        return None
+    return Finding(
+        "draining",
+        key=f"{attempt.number}:{','.join(wanted)}",
+        why="; ".join(f"{node}: {why}" for node, why in wanted.items()),
+        evidence={"step": attempt.step},
+        nodes=tuple(wanted),
+        ranks=tuple(rank for node in wanted for rank in attempt.slots[node]),
+        blame="certain",
+        onset_at=state.now,
+        onset_step=attempt.step,
+    )
 
 
 # ---------------------------------------------------------------- numbers

@@ -21,7 +21,8 @@ from policies.silence import lost_nodes
 from policies.state import EngineState, Pending, RuleState, Streak, is_within
 from policies.when import NodeLost
 
-ORDER = ("node_lost", "exit", "hang")  # a lost node explains exits and hangs, an exit explains a hang
+# A lost node explains exits and hangs, an exit explains a hang; a node that is wanted back can wait for all of them.
+ORDER = ("node_lost", "exit", "hang", "draining")
 ENDS = frozenset({"restart", "hold", "stop"})
 BUILT_IN = "engine"  # the rule of decisions that no policy has to make
 
@@ -54,8 +55,8 @@ def next_deadline(policy: Policy, state: EngineState) -> float | None:
 
 
 def _person(_policy: Policy, state: EngineState, event: Event) -> Outcome:
-    """What a person has done by `do`. It was checked before it was journaled; it goes before what is being done."""
-    if not isinstance(event, CommandReceived) or event.verb != "do" or "actions" not in event.args:
+    """What a person has done by `do` or `replace`: checked before it was journaled, before what is being done."""
+    if not isinstance(event, CommandReceived) or event.verb not in ("do", "replace") or "actions" not in event.args:
         return state, ()
     if state.is_over or "stop" in state.commands.values() or (state.commands and not state.is_held):
         return state, ()
@@ -63,7 +64,17 @@ def _person(_policy: Policy, state: EngineState, event: Event) -> Outcome:
     assert isinstance(actions, dict)
     if state.is_held and "restart" in actions:
         state = evolve(begun_afresh(state), commands={})
-    finding = Finding(PERSON, key=event.id, why=f"{event.author}: {event.args['why']}", onset_at=event.at)
+    slots = state.attempt.slots if state.attempt else {}
+    named = event.args.get("nodes")
+    nodes = tuple(str(node) for node in named) if isinstance(named, list) else ()
+    finding = Finding(
+        PERSON,
+        key=event.id,
+        why=f"{event.author}: {event.args['why']}",
+        nodes=nodes,
+        ranks=tuple(rank for node in nodes for rank in slots.get(node, ())),
+        onset_at=event.at,
+    )
     return _decided(state, event, finding, PERSON, actions, counts=False)
 
 
@@ -99,7 +110,7 @@ def _early_end(policy: Policy, state: EngineState, event: Event) -> Outcome:
 
 
 def _infrastructure(policy: Policy, state: EngineState, event: Event) -> Outcome:
-    """Lost nodes, exits and hangs. What no rule handles is held: nothing else would ever end it."""
+    """Lost nodes, exits, hangs, draining nodes. What has ended and no rule handles is held: nobody else would."""
     if state.pending:
         return _joined(policy, state, event)
     decisions: tuple[Decision, ...] = ()
@@ -117,7 +128,7 @@ def _infrastructure(policy: Policy, state: EngineState, event: Event) -> Outcome
             unhandled = unhandled or lost_nodes(state, NodeLost())[0]
         if detector == "exit":
             unhandled = unhandled or failed_rank(state)[0]
-        if unhandled and detector != "hang":
+        if unhandled and detector in ("node_lost", "exit"):
             reason = f"no rule handles this {detector}: {unhandled.why}"
             state, more = _hold(state, event, unhandled, BUILT_IN, reason)
             return state, decisions + more
@@ -277,7 +288,9 @@ def _decision(
 def _actions(rung: Rung, rule: Rule, index: int, finding: Finding) -> dict[str, Json]:
     """The actions of a rung as plain values, in their fixed order."""
     plain = rung.plain(f"rule '{rule.name}': {finding.why}")
-    return plain if _is_blamed(finding, index) else {name: value for name, value in plain.items() if name != "exclude"}
+    if not _is_blamed(finding, index):
+        plain = {name: value for name, value in plain.items() if name not in ("exclude", "replace")}
+    return plain
 
 
 def _is_blamed(finding: Finding, index: int) -> bool:

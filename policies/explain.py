@@ -60,7 +60,7 @@ def _action(name: str, value: Json) -> str:
         if name == "restart":
             return f"restart from {value.get('from')}" + (" after a save" if value.get("save_first") else "")
         return f"{name} {', '.join(str(item) for item in value.values())}".strip()
-    return f"{name} {_short(value)}"
+    return f"{name} if need be" if value is True else f"{name} {_short(value)}"
 
 
 def _short(value: Json) -> str:

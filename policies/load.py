@@ -302,10 +302,14 @@ def _fit(one: _Written, facts: RunFacts) -> _Written | None:
     rule, as_shipped = one.rule, one.document.name in _shipped_files() and "when" not in one.changed
     if not facts.own_trainer and as_shipped and rule.when.non_finite and facts.metrics is not None:
         rule = _with_detector(rule, "non_finite", metrics=_given(rule.when.non_finite.metrics, facts.metrics))
-    if not facts.own_trainer and one.by_us and rule.when.detector not in INFRASTRUCTURE:
+    if not facts.own_trainer and one.by_us and rule.when.detector not in (*INFRASTRUCTURE, "draining"):
         if any(_unknown_metrics(rule, facts)):
             return None
         rule = rule.model_copy(update={"mode": "advise"})
+    if as_shipped and rule.when.draining and not (facts.own_trainer or facts.saves) and "mode" not in one.changed:
+        rule = rule.model_copy(update={"mode": "advise"})  # nobody could tell it to save
+    if not facts.shrinks:  # what cannot happen is not to be read in every decision
+        rule = rule.model_copy(update={"do": tuple(rung.model_copy(update={"shrink": None}) for rung in rule.do)})
     if (hang := rule.when.hang) and hang.first_step is None and facts.first_step_s:
         rule = _with_detector(rule, "hang", first_step=facts.first_step_s)
     is_open = as_shipped or (hang is not None and "at_least" not in hang.model_fields_set)

@@ -16,6 +16,7 @@ Flaw = tuple[tuple[str | int, ...], str]
 # and is then refused by name.
 BUILT = frozenset(
     {"detector exit", "detector node_lost", "detector hang", "detector non_finite", "detector threshold"}
+    | {"detector draining", "action replace", "action shrink", "action requeue"}
     | {"action restart", "action exclude", "action collect", "action save", "action hold", "action stop"}
     | {"action notify"}
 )
@@ -41,6 +42,8 @@ class RunFacts:
     saves: bool = False
     metrics: frozenset[str] | None = None
     least_hang_s: float | None = None
+    requeues: bool = True  # whether a scheduler can begin the job anew
+    shrinks: bool = True  # whether the run may go on with fewer nodes
 
 
 def policy_flaws(policy: Policy) -> Iterator[Flaw]:
@@ -98,6 +101,10 @@ def deed_flaws(rung: Rung, channels: frozenset[str]) -> Iterator[Flaw]:
         yield from _contradictions(rung)
     if rung.exclude:
         yield ("exclude",), f"'exclude: {rung.exclude}' needs a finding that blames a node, and here is none"
+    if rung.replace:
+        yield ("replace",), "here is no finding that blames a node: opt-launch replace RUN NODE names one"
+    if rung.requeue:
+        yield ("requeue",), "only a rule gives a job back when it lacks nodes; a person does it by scontrol requeue"
     if rung.restart and rung.restart.from_ == "before_incident":
         yield ("restart", "from"), "here is no incident to go back before: latest, last_good or step N"
     if rung.times or rung.per:
@@ -111,7 +118,7 @@ def deed_flaws(rung: Rung, channels: frozenset[str]) -> Iterator[Flaw]:
 def _never(rule: Rule, before: Sequence[Rule]) -> Iterator[Flaw]:
     """Why a rule can never fire."""
     detector, span = rule.when.detector, rule.for_
-    if span and detector in ("exit", "node_lost"):
+    if span and detector in ("exit", "node_lost", "draining"):
         yield ("for",), f"'for' has no meaning with '{detector}': remove it"
     if span and detector == "hang" and span.steps is not None:
         yield ("for",), "'for' counts steps, but in a hang none are done: the rule can never fire"
@@ -146,7 +153,7 @@ def _takes_all(rule: Rule) -> bool:
     """Whether a rule matches every finding of its detector and always has an answer to it."""
     if rule.when.exit:
         return not rule.when.exit.model_dump(exclude_none=True)
-    return rule.when.detector in ("node_lost", "hang")
+    return rule.when.detector in ("node_lost", "hang", "draining")
 
 
 def _ladder(rule: Rule) -> Iterator[Flaw]:
@@ -171,6 +178,11 @@ def _contradictions(rung: Rung) -> Iterator[Flaw]:
         yield (), "a rung without an action"
     if len(ends) > 1:
         yield (ends[1],), f"'{ends[0]}' and '{ends[1]}' in one rung contradict each other"
+    if rung.replace and ends:
+        yield ("replace",), f"'replace' and '{ends[0]}' in one rung contradict each other"
+    for name in ("shrink", "requeue"):
+        if name in rung.actions and not rung.restart:
+            yield (name,), f"'{name}' says how a restart goes on without enough nodes: it needs 'restart'"
 
 
 def _rung(rule: Rule, rung: Rung) -> Iterator[Flaw]:
@@ -182,15 +194,30 @@ def _rung(rule: Rule, rung: Rung) -> Iterator[Flaw]:
         yield ("save",), f"after '{detector}' there is nothing left that could save"
     if detector in INFRASTRUCTURE and rung.restart and rung.restart.save_first:
         yield ("restart", "save_first"), f"after '{detector}' there is nothing left that could save"
+    yield from _blamed(rung, detector)
+
+
+def _blamed(rung: Rung, detector: str) -> Iterator[Flaw]:
+    """What is wrong with the actions about the nodes that a detector blames."""
+    blames = detector in (*INFRASTRUCTURE, "draining")
     if rung.exclude == "failed":
         yield ("exclude",), "'exclude: failed' needs a 'check' in the same rung"
-    elif rung.exclude and detector not in INFRASTRUCTURE:
+    elif rung.exclude and not blames:
         yield ("exclude",), f"'{detector}' blames no node: nothing would be excluded"
+    elif rung.exclude and detector == "draining":
+        yield ("exclude",), "a draining node works: use 'replace'"
+    if rung.replace and not blames:
+        yield ("replace",), f"'{detector}' blames no node: nothing would be replaced"
+    elif rung.replace and detector != "draining":
+        yield ("replace",), f"after '{detector}' there is nothing left that could save: use 'exclude'"
 
 
 def _unfit(rule: Rule, facts: RunFacts) -> Iterator[Flaw]:
     for index, rung in enumerate(rule.do):
         yield from ((("do", index, *path), message) for path, message in _unknown_channel(rung, facts.channels))
+        if rung.requeue and not facts.requeues:
+            message = f"'requeue' of rule '{rule.name}' needs backend slurm, and a 'continue_by' other than none"
+            yield ("do", index, "requeue"), message
         if not facts.own_trainer and rule.mode == "act":
             lacking = _lacking(rung, facts)
             yield from ((("do", index), f"{what} of rule '{rule.name}' needs {how}") for what, how in lacking)
@@ -206,6 +233,6 @@ def _lacking(rung: Rung, facts: RunFacts) -> Iterator[tuple[str, str]]:
     """What a rung does that the command cannot, and what it would have to declare for that."""
     if not facts.goes_back and rung.restart and rung.restart.from_ != "latest":
         yield f"'restart from {rung.restart.from_}'", "'checkpoints' and 'capabilities.resume' of the command"
-    if not facts.saves and (rung.save or (rung.restart and rung.restart.save_first)):
-        what = "'save'" if rung.save else "'restart' with 'save_first'"
+    if not facts.saves and (rung.save or rung.replace or (rung.restart and rung.restart.save_first)):
+        what = "'save'" if rung.save else "'replace'" if rung.replace else "'restart' with 'save_first'"
         yield what, "a command that goes on after 'capabilities.save_now', or 'telemetry: {preset: reporter}'"

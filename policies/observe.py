@@ -6,6 +6,7 @@ from functools import singledispatch
 from typing import Any
 
 from launcher.events import (
+    ActionDone,
     AgentJoined,
     AttemptEnded,
     AttemptStarted,
@@ -17,7 +18,9 @@ from launcher.events import (
     JobEnding,
     NodeBack,
     NodeDown,
+    NodeDraining,
     NodeSilent,
+    NodeUndrained,
     RankExited,
     RunEnded,
     RunHeld,
@@ -75,7 +78,9 @@ def _(_event: RunHeld, state: EngineState) -> EngineState:
 
 @_observe.register(RunReleased)
 @_observe.register(RunResumed)
-def _(_event: Event, state: EngineState) -> EngineState:
+def _(event: Event, state: EngineState) -> EngineState:
+    if isinstance(event, RunResumed):  # its nodes are others
+        state = evolve(state, draining={})
     afresh = evolve(begun_afresh(state), commands={})
     return evolve(afresh, is_held=False, is_over=False, pending=None, attempt=None, stopped=None, streaks={})
 
@@ -143,6 +148,16 @@ def _(event: NodeDown, state: EngineState) -> EngineState:
 
 
 @_observe.register
+def _(event: NodeDraining, state: EngineState) -> EngineState:
+    return evolve(state, draining={**state.draining, event.node: event.reason})
+
+
+@_observe.register
+def _(event: NodeUndrained, state: EngineState) -> EngineState:
+    return evolve(state, draining={node: why for node, why in state.draining.items() if node != event.node})
+
+
+@_observe.register
 def _(event: StepsStopped, state: EngineState) -> EngineState:
     current = state.attempt and state.attempt.number == event.attempt
     return evolve(state, stopped=event) if current else state
@@ -181,6 +196,8 @@ def _(event: RankExited, state: EngineState) -> EngineState:
     attempt = state.attempt
     if attempt is None or attempt.number != event.attempt or event.code == 0 or not state.judged or state.pending:
         return state
+    if attempt.leaving:
+        return state
     if event.code == REJECTED_CHECKPOINT:
         return evolve(state, attempt=evolve(attempt, rejected_at=attempt.rejected_at or state.now))
     kind = (event.node, kind_of_exit(event))
@@ -193,6 +210,13 @@ def _(event: RankExited, state: EngineState) -> EngineState:
         has_stepped=attempt.has_stepped or event.step >= 0,
     )
     return evolve(state, attempt=attempt)
+
+
+@_observe.register
+def _(event: ActionDone, state: EngineState) -> EngineState:
+    if event.action != "replace" or state.attempt is None:
+        return state
+    return evolve(state, attempt=evolve(state.attempt, leaving=True))
 
 
 @_observe.register

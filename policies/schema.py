@@ -18,7 +18,7 @@ from policies.when import Grammar, Names, Number, Positive, When
 
 # The fixed order in which the actions of a rung are done, however they are written.
 ACTIONS = (
-    *("collect", "save", "check", "exclude", "replace", "shrink", "set", "skip"),
+    *("collect", "save", "check", "exclude", "replace", "shrink", "requeue", "set", "skip"),
     *("restart", "run", "notify", "hold", "stop"),
 )
 INFRASTRUCTURE = ("exit", "node_lost", "hang")  # judged before the numerics of the same moment
@@ -51,7 +51,10 @@ class Setting(Grammar):
 
 
 class Rung(Grammar):
-    """The actions of one step of a ladder, done in the order of ACTIONS, and how often the rung may be used."""
+    """The actions of one step of a ladder, done in the order of ACTIONS, and how often the rung may be used.
+
+    `shrink` and `requeue` say what becomes of a restart that still lacks nodes when it has waited for them.
+    """
 
     collect: Annotated[tuple[Literal["stacks", "flight_recorder", "logs"], ...], Strict(False)] | None = None
     save: Literal["now", "if_time"] | None = None
@@ -59,6 +62,7 @@ class Rung(Grammar):
     exclude: Literal["blamed", "failed"] | None = None
     replace: Literal["blamed"] | None = None
     shrink: bool | None = None
+    requeue: bool | None = None
     set: Setting | None = None
     skip: str | None = None
     restart: Restart | None = None
@@ -72,7 +76,7 @@ class Rung(Grammar):
     @property
     def actions(self) -> dict[str, Any]:
         """The actions of this rung by name, in the order in which they are done."""
-        return {name: value for name in ACTIONS if (value := getattr(self, name)) is not None}
+        return {name: value for name in ACTIONS if (value := getattr(self, name)) not in (None, False)}
 
     def plain(self, reason: str) -> dict[str, Json]:
         """The actions as values of JSON, as decisions carry them. `reason`: of a hold that gives none."""

@@ -44,6 +44,7 @@ class Attempt:
     exit_count: int = 0
     replaced: frozenset[str] = frozenset()
     rejected_at: float | None = None
+    leaving: bool = False  # the trainer was asked to save and end: how its ranks end is no finding
     done: bool = False
     ended: bool = False
 
@@ -98,6 +99,7 @@ class EngineState:
     now: float = 0.0
     agents: Mapping[str, Agent] = field(default_factory=dict)
     troubled: frozenset[str] = frozenset()  # nodes that are silent or down
+    draining: Mapping[str, str] = field(default_factory=dict)  # node -> why its admin wants it back
     attempt: Attempt | None = None
     stopped: StepsStopped | None = None
     step_times: tuple[float, ...] = ()  # seconds from one told step to the next, which need not be the very next

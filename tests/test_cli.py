@@ -204,10 +204,10 @@ def test_a_bad_spec_is_3_and_touches_nothing(tmp_path: Path, root: Path) -> None
     assert not root.exists()
 
 
-@pytest.mark.parametrize("verb", ["stop", "save", "hold", "release"])
+@pytest.mark.parametrize("verb", ["stop", "save", "hold", "release", "replace"])
 def test_a_run_that_has_ended_takes_no_commands(tmp_path: Path, root: Path, verb: str) -> None:
     make_run(root, "a", ended("STOPPED"))
-    outcome = call(verb, "a", *(["--yes"] if verb == "stop" else []), cwd=tmp_path)
+    outcome = call(verb, "a", *{"stop": ["--yes"], "replace": ["node1"]}.get(verb, []), cwd=tmp_path)
     assert outcome.code == 1
     assert outcome.err == f"error: run a has ended: STOPPED\n  while: {verb} a\n  try:   opt-launch resume a\n"
 

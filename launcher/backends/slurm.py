@@ -219,7 +219,7 @@ class NodeStates:
 
     def _ask(self) -> None:
         """Two calls, whatever the number of nodes; less often while nobody answers."""
-        said = call("sinfo", "-h", "-N", "-o", "%N %T", "-n", self._nodes)
+        said = call("sinfo", "-h", "-N", "-o", "%N %T %E", "-n", self._nodes)
         if said is None or said.returncode != 0:
             self.away_since = self.away_since or time.time()
             self._pause_s = min(2 * self._pause_s, AWAY_POLL_S)

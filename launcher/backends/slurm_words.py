@@ -28,6 +28,7 @@ _MARKS = {
     "$": "maint", "@": "reboot_requested", "^": "reboot_issued", "-": "planned", "+": "completing",
 }  # fmt: skip
 _DOWN = frozenset({"down", "fail", "failing", "error", "powered_down", "powering_down"})
+_DRAINING = frozenset({"drain", "drained", "draining", "drng"})
 _CLOSED = frozenset(
     {"drain", "drained", "draining", "maint", "maintenance", "reserved", "inval", "invalid_reg", "future", "unknown"}
     | {"reboot_issued", "blocked", "not_responding"}
@@ -118,12 +119,18 @@ def node_words(state: str) -> frozenset[str]:
 
 
 def reports(text: str) -> dict[str, NodeReport]:
-    """The lines "NODE STATE" of sinfo. One that only does not respond is not down yet."""
+    """The lines "NODE STATE REASON" of sinfo, the reason "none" or left out where there is none.
+
+    One that only does not respond is not down yet.
+    """
     found: dict[str, NodeReport] = {}
     for line in text.splitlines():
-        name, _, state = line.strip().partition(" ")
+        name, _, rest = line.strip().partition(" ")
+        state, _, reason = (part.strip() for part in rest.strip().partition(" "))
+        said = f"Slurm says: {state}" + ("" if reason in _NOTHING | {"none"} else f" ({reason})")
+        words = node_words(state)
         if name:
-            found[name] = NodeReport(f"Slurm says: {state.strip()}" if node_words(state) & _DOWN else "")
+            found[name] = NodeReport(said if words & _DOWN else "", draining=said if words & _DRAINING else "")
     return found
 
 

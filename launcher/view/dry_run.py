@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from textwrap import indent
 
+from launcher import sizes
 from launcher.backends import slurm_array
 from launcher.backends.choice import backend_of
 from launcher.branch import Source
@@ -41,6 +42,7 @@ def _plan(resolved: ResolvedSpec, root: Path, source: Source | None) -> list[str
         f"run      {spec.name} in {root.absolute()}",
         f"backend  {cluster.backend}: {cluster.nodes + cluster.spares} nodes, {cluster.spares} of them in reserve",
         f"ranks    {_ranks(spec)} on each of {cluster.nodes} nodes",
+        *_fewer(spec),
         f"trains   {what}",
         *begins,
         f"policy   {resolved.policy.name}: {', '.join(rules)}",
@@ -67,3 +69,9 @@ def sweep_text(sweep: Sweep, root: Path) -> str:
     head = "\n".join(f"# {line}" for line in lines)
     first = dump_resolved(sweep.runs[0].resolved).rstrip()
     return "\n---\n".join([f"{head}\n\n{first}", *(f"script: |\n{indent(script, '  ')}" for script in scripts)])
+
+
+def _fewer(spec: RunSpec) -> list[str]:
+    fits = ", ".join(map(str, sizes.smaller(spec)))
+    skipped = sizes.skipped(spec)
+    return [f"shrinks  to {fits} of {spec.cluster.nodes} nodes" + (f"; {skipped}" if skipped else "")] if fits else []

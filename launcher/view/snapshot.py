@@ -208,7 +208,7 @@ def _node(run: Run, node: Node, live: Live) -> dict[str, Any]:
         "name": node.name,
         "role": role,
         "state": "GONE" if run.state.is_terminal else node.state.value,
-        "reason": node.excluded,
+        "reason": node.excluded or node.draining,
         "agent_pid": node.pid,
         "host": node.host,
         "beat_s": _float(told.get("beat_s")),

@@ -83,7 +83,7 @@ def deeds(incident: dict[str, Any]) -> str:
     parts = []
     for name, value in decision["actions"].items():
         origin = value.get("from") if name == "restart" and isinstance(value, dict) else None
-        parts.append(f"restart from {origin}" if origin else name)
+        parts.append(f"restart from {origin}" if origin else f"{name} if need be" if value is True else name)
     told = ", ".join(parts) or "nothing"
     return f"would: {told}" if decision["mode"] == "advise" else told
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -31,6 +32,15 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., LiveRun]]:
     yield submit
     for run in runs:
         run.clean_up()
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real text, little of it: the tokens of a few modules of Python."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for module in ("argparse.py", "ast.py", "typing.py", "dataclasses.py"):
+        (folder / module).write_text(Path(os.__file__).with_name(module).read_text())
+    return folder / "*.py"
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ override:
 SPEC = """
 name: NAME
 TRAINER
-cluster: {nodes: 2, ranks_per_node: 2, spares: SPARES, silence: 2s, wait_for_node: 30s, BACKEND}
+cluster: {nodes: 2, ranks_per_node: 2, spares: SPARES, silence: 2s, wait_for_node: WAIT, BACKEND}
 launch: {first_step: FIRST_STEP, SECTION}
 policy: [infra]
 """
@@ -63,6 +63,7 @@ class LiveRun:
     """
 
     first_step = "30s"
+    wait_for_node = "30s"
     backend = "backend: local, local: {return_after: 1s}"
 
     def __init__(
@@ -79,6 +80,7 @@ class LiveRun:
             .replace("SPARES", str(spares))
             .replace("FIRST_STEP", self.first_step)
             .replace("SECTION", section)
+            .replace("WAIT", self.wait_for_node)
         )
         (folder / "RUN.yaml").write_text(text.replace("TRAINER", self.trainer(**options)))
         self.policy = load_policy([str(folder / "policy.yaml")])

@@ -22,15 +22,6 @@ STEPS = 60
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real text, little of it: the tokens of a few modules of Python."""
-    folder = tmp_path_factory.mktemp("corpus")
-    for module in ("argparse.py", "ast.py", "typing.py", "dataclasses.py"):
-        (folder / module).write_text(Path(os.__file__).with_name(module).read_text())
-    return folder / "*.py"
-
-
-@pytest.fixture(scope="module")
 def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedRun]:
     """The run that nothing happens to."""
     run = TrainedRun(tmp_path_factory.mktemp("runs"), "undisturbed", steps=STEPS, corpus=corpus)

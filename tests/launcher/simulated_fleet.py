@@ -11,6 +11,7 @@ from launcher.events import (
     CheckpointCommitted,
     CheckpointRejected,
     Event,
+    Json,
     NodeSilent,
     RankExited,
     StepDone,
@@ -32,6 +33,8 @@ class Simulation:
     inspected: frozenset[tuple[int, int]] = frozenset()
     damaged: frozenset[tuple[int, int]] = frozenset()
     dead: frozenset[str] = frozenset()
+    settled: bool = True
+    committing: bool = False
     limits: Limits = LIMITS
     left: set[str] = field(default_factory=set)
     log: list[tuple[float, Move]] = field(default_factory=list)
@@ -53,7 +56,9 @@ class Simulation:
     @property
     def fleet(self) -> Fleet:
         answering = {name: one for name, one in self.agents.items() if name not in self.dead | self.left}
-        return Fleet(self.tale.at, answering, store=self.store, inspected=self.inspected)
+        return Fleet(
+            self.tale.at, answering, self.settled, self.store, self.inspected, committing=self.committing
+        )  # fmt: skip
 
     def moves(self) -> list[Move]:
         return plan(self.run, self.fleet, self.limits)
@@ -165,14 +170,21 @@ class Simulation:
                 self.emit(RankExited(at=self.tale.at, attempt=live.number, node=node, rank=rank, code=code))
             self.agents[node] = replace(self.agents[node], ranks_alive=0)
 
-    def lose(self, *nodes: str) -> None:
-        """These nodes are gone, and the policy has said so."""
+    def lose(self, *nodes: str, **more: Json) -> None:
+        """These nodes are gone, and the policy has said so; `more` of its actions."""
         self.dead |= set(nodes)
         for node in nodes:
             self.tale.tell(NodeSilent(at=self.tale.at, node=node, since=self.tale.at, cause="reset"))
         if self.run.live_attempt and set(nodes) & self.run.live_attempt.slots.keys():
-            actions = {"restart": {"from": "latest", "save_first": False}}
+            actions = {**more, "restart": {"from": "latest", "save_first": False}}
             self.tale.decide(nodes=nodes, detector="node_lost", actions=actions)
+
+    def give_back(self, node: str) -> None:
+        """A lost node's agent was started anew."""
+        incarnation = f"{self.run.nodes[node].incarnation}'"
+        self.dead -= {node}
+        self.agents[node] = Inventory(incarnation, 0, 0)
+        self.tale.join(int(node[1:]), incarnation)
 
     @property
     def at_rest(self) -> bool:

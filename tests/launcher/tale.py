@@ -21,7 +21,9 @@ from launcher.events import (
     Event,
     NodeBack,
     NodeDown,
+    NodeDraining,
     NodeSilent,
+    NodeUndrained,
     RankExited,
     RunEnded,
     RunHeld,
@@ -31,6 +33,7 @@ from launcher.events import (
     StepDone,
     StepsMoving,
     StepsStopped,
+    TrainerDone,
 )
 from launcher.run import Run
 
@@ -46,6 +49,7 @@ class Tale:
         probation: int = 3,
         target: int | None = 100,
         branch: Branch | None = None,
+        save_every: int | None = 10,
     ) -> None:
         self.at, self.events, self.run = 1000.0, [], Run()
         self.nodes, self.ranks = nodes, ranks
@@ -58,7 +62,7 @@ class Tale:
                 spares=spares,
                 target_step=target,
                 probation=probation,
-                save_every=10,
+                save_every=save_every,
                 branched_from=branch,
             )
         )
@@ -139,6 +143,15 @@ class Tale:
     def down(self, node: str = "n1") -> Tale:
         return self.tell(NodeDown(at=self.at, node=node, reason="gone"))
 
+    def draining(self, node: str = "n1") -> Tale:
+        """The node is wanted back, and the policy has said what to do about it."""
+        self.tell(NodeDraining(at=self.at, node=node, reason="new disks"))
+        actions = {"save": {"when": "now"}, "replace": "blamed"}
+        return self.decide(nodes=[node], detector="draining", actions=actions, counts=False)
+
+    def undrained(self, node: str = "n1") -> Tale:
+        return self.tell(NodeUndrained(at=self.at, node=node))
+
     def stopped(self, proof: bool = True) -> Tale:
         return self.tell(StepsStopped(at=self.at, attempt=self.number, since=self.at - 1, proof=proof))
 
@@ -148,6 +161,9 @@ class Tale:
     def exit(self, rank: int, code: int = -9) -> Tale:
         node = f"n{rank // self.ranks}"
         return self.tell(RankExited(at=self.at, attempt=self.number, node=node, rank=rank, code=code))
+
+    def done(self) -> Tale:
+        return self.tell(TrainerDone(at=self.at, attempt=self.number, step=self.run.step))
 
     def end_attempt(self) -> Tale:
         return self.tell(AttemptEnded(at=self.at, attempt=self.number, reason="told"))

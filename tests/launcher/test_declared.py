@@ -153,7 +153,8 @@ def test_exit_codes_become_rules_before_those_of_the_policy(tmp_path: Path) -> N
 def test_the_default_policy_advises_on_numbers_and_a_policy_by_name_must_be_able_to_act(tmp_path: Path) -> None:
     modes = {rule.name: rule.mode for rule in resolved(tmp_path, NANOGPT).policy.rules}
     assert modes == {
-        "user-error": "act", "rank-exit": "act", "node-failure": "act", "hang": "act", "non-finite": "advise",
+        "user-error": "act", "rank-exit": "act", "node-failure": "act", "hang": "act", "draining": "advise",
+        "non-finite": "advise",
     }  # fmt: skip
     assert mistakes(tmp_path, NANOGPT + "policy: [infra, numerics]\n") == [
         "16:9: 'restart from last_good' of rule 'non-finite' needs 'checkpoints' and 'capabilities.resume' of the command",

@@ -22,7 +22,10 @@ OURS = Abilities()
     [
         ("{restart: {from: yesterday}}", ["1:18: String should match pattern '^(latest|last_good|before_incident|step [0-9]{1,15})$'"]),
         ("{restart: {from: before_incident}}", ["1:18: here is no incident to go back before: latest, last_good or step N"]),
-        ("{skip: 64 batches, shrink: true}", ["1:8: action 'skip' is not built yet", "1:28: action 'shrink' is not built yet"]),
+        ("{skip: 64 batches, run: [a]}", ["1:8: action 'skip' is not built yet", "1:25: action 'run' is not built yet"]),
+        ("{shrink: true}", ["1:10: 'shrink' says how a restart goes on without enough nodes: it needs 'restart'"]),
+        ("{requeue: true, restart: {from: latest}}", ["1:11: only a rule gives a job back when it lacks nodes; a person does it by scontrol requeue"]),
+        ("{replace: blamed}", ["1:11: here is no finding that blames a node: opt-launch replace RUN NODE names one"]),
         ("{restrat: {from: latest}, notify: nobody}", ["1:2: unknown key 'restrat' (did you mean 'restart'?)", "1:35: channel 'nobody' is not in 'notify' of RUN.yaml (known: oncall)"]),
         ("{hold: {}, stop: enough}", ["1:18: 'hold' and 'stop' in one rung contradict each other"]),
         ("{exclude: blamed, save: now}", ["1:11: 'exclude: blamed' needs a finding that blames a node, and here is none"]),

@@ -82,7 +82,10 @@ def test_max_restarts_is_the_budget_of_the_policy() -> None:
     ("arguments", "told"),
     [
         (["--set", "cluster.nodes=2"], "--set cluster.nodes=2: follows from flags and job: leave it out"),
-        (["--nnodes", "2:4"], "--nnodes: going on with fewer nodes than 4 ('cluster.min_nodes') is not built yet"),
+        (
+            ["--nnodes", "2:4"],
+            "--nnodes: whether a command can go on with fewer nodes than 4 is not known: leave it out",
+        ),
         (["--set", "cluster.continue_by=chain"], "this one is your own: write requeue or none"),
         (["--set", "trainer.size=tiny", "--set", "trainer.steps=3"], "'trainer' and 'command' exclude each other"),
         (["--policy", "nope"], "no shipped policy is called 'nope'"),

@@ -15,7 +15,8 @@ OURS = {"cli", "launcher", "model", "policies"}
 
 PURE = [
     "launcher.evolve", "launcher.events", "launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance",
-    "launcher.accounting", "launcher.recovery", "launcher.backends.report", "launcher.backends.slurm_words",
+    "launcher.accounting", "launcher.crew", "launcher.replacement", "launcher.recovery",
+    "launcher.backends.report", "launcher.backends.slurm_words",
     "launcher.abilities", "launcher.telemetry", "launcher.binding",
     "launcher.doctor.checks", "launcher.doctor.cluster_checks", "launcher.doctor.show",
     "launcher.checkpoints", "policies.schema", "policies.when", "policies.units", "policies.detectors",
@@ -35,9 +36,10 @@ LAYERS = [
     ["launcher.torchrun", "launcher.place", "launcher.foreground", "launcher.network", "launcher.binding"],
     ["policies"],
     ["launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance"],
-    ["launcher.grammar", "launcher.foreign", "launcher.sources", "launcher.sections", "launcher.declared"],
+    ["launcher.grammar", "launcher.foreign", "launcher.sources", "launcher.sections"],
+    ["launcher.sizes", "launcher.declared"],
     ["launcher.launch_checks", "launcher.site", "launcher.access", "launcher.preflight", "launcher.spec"],
-    ["launcher.checkpoints", "launcher.accounting", "launcher.journal"],
+    ["launcher.checkpoints", "launcher.crew", "launcher.replacement", "launcher.accounting", "launcher.journal"],
     ["launcher.rank_log", "launcher.rank_socket", "launcher.program", "launcher.machine", "launcher.warm_process"],
     [
         "launcher.recovery",

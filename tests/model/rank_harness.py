@@ -82,11 +82,13 @@ class Training:
         self.checkpoints = folder / "checkpoints"
         self.attempt = 0
 
-    def start(self, restore: tuple[str, str] | None = None, agent: bool = True, **settings: Any) -> FakeAgent | None:
-        """Begin the next attempt; without an agent it resumes by itself."""
+    def start(
+        self, restore: tuple[str, str] | None = None, agent: bool = True, count: int | None = None, **settings: Any
+    ) -> FakeAgent | None:
+        """Begin the next attempt, with `count` ranks instead of those asked for; without an agent it resumes itself."""
         self.attempt += 1
         config = TRAINER | {"data": str(self.text / "*.txt")} | settings
-        count = config["parallel"]["fsdp"] * config["parallel"]["tensor"]
+        count = count or config["parallel"]["fsdp"] * config["parallel"]["tensor"]
         self.logs = self.folder / f"attempt{self.attempt}"
         self.logs.mkdir()
         (self.logs / "trainer.json").write_text(json.dumps(config))

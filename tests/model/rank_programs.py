@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.distributed.tensor import DTensor
 
 from model import checkpoint, parallel
 from model.config import TrainerConfig
@@ -91,8 +92,12 @@ def save_tensors(env: Mapping[str, str]) -> None:
         full = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(number))
         parallel.fill(tensor, full)
         assert torch.equal(tensor.full_tensor(), full), name
+    _write(tensors, world, Path(env["FOLDER"]) / "checkpoint")
+    parallel.leave()
+
+
+def _write(tensors: Mapping[str, DTensor], world: World, folder: Path) -> None:
     plan = checkpoint.make_plan(tensors)
-    folder = Path(env["FOLDER"]) / "checkpoint"
     pairs = [(item.index, tensors[item.index.fqn].to_local().detach().clone()) for item in plan.items]
     chunks = checkpoint.write_part(folder, world.rank, pairs)
     parts = [None] * world.size
@@ -103,7 +108,6 @@ def save_tensors(env: Mapping[str, str]) -> None:
         manifest = {"schema": 1, "metadata": metadata, "chunks": [chunk for part in parts for chunk in part]}
         (folder / "manifest.json").write_text(json.dumps(manifest))
     dist.barrier()
-    parallel.leave()
 
 
 def load_tensors(env: Mapping[str, str]) -> None:
@@ -123,4 +127,14 @@ def load_tensors(env: Mapping[str, str]) -> None:
         tensor.to_local().detach().zero_()
     dcp.load(dict(tensors), checkpoint_id=os.fspath(folder))
     assert all(torch.equal(tensors[name].full_tensor(), full) for name, full in expected.items())
+    parallel.leave()
+
+
+def pass_on(env: Mapping[str, str]) -> None:
+    """Load the checkpoint with the mesh of this process group, and save what was loaded for the next group."""
+    config, world, model = _start(env)
+    tensors = Optimizer(model, config).tensors()
+    folder = Path(env["FOLDER"])
+    checkpoint.read_tensors(folder / "checkpoint", checkpoint.verify(folder / "checkpoint"), tensors)
+    _write(tensors, world, folder / "onward" / "checkpoint")
     parallel.leave()

@@ -31,6 +31,16 @@ def test_weights_and_moments_come_back_exactly_on_any_mesh_and_through_dcp_itsel
     launch(ranks, "load_tensors", saved, fsdp, tensor, batch_tokens=32 * 12)
 
 
+def test_a_checkpoint_of_4_ranks_goes_through_2_and_6_and_back_without_changing_a_bit(ranks, saved, tmp_path):
+    folder = tmp_path
+    copy_of(saved, folder)
+    for fsdp in (1, 3):
+        launch(ranks, "pass_on", folder, fsdp, 2, batch_tokens=32 * 12)
+        folder /= "onward"
+    assert len([*(folder / "checkpoint").glob("*.distcp")]) == 6
+    launch(ranks, "load_tensors", folder, 2, 2)
+
+
 def flip(path: Path, at: int) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 1

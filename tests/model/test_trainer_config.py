@@ -63,6 +63,18 @@ def test_micro_batches_cover_a_rank_s_share_of_the_batch():
     assert (config.micro_sequences, config.micro_batches) == (8, 16)
 
 
+def test_the_data_parallel_degree_follows_the_ranks_and_the_batch_stays():
+    config = TrainerConfig.from_mapping(MAPPING)
+    fewer = config.for_ranks(2)
+    assert (fewer.fsdp, fewer.tensor, fewer.batch_sequences, fewer.total_tokens) == (1, 2, 16, config.total_tokens)
+    assert fewer.micro_sequences * fewer.micro_batches == 16
+    assert config.for_ranks(4) == config
+    with pytest.raises(ValueError, match=r"3 ranks were started, no multiple of parallel\.tensor = 2"):
+        config.for_ranks(3)
+    with pytest.raises(ValueError, match=r"512 must be a multiple of seq_len x parallel\.fsdp = 32 x 3"):
+        config.for_ranks(6)
+
+
 def test_sizes_have_the_parameters_of_their_names():
     for name, size in SIZES.items():
         if name == "tiny":

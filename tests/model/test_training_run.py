@@ -40,6 +40,26 @@ def test_a_killed_and_resumed_run_ends_in_the_same_bits_as_an_undisturbed_one(tr
     assert all(first[m["step"]] == (m["metrics"]["loss"], m["samples"]) for m in resumed.of("step_done"))
 
 
+def test_a_run_goes_on_with_fewer_ranks_and_with_all_again_on_the_same_batches(training: Training):
+    plain = {"dropout": 0.0, "attention_dropout": 0.0, "checkpoint": {"every": 2}, "steps": 6}
+    whole, statuses = training.run(**plain)
+    assert statuses == [0, 0, 0, 0], training.log()
+
+    fewer, statuses = training.run(restore=whole.commits[2], count=2, **plain)
+    assert statuses == [0, 0], training.log()
+    assert "parallel.fsdp 1 instead of 2, as 2 ranks need" in training.log()
+    again, statuses = training.run(restore=fewer.commits[4], **plain)
+    assert statuses == [0, 0, 0, 0], training.log()
+
+    expected = {m["step"]: (m["samples"], m["metrics"]["loss"]) for m in whole.of("step_done")}
+    told = [*fewer.of("step_done")[:2], *again.of("step_done")]
+    assert [m["step"] for m in told] == [2, 3, 4, 5]
+    for message in told:
+        samples, loss = expected[message["step"]]
+        assert message["samples"] == samples
+        assert message["metrics"]["loss"] == pytest.approx(loss, rel=1e-4)
+
+
 def test_each_step_reports_its_metrics_and_the_samples_it_used(training: Training):
     agent, _ = training.run(steps=3, validate_every=1, skip=[[20, 40]])
     steps = agent.of("step_done")

@@ -14,7 +14,9 @@ from launcher.events import (
     Event,
     NodeBack,
     NodeDown,
+    NodeDraining,
     NodeSilent,
+    NodeUndrained,
     RankExited,
     RankProgress,
     RunReleased,
@@ -138,6 +140,12 @@ class Story:
 
     def down(self, node: str) -> list[Decision]:
         return self.tell(NodeDown(at=self.at, node=node, reason="DOWN"))
+
+    def draining(self, node: str) -> list[Decision]:
+        return self.tell(NodeDraining(at=self.at, node=node, reason="new disks"))
+
+    def undrained(self, node: str) -> list[Decision]:
+        return self.tell(NodeUndrained(at=self.at, node=node))
 
     def stopped(
         self, since: float, proof: bool = True, places: dict[int, tuple[Any, ...]] | None = None

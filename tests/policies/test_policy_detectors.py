@@ -3,7 +3,18 @@
 import pytest
 from story import NAN, PEER, Story, ending
 
-from launcher.events import CommandAnswered, CommandReceived, EpochStarted, JobEnding, RunEnded, RunHeld, TrainerDone
+from launcher.events import (
+    ActionDone,
+    CommandAnswered,
+    CommandReceived,
+    EpochStarted,
+    JobEnding,
+    Json,
+    RunEnded,
+    RunHeld,
+    RunResumed,
+    TrainerDone,
+)
 from policies.load import load_policy
 from policies.schema import Policy
 
@@ -24,7 +35,7 @@ def story(default: Policy) -> Story:
 def test_a_rank_killed_from_outside_restarts_at_once_and_blames_nobody(story: Story) -> None:
     (decision,) = story.exits(1, -9)
     assert (decision.rule, decision.rung, decision.blame) == ("rank-exit", 1, "none")
-    assert decision.actions == {"restart": {"from": "latest", "save_first": False}}
+    assert decision.actions == {"shrink": True, "restart": {"from": "latest", "save_first": False}}
     assert decision.evidence["signal"] == "SIGKILL"
     assert decision.evidence["rank"] == 1
     assert (decision.attempt, decision.incident, decision.id, decision.epoch, decision.seq) == (1, 1, "d0001", 0, 0)
@@ -326,6 +337,78 @@ def test_a_new_supervisor_counts_silence_anew(default: Policy) -> None:
     assert decision.at == took_over + 60
 
 
+# ---------------------------------------------------------------- draining nodes
+
+
+def test_a_draining_node_is_saved_from_and_replaced_uncounted_and_nothing_is_ended(story: Story) -> None:
+    (decision,) = story.draining("n1")
+    assert (decision.rule, decision.nodes, decision.ranks, decision.blame) == ("draining", ("n1",), (2, 3), "certain")
+    assert decision.actions == {"save": {"when": "now"}, "replace": "blamed"}
+    assert decision.counts is False
+    assert story.state.pending is None
+    assert story.steps(3) == []
+
+
+def test_a_draining_node_may_still_fail_like_any_other(story: Story) -> None:
+    story.draining("n1")
+    (decision,) = story.exits(1, -9)
+    assert (decision.rule, ending(decision)) == ("rank-exit", "restart")
+
+
+def test_how_ranks_end_that_were_asked_to_end_is_no_finding_but_a_lost_node_is(story: Story) -> None:
+    (decision,) = story.draining("n1")
+    story.tell(ActionDone(at=story.at, decision=decision.id, action="replace", ok=True))
+    assert story.exits(1, -9) == []
+    assert story.wait(5) == []
+    (lost,) = story.down("n0")
+    assert lost.rule == "node-failure"
+
+
+def test_a_node_that_a_person_has_replaced_is_decided_upon_like_one_that_a_rule_blames(story: Story) -> None:
+    args: dict[str, Json] = {"why": "looks slow", "actions": {"replace": "blamed"}, "nodes": ["n1"]}
+    (decision,) = story.tell(CommandReceived(at=story.at, id="c", verb="replace", author="ann", args=args))
+    assert (decision.rule, decision.nodes, decision.ranks, decision.counts) == ("person", ("n1",), (2, 3), False)
+    assert (decision.actions, decision.why) == ({"replace": "blamed"}, "ann: looks slow")
+    assert story.state.pending is None
+
+
+def test_a_draining_spare_is_no_finding_until_it_trains(story: Story) -> None:
+    assert story.draining("n2") == []
+    story.active = ["n0", "n2"]
+    story.start()
+    assert story.decisions == []
+    (decision,) = story.steps(1)
+    assert decision.nodes == ("n2",)
+
+
+def test_before_the_first_step_there_is_nothing_to_save(default: Policy) -> None:
+    story = Story(default)
+    story.start()
+    assert story.draining("n0") == []
+    assert [one.rule for one in story.steps(1)] == ["draining"]
+
+
+def test_a_node_that_is_drained_no_more_is_forgotten(default: Policy) -> None:
+    story = Story(default)
+    story.start()
+    story.draining("n0")
+    story.undrained("n0")
+    assert story.steps(5) == []
+
+
+def test_each_further_draining_node_is_told_together_with_those_before(story: Story) -> None:
+    story.draining("n0")
+    (decision,) = story.draining("n1")
+    assert decision.nodes == ("n0", "n1")
+
+
+def test_a_new_allocation_has_other_nodes(story: Story) -> None:
+    story.draining("n1")
+    story.tell(RunResumed(at=story.at, author="me"))
+    story.start()
+    assert story.steps(5) == []
+
+
 # ---------------------------------------------------------------- hangs
 
 
@@ -341,7 +424,8 @@ def test_a_hang_is_found_at_its_limit_and_counts_from_the_stop(story: Story) -> 
         "undecidable",
         since,
     )
-    assert decision.actions == {"collect": ["stacks"], "restart": {"from": "latest", "save_first": False}}
+    assert "exclude" not in decision.actions
+    assert list(decision.actions) == ["collect", "shrink", "restart"]
 
 
 def test_slow_steps_stretch_the_limit(default: Policy) -> None:

@@ -418,3 +418,12 @@ def test_a_metric_line_that_comes_late_does_not_turn_back_time() -> None:
     late = StepDone(at=story.at - 500, attempt=1, step=30, metrics={"loss": 1.0}, step_s=1.0)
     assert story.tell(late) == []
     assert story.state.now == story.at
+
+
+def test_a_ladder_that_ends_nothing_falls_silent_when_it_is_used_up(tmp_path: Path) -> None:
+    story = Story(policy_of(tmp_path, f"rules:{rule('draining: {}', 'save: now, replace: blamed, times: 1')}"))
+    for _ in range(2):
+        story.start()
+        story.steps(3)
+        story.draining("n1")
+    assert [list(one.actions) for one in story.decisions] == [["save", "replace"]]

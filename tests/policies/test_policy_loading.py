@@ -96,6 +96,13 @@ def test_a_wrong_word_is_shown_at_its_place(tmp_path: Path, text: str, expected:
         (rule("node_lost: {}", "{restart: {from: latest}}\n      - {hold: {}}"), "8:9: rung 2 can never be reached: rung 1 has no 'times'"),
         (rule("non_finite: {}", "{exclude: blamed, restart: {from: latest}}"), "7:19: 'non_finite' blames no node: nothing would be excluded"),
         (rule(do="{exclude: failed, restart: {from: latest}}"), "7:19: 'exclude: failed' needs a 'check' in the same rung"),
+        (rule("draining: {}", "{exclude: blamed, restart: {from: latest}}"), "7:19: a draining node works: use 'replace'"),
+        (rule(do="{replace: blamed, collect: [stacks]}", more="    mode: advise\n"), "7:19: after 'exit' there is nothing left that could save: use 'exclude'"),
+        (rule("draining: {}", "{replace: blamed, restart: {from: latest}}"), "7:19: 'replace' and 'restart' in one rung contradict each other"),
+        (rule("non_finite: {}", "{replace: blamed}"), "7:19: 'non_finite' blames no node: nothing would be replaced"),
+        (rule(do="{shrink: true, hold: {}}"), "7:18: 'shrink' says how a restart goes on without enough nodes: it needs 'restart'"),
+        (rule(do="{requeue: true, stop: x}"), "7:19: 'requeue' says how a restart goes on without enough nodes: it needs 'restart'"),
+        (rule("draining: {}", "{save: now}", "    for: 3s\n"), "8:10: 'for' has no meaning with 'draining': remove it"),
         (rule() + GOOD.replace("name: r", "name: s"), "9:11: the rule can never fire: rule 'r' before it takes every exit"),
         (rule() + GOOD, "8:11: rule 'r' exists already (FILE:4): use 'override'"),
     ],
@@ -107,7 +114,7 @@ def test_a_rule_that_cannot_do_its_work_is_a_mistake(tmp_path: Path, text: str, 
 UNBUILT_DETECTORS = {
     "spike": "{window: 200 steps, above: 6 sigma, warmup: 500 steps}", "scale_collapse": "{below: 1.0, halvings: 8}",
     "drift": "{}", "plateau": "{window: 5000 steps, less_than: 0.1 %}", "straggler": "{slower_than: 1.3 x median}",
-    "slow": "{}", "draining": "{}", "gpu_fault": "{xid: [48, 63-64]}", "storage_stall": "{at_least: 2m}",
+    "slow": "{}", "gpu_fault": "{xid: [48, 63-64]}", "storage_stall": "{at_least: 2m}",
     "scheduler": "{states: [PREEMPTED]}", "time_left": "{below: 10m}", "disk": "{below: 5 %}", "sdc": "{every: 100 steps}",
     "log": "{match: NaN, from: rank0}",
 }  # fmt: skip
@@ -120,13 +127,13 @@ def test_a_detector_that_does_not_exist_yet_is_refused_by_name(tmp_path: Path, n
 
 
 def test_every_detector_is_either_built_or_refused() -> None:
-    built = {"exit", "node_lost", "hang", "non_finite", "threshold"}
+    built = {"exit", "node_lost", "hang", "draining", "non_finite", "threshold"}
     assert built | set(UNBUILT_DETECTORS) == set(When.model_fields)
 
 
 @pytest.mark.parametrize(
     "action",
-    ["check: fast", "replace: blamed", "shrink: true", "set: {lr: x0.9}", "skip: 64 batches", "run: [a]"],
+    ["check: fast", "set: {lr: x0.9}", "skip: 64 batches", "run: [a]"],
 )
 def test_an_action_that_does_not_exist_yet_is_refused_by_name(tmp_path: Path, action: str) -> None:
     (found,) = mistakes(tmp_path, rule(do=f"{{restart: {{from: latest}}, {action}}}"))
@@ -227,7 +234,8 @@ def test_a_later_file_may_override_an_earlier_one(tmp_path: Path) -> None:
 def test_the_mode_of_a_file_is_the_default_of_its_rules(tmp_path: Path) -> None:
     path = including(tmp_path, "mode: advise\ninclude: [infra]\noverride:\n  hang: {mode: act}\n")
     modes = {one.name: one.mode for one in load_policy([str(path)]).rules}
-    assert modes == {"user-error": "advise", "rank-exit": "advise", "node-failure": "advise", "hang": "act"}
+    assert modes["hang"] == "act"
+    assert {mode for name, mode in modes.items() if name != "hang"} == {"advise"}
 
 
 @pytest.mark.parametrize("name", ["infar", "no/such.yaml", ""])
@@ -247,9 +255,29 @@ def test_a_channel_must_be_known_to_the_run(tmp_path: Path) -> None:
     assert mistakes(tmp_path, text) == []
 
 
-def test_shipped_numerics_only_advise_for_a_command() -> None:
+def test_a_job_can_only_be_given_back_to_a_scheduler(tmp_path: Path) -> None:
+    text = rule(do="{requeue: true, restart: {from: latest}}")
+    assert mistakes(tmp_path, text, RunFacts(requeues=False)) == [
+        "7:19: 'requeue' of rule 'r' needs backend slurm, and a 'continue_by' other than none"
+    ]
+    assert mistakes(tmp_path, text, RunFacts()) == []
+
+
+@pytest.mark.parametrize("shrinks", [True, False])
+def test_a_run_that_cannot_go_on_smaller_never_says_so(shrinks: bool) -> None:
+    rungs = [rung for one in load_policy(["infra"], RunFacts(shrinks=shrinks)).rules for rung in one.do if rung.restart]
+    assert {"shrink" in rung.actions for rung in rungs} == {shrinks}
+
+
+def test_what_is_written_as_not_to_be_done_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(rule(do="{shrink: false, requeue: false, restart: {from: latest}}"))
+    assert list(load_policy([str(path)]).rules[0].do[0].actions) == ["restart"]
+
+
+def test_shipped_numerics_and_saves_only_advise_for_a_command() -> None:
     modes = {one.name: one.mode for one in load_policy(["default"], RunFacts(own_trainer=False)).rules}
-    assert modes["non-finite"] == "advise"
+    assert modes["non-finite"] == modes["draining"] == "advise"
     assert modes["rank-exit"] == "act"
 
 
@@ -300,7 +328,7 @@ def test_numerics_asked_for_by_name_that_cannot_be_fed_are_a_mistake() -> None:
 @pytest.mark.parametrize("name", ["default", "cautious"])
 def test_numerics_that_cannot_be_fed_are_left_out_of_the_default(name: str) -> None:
     rules = load_policy([name], RunFacts(own_trainer=False, metrics=frozenset({"mfu"}))).rules
-    assert [one.name for one in rules] == ["user-error", "rank-exit", "node-failure", "hang"]
+    assert [one.name for one in rules] == ["user-error", "rank-exit", "node-failure", "hang", "draining"]
     fed = {one.name: one.mode for one in load_policy([name], COMMAND).rules}
     assert fed["non-finite"] == "advise"
 
@@ -313,7 +341,7 @@ def test_a_trainer_that_only_prints_may_be_silent_for_long_unless_the_policy_say
         (one,) = load_policy([str(path)], quiet).rules
         assert one.when.hang is not None
         assert one.when.hang.at_least == least
-    hang = load_policy(["infra"], quiet).rules[-1].when.hang
+    (hang,) = (one.when.hang for one in load_policy(["infra"], quiet).rules if one.when.hang)
     assert hang is not None
     assert hang.at_least == 1800.0
 
@@ -357,7 +385,8 @@ def test_the_known_metrics_are_those_that_our_trainer_reports() -> None:
 
 
 def test_the_first_step_limit_comes_from_the_run_unless_the_rule_has_one() -> None:
-    hang = load_policy(["infra"], RunFacts(first_step_s=77.0)).rules[-1].when.hang
+    rules = {one.name: one for one in load_policy(["infra"], RunFacts(first_step_s=77.0)).rules}
+    hang = rules["hang"].when.hang
     assert hang is not None
     assert hang.first_step == 77.0
 

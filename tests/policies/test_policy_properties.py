@@ -20,7 +20,9 @@ from launcher.events import (
     Event,
     NodeBack,
     NodeDown,
+    NodeDraining,
     NodeSilent,
+    NodeUndrained,
     RankExited,
     RankProgress,
     RunEnded,
@@ -86,6 +88,8 @@ joins = st.tuples(nodes, st.sampled_from("12")).map(
 others = st.one_of(
     built(NodeBack, node=nodes),
     built(NodeDown, node=nodes, reason=st.just("gone")),
+    built(NodeDraining, node=nodes, reason=st.just("new disks")),
+    built(NodeUndrained, node=nodes),
     built(StepsMoving, attempt=attempts),
     built(AttemptEnded, attempt=attempts, reason=st.just("")),
     built(TrainerDone, attempt=attempts, step=st.just(1)),

@@ -230,12 +230,17 @@ class Cluster:
         if not alive:
             self._start(node, [str(SHOWN), sys.executable, "slurmd", "-D", "-N", node])
 
+    def drain(self, node: str, reason: str) -> None:
+        """Its admin wants the node back: what runs there may end, and nothing new begins."""
+        self.call("scontrol", "update", f"NodeName={node}", "State=DRAIN", f"Reason={reason}")
+
     def restore(self) -> None:
-        """All nodes and the controller are up, and no job is."""
+        """All nodes and the controller are up, none is drained, and no job is."""
         if not list(self._daemon("slurmctld")):
             self.start_controller()
         for node in self.nodes:
             self.give_back(node)
+            self.call("scontrol", "update", f"NodeName={node}", "State=UNDRAIN", check=False)
         self.wait_for_nodes(self.nodes, "idle", 60)
 
     def wait_for_nodes(self, nodes: Sequence[str], state: str, limit_s: float = START_S) -> None:

@@ -35,13 +35,13 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def launch(cluster: Cluster) -> Iterator[Callable[..., SlurmRun]]:
-    """Submits runs of the counting trainer; when the test is over, no process of theirs is, and all nodes are back."""
+    """Submits runs, of the counting trainer or another `kind`; afterwards none of their processes is left."""
     runs: list[SlurmRun] = []
     names = (f"slurm{number}" for number in itertools.count(1))
 
     def submit(**options: Any) -> SlurmRun:
         name = options.pop("name", None) or next(n for n in names if not (cluster.runs / f"{n}.asked").exists())
-        run = SlurmRun(cluster, name, **options)
+        run = options.pop("kind", SlurmRun)(cluster, name, **options)
         runs.append(run)
         return run
 
