@@ -174,7 +174,7 @@ def clock(low_s: float, high_s: float, than: str, allowed_s: float = SKEW_WARN_S
     if low_s < -allowed_s or high_s > allowed_s:
         said = f"between {low_s:+.1f} s and {high_s:+.1f} s of {than}: answers came too slowly to tell"
         return Verdict("clock", "unknown", said)
-    return Verdict("clock", "ok", f"within {max(abs(low_s), abs(high_s)):.1f} s of {than}")
+    return Verdict("clock", "ok", f"within {allowed_s:g} s of {than}")
 
 
 def _disk(folder: Folder) -> str:
