@@ -250,7 +250,7 @@ class World:
         return event
 
     async def until(self, true: Callable[[], Any]) -> None:
-        for _ in range(500):
+        for _ in range(6000):
             if true():
                 return
             await asyncio.sleep(0.01)
