@@ -24,7 +24,7 @@ UNPRIVILEGED = ROOT / ".ci" / "unprivileged"
 def opt_launch(cluster: Cluster, *arguments: object) -> subprocess.CompletedProcess[str]:
     """The command as a user of the cluster gives it."""
     command = [str(UNPRIVILEGED), sys.executable, "-m", "cli", *map(str, arguments)]
-    environment = {**cluster.env, "OPT_LAUNCH_ROOT": str(cluster.runs)}
+    environment = {**cluster.env, "OPT_LAUNCH_ROOT": str(cluster.runs), "PROBED": "1"}
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False,
         stdin=subprocess.DEVNULL,
