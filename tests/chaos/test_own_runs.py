@@ -47,7 +47,7 @@ def test_a_killed_rank_is_recovered_from_and_the_output_is_that_of_all_attempts(
     assert end.attempts[1].restore is not None
     told = [line.removeprefix("opt-launch: ") for line in err.splitlines() if line.startswith("opt-launch: ")]
     assert told[0] == f"run {run.paths.name} in {run.paths.root}"
-    assert run.epoch() > 2 or [" ".join(line.split()[:2]) for line in told[1:]] == [  # none is said twice by a successor
+    assert run.epoch() > 2 or [" ".join(line.split()[:2]) for line in told[1:]] == [  # a successor says none again
         "attempt 1", "rank-exit: rank", "attempt 2", "SUCCEEDED",
     ]  # fmt: skip
     assert "hello from 2 1" in run.call("logs").stdout

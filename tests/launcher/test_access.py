@@ -1,4 +1,4 @@
-"""Who may see a run and steer it: what can be told without other users. The rest is in tests/chaos/test_shared_runs.py."""
+"""Who may see a run and steer it: what can be told without other users. The rest: tests/chaos/test_shared_runs.py."""
 
 from __future__ import annotations
 
