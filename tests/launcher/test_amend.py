@@ -144,5 +144,20 @@ def test_the_site_says_nothing_of_a_run_that_is_there(
     assert amended(paths, "trainer.lr=1e-4").changes.keys() == {"trainer.lr"}
 
 
+def test_what_exit_codes_mean_is_said_once_however_often_it_is_changed(tmp_path: Path) -> None:
+    text = "name: own\ncommand: ['true']\ncapabilities: {exit_codes: {16: rerun_same, 17: stop}}\npolicy: [infra]\n"
+    (tmp_path / "RUN.yaml").write_text(text)
+    paths = RunPaths(tmp_path / "own")
+    paths.make_folders()
+    write_spec(paths, load_spec(tmp_path / "RUN.yaml"))
+    for codes in ("{16: rerun_same, 17: stop}", "{17: stop}", "{17: stop, 18: stop}"):
+        write_spec(paths, amended(paths, f"capabilities.exit_codes={codes}").resolved)
+
+    rules = [rule.name for rule in read_policy(paths.policy).rules]
+
+    assert rules[:3] == ["exit-code-17", "exit-code-18", "user-error"]
+    assert len(rules) == len(set(rules))
+
+
 def test_secrets_do_not_get_into_the_journal(paths: RunPaths) -> None:
     assert amended(paths, "launch.env.MY_API_KEY=hush").changes == {"launch.env.MY_API_KEY": ["***", "***"]}

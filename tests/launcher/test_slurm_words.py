@@ -10,6 +10,7 @@ import pytest
 from launcher.backends.slurm_words import (
     Job,
     is_over,
+    is_queued,
     job_of,
     last_that_ran,
     moment,
@@ -39,6 +40,14 @@ def named_jobs(file: str, folder: Path = CAPTURED) -> list[tuple[str, Job]]:
 
 
 # ---------------------------------------------------------------- jobs, captured
+
+
+def test_what_waits_in_the_queue_can_be_taken_out_of_it() -> None:
+    jobs = dict(named_jobs("scontrol_job_busy.txt"))
+    assert {name for name, job in jobs.items() if is_queued(job.state)} == {
+        *("begin", "resources", "held", "requeued", "requeuehold", "special")
+    }
+    assert not any(map(is_queued, ("", "RUNNING", "COMPLETING", "SUSPENDED")))
 
 
 def test_jobs_at_a_busy_moment() -> None:
