@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import re
 import stat
@@ -21,7 +22,7 @@ from launcher.paths import RunPaths, owner_of, user_name, write_atomically
 
 VERBS = frozenset({"stop", "save", "hold", "release", "replace", "do"})
 ANSWER_S = 30.0  # how long an answer may take
-REQUEST_BYTES, REASON_LETTERS = 8192, 500
+REQUEST_BYTES, TEXT_LETTERS, ARGS_DEPTH = 8192, 500, 12
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _POLL_S = 0.2
 
@@ -62,9 +63,8 @@ def leave(paths: RunPaths, id_: str, verb: str, args: dict[str, Any] | None = No
     """Leave a command as a file; left again, it is the same command. Raises OSError, LaunchError if we may not."""
     text = json.dumps({"id": id_, "verb": verb, "args": args or {}})
     try:
-        write_atomically(
-            paths.control / f"{id_}.json", text, mode=0o640
-        )  # the run's owner reads it as one of the group
+        # The run's owner reads it as one of the group.
+        write_atomically(paths.control / f"{id_}.json", text, mode=0o640)
     except PermissionError as error:
         message = f"you may look at run {paths.name} and not steer it"
         hint = f"its owner, {owner_of(paths.root)}, decides: access.control: true in RUN.yaml"
@@ -94,13 +94,23 @@ def received(body: Any, author: str, at: float) -> CommandReceived | None:
     id_, verb, args = body.get("id"), body.get("verb"), body.get("args", {})
     if not isinstance(id_, str) or not _ID.fullmatch(id_) or verb not in VERBS or not isinstance(args, dict):
         return None
-    reason: dict[str, Any] = {"reason": _printable(str(args["reason"]))} if "reason" in args else {}
-    return CommandReceived(at=at, id=id_, verb=verb, author=author, args=reason)
+    try:
+        return CommandReceived(at=at, id=id_, verb=verb, author=author, args=_plain(args))
+    except ValueError:
+        return None
 
 
-def _printable(text: str) -> str:
-    """A line that cannot move anybody's cursor."""
-    return "".join(letter if letter.isprintable() else " " for letter in text[:REASON_LETTERS])
+def _plain(value: Any, depth: int = 0) -> Any:
+    """What people send, texts as short lines that move nobody's cursor. Raises ValueError for what nobody needs."""
+    if depth > ARGS_DEPTH or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError("no arguments of a command")
+    if isinstance(value, str):
+        return "".join(letter if letter.isprintable() else " " for letter in value[:TEXT_LETTERS])
+    if isinstance(value, list):
+        return [_plain(one, depth + 1) for one in value]
+    if isinstance(value, dict):
+        return {_plain(str(name)): _plain(one, depth + 1) for name, one in value.items()}
+    return value
 
 
 def take_files(paths: RunPaths, at: float) -> list[CommandReceived]:

@@ -55,12 +55,21 @@ def test_what_is_no_command(body: object) -> None:
     assert received(body, "ann", 1.0) is None
 
 
-def test_a_reason_is_one_line_of_print() -> None:
-    event = received({"id": "a1", "verb": "hold", "args": {"reason": "é\x1b[2J\nx" + "y" * 999, "more": 1}}, "ann", 1.0)
+def test_what_a_command_says_is_kept_in_lines_of_print() -> None:
+    actions = {"restart": {"from": "step 20", "save_first": True}, "notify": ["a\nb"]}
+    event = received(
+        {"id": "a1", "verb": "do", "args": {"why": "é\x1b[2J\nx" + "y" * 999, "actions": actions}}, "a", 1.0
+    )
     assert event is not None
-    assert [*event.args] == ["reason"]
-    assert str(event.args["reason"])[:7] == "é [2J x"
-    assert len(str(event.args["reason"])) == 500
+    why = str(event.args.pop("why"))
+    assert (why[:7], len(why)) == ("é [2J x", 500)
+    assert event.args == {"actions": actions | {"notify": ["a b"]}}
+
+
+@pytest.mark.parametrize("text", ["NaN", "1e999", "[" * 20 + "]" * 20])
+def test_what_no_journal_should_hold_is_no_command(text: str) -> None:
+    body = json.loads(f'{{"id": "a1", "verb": "hold", "args": {{"reason": {text}}}}}')
+    assert received(body, "ann", 1.0) is None
 
 
 def test_a_file_is_a_command_only_under_its_own_name(tmp_path: Path) -> None:
