@@ -246,14 +246,13 @@ def stop(
     root: Root = RUNS,
 ) -> None:
     """Save a checkpoint, then end the run. It can be resumed. Asks first; without a terminal it wants --yes."""
-    import getpass
-
+    from launcher.paths import user_name
     from launcher.stop import stop as end
     from launcher.view.locate import find_run
 
     paths = find_run(root, run)
     _ask(f"Stop run {paths.name}{' without saving' if now else ''}?", yes, f"stop {paths.name}")
-    _tell(end(paths, getpass.getuser(), now=now, tell=_tell))
+    _tell(end(paths, user_name(os.getuid()), now=now, tell=_tell))
 
 
 @app.command()
@@ -457,15 +456,14 @@ def _tell(text: str) -> None:
 
 
 def _resume_failed(name: str, root: Path, max_parallel: int | None, *, with_changes: bool) -> None:
-    import getpass
-
     from launcher.errors import WrongUse
+    from launcher.paths import user_name
     from launcher.sweep import record, start
 
     if with_changes:
         hint = "with --resume-failed only --name, --max-parallel and --root"
         raise WrongUse("runs that were submitted keep their settings", f"sweep --resume-failed of {name}", hint)
-    resumed = start.resume_failed(record.record_of(root, name), root, getpass.getuser(), max_parallel)
+    resumed = start.resume_failed(record.record_of(root, name), root, user_name(os.getuid()), max_parallel)
     return _print("\n".join(one.name for one in resumed)) if resumed else _tell(f"sweep {name}: nothing to resume")
 
 
