@@ -15,13 +15,14 @@ import psutil
 import pytest
 from live_run import COUNTING, LiveRun
 
-from launcher.events import AttemptStarted, RunEnded
+from launcher import control
+from launcher.backends import local
 from launcher.paths import RunPaths
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-STEPS = 40
+STEPS = 60
 SWEEP = """
 name: three
 run:
@@ -39,10 +40,11 @@ class SweptRun(LiveRun):
     def __init__(self, root: Path, name: str) -> None:
         self.paths, self.steps = RunPaths(root / name), STEPS
 
-    def attempted(self) -> list[tuple[float, float]]:
-        """From when to when it ran in its last allocation."""
-        ended = self.of(RunEnded)
-        return [(self.of(AttemptStarted)[-1].at, ended[-1].at)] if ended else []
+    def holds(self) -> None:
+        """Wait until it trains, and hold it."""
+        self.wait("training", lambda run: run.state == "RUNNING")
+        assert control.command(self.paths, "hold", {"reason": "let me look"})[0]
+        self.wait("a hold", lambda run: run.state == "HELD")
 
 
 class Sweep:
@@ -97,24 +99,27 @@ def sweep(tmp_path: Path) -> Iterator[Sweep]:
 
 
 def test_what_was_killed_is_resumed_so_many_at_a_time_and_nothing_is_left(sweep: Sweep) -> None:
-    first, *waiting = sweep.start()
-    first.saved(10)
-    assert [(one.run.state, len(one.run.attempts)) for one in waiting] == [("PENDING", 0)] * 2
+    first, second, third = sweep.start()
+    first.holds()
+    assert [one.run.state for one in (second, third)] == ["PENDING", "PENDING"]
     assert "--resume-failed" not in sweep.call("status", "three")  # those that wait are alive
-    sweep.call("stop", waiting[0].paths.name, "--yes")
-    assert waiting[0].run.state == "STOPPED"
+    sweep.call("stop", second.paths.name, "--yes")
+    assert second.run.state == "STOPPED"
 
     sweep.kill()
     deadline = time.monotonic() + 30
     while sweep.states() != {"GONE": 2, "STOPPED": 1}:  # a run that has just spoken is not doubted for 5 s
         assert time.monotonic() < deadline
-    runs = sweep.start("--resume-failed", "--max-parallel", 2)
+    resumed = sweep.start("--resume-failed", "--max-parallel", 2)
 
-    assert [run.paths.name for run in runs] == [run.paths.name for run in (first, *waiting)]
-    for run in runs:
+    assert [run.paths.name for run in resumed] == [run.paths.name for run in (first, second, third)]
+    first.holds()
+    second.holds()  # beside the first
+    assert local.is_waiting(third.paths)
+    for run in (first, second):
+        assert control.command(run.paths, "release", {})[0]
+    for run in (first, second, third):
         run.ends()
-    lives = [life for run in runs for life in run.attempted()]
-    assert max(sum(began <= moment < ended for began, ended in lives) for moment, _ in lives) == 2
-    assert [len(run.run.attempts) for run in runs] == [2, 1, 1]
+    assert third.run.lost_steps == 0
     assert sweep.states() == {"SUCCEEDED": 3}
     assert not sweep.processes()
