@@ -60,11 +60,11 @@ def sharing(access: Access) -> Iterator[None]:
         os.umask(before)
 
 
-def open_run(paths: RunPaths, access: Access) -> None:
-    """Let the group into an empty run folder: what is made there later belongs to it. Raises OSError."""
+def open_folder(folder: Path, access: Access) -> None:
+    """Let the group into the empty folder of a run: what is made there later belongs to it. Raises OSError."""
     if access.group is not None:
-        os.chown(paths.root, -1, grp.getgrnam(access.group).gr_gid)
-        paths.root.chmod(RUN)
+        os.chown(folder, -1, grp.getgrnam(access.group).gr_gid)
+        folder.chmod(RUN)
 
 
 def open_control(paths: RunPaths, access: Access) -> None:

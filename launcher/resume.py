@@ -32,9 +32,7 @@ def resume(paths: RunPaths, author: str, overrides: Sequence[str] = (), flags: M
     Raises LaunchError if the run is alive, belongs to somebody else, or has succeeded and nothing more is asked of it;
     ConfigError for changes that cannot be. What fails leaves the run as it was, and its end in the journal.
     """
-    if not os.access(paths.journal_folder, os.W_OK):
-        owner = owner_of(paths.root)
-        raise LaunchError(f"run '{paths.name}' belongs to {owner}", f"resume {paths.name}", f"ask {owner} to resume it")
+    check_that_it_is_ours(paths)
     spec = read_resolved(paths.spec)
     if spec.cluster.backend == "own":
         raise own.cannot_start(paths)
@@ -90,6 +88,13 @@ def begin_again(paths: RunPaths, author: str, changed: Sequence[Event] = ()) -> 
     write_first_epoch(paths, [login_epoch(), RunResumed(at=time.time(), author=author), *changed])
     for stale in (*paths.agents.glob("*.json"), *paths.control.glob("*.json")):
         stale.unlink(missing_ok=True)  # addresses of the dead, and what was asked of them
+
+
+def check_that_it_is_ours(paths: RunPaths) -> None:
+    """Raises LaunchError for a run that we see only because its owner lets us."""
+    if not os.access(paths.journal_folder, os.W_OK):
+        owner = owner_of(paths.root)
+        raise LaunchError(f"run '{paths.name}' belongs to {owner}", f"resume {paths.name}", f"ask {owner} to resume it")
 
 
 def check_that_nothing_lives(runs: Sequence[RunPaths]) -> None:

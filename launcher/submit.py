@@ -54,7 +54,7 @@ def make(
         raise _config(f"cannot make the run folder: {error.strerror}", root, "check --root") from error
     try:
         with access.sharing(spec.access):
-            access.open_run(building, spec.access)
+            access.open_folder(building.root, spec.access)
             _fill(building, resolved, source, progress)
         building.root.rename(paths.root)
     except OSError as error:

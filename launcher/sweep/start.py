@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher import access
 from launcher.advance import fold
 from launcher.backends import queue, slurm_array
 from launcher.backends.choice import living
@@ -16,8 +17,9 @@ from launcher.backends.slurm_array import Run
 from launcher.errors import LaunchError, WrongUse, of_the_system
 from launcher.journal import read_journal
 from launcher.paths import RunPaths
-from launcher.resume import check_that_nothing_lives, reopen
+from launcher.resume import check_that_it_is_ours, check_that_nothing_lives, reopen
 from launcher.run import RunState
+from launcher.sections import Access
 from launcher.spec import read_resolved
 from launcher.submit import make, refuse_existing
 from launcher.sweep.plan import shares
@@ -35,10 +37,10 @@ class Array:
 
 def start(sweep: Sweep, root: Path) -> list[RunPaths]:
     """Start all runs; nothing is left behind if one of them cannot be submitted. Raises LaunchError."""
-    root = root.absolute()
+    root, shared = root.absolute(), sweep.runs[0].spec.access
     _refuse_existing(sweep, root)
-    with contextlib.ExitStack() as undo:
-        folder = _make_folder(sweep, root)
+    with access.sharing(shared), contextlib.ExitStack() as undo:
+        folder = _make_folder(sweep, root, shared)
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
         runs: list[Run] = []
         for one in sweep.runs:
@@ -61,12 +63,14 @@ def resume_failed(record: Record, root: Path, author: str, max_parallel: int | N
     failed = [paths for paths in runs if paths not in alive and states[paths] is not RunState.SUCCEEDED]
     if not failed:
         return []
+    for paths in failed:
+        check_that_it_is_ours(paths)
     check_that_nothing_lives(failed)
     again = [(paths, read_resolved(paths.spec)) for paths in failed]
     limit = max_parallel or record.max_parallel
     arrays_of(again, limit)  # whether there are enough places is known before anything is touched
     others = [paths for paths in runs if paths not in failed]
-    with contextlib.ExitStack() as undo:
+    with access.sharing(again[0][1].access), contextlib.ExitStack() as undo:
         for paths in failed:
             undo.callback(reopen(paths, author).take_back, "not all of the sweep was accepted")
         _allocate(folder_of(root, record.name), record.name, again, others, limit, len(alive), undo)
@@ -97,13 +101,14 @@ def _refuse_existing(sweep: Sweep, root: Path) -> None:
         refuse_existing(root / name, f"a run named '{name}'", "choose another name for the sweep with --name")
 
 
-def _make_folder(sweep: Sweep, root: Path) -> Path:
+def _make_folder(sweep: Sweep, root: Path, shared: Access) -> Path:
     """The folder of the sweep, with the record of its runs in it from the first moment. Raises LaunchError."""
     record = Record(sweep.name, sweep.labels, {run.spec.name: run.swept for run in sweep.runs}, sweep.max_parallel)
     folder = folder_of(root, sweep.name)
     try:
         root.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=root))
+        access.open_folder(building, shared)
         write_record(building, record)
         return building.rename(folder)
     except OSError as error:

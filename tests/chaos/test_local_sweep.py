@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import json
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ import pytest
 from live_run import COUNTING, LiveRun
 
 from launcher import control
+from launcher.access import RUN
 from launcher.backends import local
 from launcher.paths import RunPaths
 
@@ -29,6 +32,7 @@ run:
   command: COMMAND
   cluster: {nodes: 2, ranks_per_node: 2, silence: 2s}
   policy: [infra]
+  access: {group: GROUP}
 grid: {launch.env.SEED: ['1', '2', '3']}
 max_parallel: 1
 """
@@ -53,7 +57,8 @@ class Sweep:
     def __init__(self, folder: Path) -> None:
         self.root, self.file = folder / "runs", folder / "SWEEP.yaml"
         command = [sys.executable, str(COUNTING), "--steps", str(STEPS), "--run", str(self.root)]
-        self.file.write_text(SWEEP.replace("COMMAND", json.dumps(command)))
+        group = grp.getgrgid(os.getegid()).gr_name
+        self.file.write_text(SWEEP.replace("COMMAND", json.dumps(command)).replace("GROUP", group))
 
     def call(self, *arguments: object) -> str:
         """What the command printed; it must succeed."""
@@ -122,4 +127,6 @@ def test_what_was_killed_is_resumed_so_many_at_a_time_and_nothing_is_left(sweep:
         run.ends()
     assert third.run.lost_steps == 0
     assert sweep.states() == {"SUCCEEDED": 3}
+    assert stat.S_IMODE((sweep.root / "three.sweep").stat().st_mode) == RUN
+    assert {file.stat().st_mode & 0o040 for file in (sweep.root / "three.sweep", third.paths.allocation)} == {0o040}
     assert not sweep.processes()
