@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from launcher.declared import exit_rules, facts_of
@@ -16,6 +17,7 @@ from launcher.paths import RunPaths
 from launcher.run import Run
 from launcher.sections import RunSpec
 from launcher.spec import ResolvedSpec, flat, read_resolved, resolve_again
+from launcher.variables import read_variables
 from policies.load import RunFacts, read_policy, refit
 from policies.schema import Policy
 
@@ -37,15 +39,24 @@ def amend(paths: RunPaths, run: Run, overrides: Sequence[str], flags: Mapping[st
     """The run's spec as it is to go on. Raises ConfigError with the mistakes, also for what may not change in a run."""
     old = read_resolved(paths.spec)
     moment = time.strftime("%Y-%m-%d %H:%M:%S")
-    new = respecified(paths, overrides, flags, f"resume by {author}, {moment}")
+    new = respecified(paths, overrides, flags, f"resume by {author}, {moment}", read_variables(paths))
     mistakes = [Mistake(_origin_of(new, key), message) for key, message in _refusals(run, old, new.spec)]
     if mistakes:
         raise ConfigError(mistakes)
     return Amended(new, changes(old, new.spec))
 
 
-def respecified(paths: RunPaths, overrides: Sequence[str], flags: Mapping[str, Any], who: str = "") -> ResolvedSpec:
-    """The resolved spec of a run folder with changes, checked as at submit. The policy stays unless one is named."""
+def respecified(
+    paths: RunPaths,
+    overrides: Sequence[str],
+    flags: Mapping[str, Any],
+    who: str = "",
+    known: Mapping[str, str] = MappingProxyType({}),
+) -> ResolvedSpec:
+    """The resolved spec of a run folder with changes, checked as at submit. The policy stays unless one is named.
+
+    `known`: variables that were taken from the environment before.
+    """
     old = read_resolved(paths.spec)
     given = {name: value for name, value in flags.items() if value not in (None, [], ())}
     names_policy = "policy" in given or any(text.partition("=")[0].strip() == "policy" for text in overrides)
@@ -57,7 +68,7 @@ def respecified(paths: RunPaths, overrides: Sequence[str], flags: Mapping[str, A
 
     overrides = [*_fitting_degrees(old, overrides, given), *overrides]
     policy_for = None if names_policy else kept
-    new = resolve_again(read_document(paths.spec), overrides, given, policy_for)
+    new = resolve_again(read_document(paths.spec), overrides, given, policy_for, known)
     if useless := [flag for flag in _SLURM_FLAGS if flag in given and new.spec.cluster.backend != "slurm"]:
         message = f"the run is on backend {new.spec.cluster.backend}, which has none"
         raise ConfigError([Mistake(f"--{flag} {given[flag]}", message) for flag in useless])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -15,6 +14,7 @@ from launcher.network import addresses, interface_of
 from launcher.paths import RunPaths
 from launcher.sections import PLACES, RunSpec
 from launcher.telemetry import Patterns, Speaker
+from launcher.variables import read_variables, wanted
 
 _PLACE = re.compile(r"\{(" + "|".join(PLACES) + r")\}")
 
@@ -58,7 +58,7 @@ def program_of(spec: RunSpec, paths: RunPaths, node: str, scratch: Path, host: s
         target="model.train:main" if trains else "",
         command=() if trains else tuple(spec.command or ()),
         cwd=os.getcwd(),
-        env={**defaults(spec, scratch, host), **launch.env, **submitters_variables(paths)},
+        env={**defaults(spec, scratch, host), **_asked(spec, paths)},
         threads=launch.threads,
         starts_ranks=spec.cluster.ranks_per_node if launch.mode == "per_node" else 0,
         python=launch.python or ("python3" if launch.prefix else sys.executable),
@@ -85,12 +85,11 @@ def defaults(spec: RunSpec, scratch: Path, host: str) -> dict[str, str]:
     return unset if spec.launch.network.interface == "auto" else unset | network
 
 
-def submitters_variables(paths: RunPaths) -> dict[str, str]:
-    """The variables of `launch.env` that were taken from the submitter's environment."""
-    try:
-        return json.loads(paths.variables.read_text())
-    except FileNotFoundError:
-        return {}
+def _asked(spec: RunSpec, paths: RunPaths) -> dict[str, str]:
+    """The variables of `launch.env`."""
+    taken, names = read_variables(paths), wanted(spec)
+    written = {name: value for name, value in spec.launch.env.items() if name not in names}
+    return {**written, **{name: taken[name] for name in names if name in taken}}
 
 
 def _network_problem(asked: str, host: str) -> str:

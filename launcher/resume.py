@@ -21,6 +21,7 @@ from launcher.paths import RunPaths, owner_of, write_atomically
 from launcher.run import Run, RunState
 from launcher.spec import RunSpec, read_resolved
 from launcher.submit import allocate, asked, login_epoch, write_spec
+from launcher.variables import keep_variables
 
 ENDING_S, DYING_S = 10.0, 3.0  # what has just ended, or was killed, may take a moment to be gone
 _PAUSE_S = 0.5
@@ -68,6 +69,7 @@ def reopen(
     files = [(path, path.read_text()) for path in (paths.spec, paths.policy, paths.trainer) if path.exists()]
     if amended is not None:
         write_spec(paths, amended.resolved)
+    keep_variables(paths, spec, os.environ)
     changed: list[Event] = []
     if amended is not None or not _is_known(events, spec):
         changes = dict(amended.changes) if amended else {}

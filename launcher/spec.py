@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from launcher.declared import exit_rules, facts_of
@@ -68,14 +69,19 @@ def resolve(file: Document, overrides: Sequence[str] = (), flags: Mapping[str, A
 
 
 def resolve_again(
-    file: Document, overrides: Sequence[str], flags: Mapping[str, Any], policy_for: PolicyFor | None
+    file: Document,
+    overrides: Sequence[str],
+    flags: Mapping[str, Any],
+    policy_for: PolicyFor | None,
+    known: Mapping[str, str],
 ) -> ResolvedSpec:
     """As `load_spec`, of a spec that was resolved before: the site has nothing to add to it.
 
-    `policy_for` gives the policy in place of those that are named.
+    `policy_for` gives the policy in place of those that are named. `known`: variables of the environment that need not
+    be set any more.
     """
     asked, mistakes = from_command_line(overrides, flags)
-    return _resolved(Sources(file, asked), mistakes, policy_for)
+    return _resolved(Sources(file, asked), mistakes, policy_for, known)
 
 
 def from_command_line(overrides: Sequence[str], flags: Mapping[str, Any]) -> tuple[list[Override], list[Mistake]]:
@@ -105,7 +111,12 @@ def resolve_asked(
     return _resolved(sources, [*mistakes, *found])
 
 
-def _resolved(sources: Sources, found: Sequence[Mistake], policy_for: PolicyFor | None = None) -> ResolvedSpec:
+def _resolved(
+    sources: Sources,
+    found: Sequence[Mistake],
+    policy_for: PolicyFor | None = None,
+    known: Mapping[str, str] = MappingProxyType({}),
+) -> ResolvedSpec:
     """What all of it comes to. Raises ConfigError with every mistake, those `found` before among them."""
     values, misplaced = sources.values()
     mistakes = [*found, *misplaced]
@@ -115,7 +126,7 @@ def _resolved(sources: Sources, found: Sequence[Mistake], policy_for: PolicyFor 
         wrong = [".".join(map(str, place)) for place, _ in findings]
         findings += [
             (_pointed_at(about, sources.overrides), message)
-            for message, about in problems(spec, os.environ)
+            for message, about in problems(spec, {**known, **os.environ})
             if not any(_touches(key, place) for key in about for place in wrong)
         ]
         findings += _not_by_hand(spec, sources)

@@ -18,8 +18,9 @@ from launcher.errors import LaunchError
 from launcher.events import EpochStarted, Event, RunSubmitted
 from launcher.journal import make_ballast, write_first_epoch
 from launcher.paths import RunPaths, write_atomically
-from launcher.sections import FROM_ENV, RunSpec
+from launcher.sections import RunSpec
 from launcher.spec import ResolvedSpec, dump_resolved
+from launcher.variables import keep_variables
 from policies.load import dump_policy
 
 
@@ -89,8 +90,7 @@ def _fill(paths: RunPaths, resolved: ResolvedSpec, source: Source | None, progre
     access.open_control(paths, resolved.spec.access)
     write_spec(paths, resolved)
     write_atomically(paths.secret, secrets.token_hex(32), mode=0o600)
-    if taken := {name: os.environ[name] for name, value in resolved.spec.launch.env.items() if value == FROM_ENV}:
-        write_atomically(paths.variables, json.dumps(taken), mode=0o600)
+    keep_variables(paths, resolved.spec, os.environ)
     make_ballast(paths)
     now = time.time()
     begun: list[Event] = [_submitted(resolved.spec, source, now)]

@@ -38,7 +38,14 @@ LAYERS = [
     ["launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance"],
     ["launcher.grammar", "launcher.foreign", "launcher.sources", "launcher.sections"],
     ["launcher.sizes", "launcher.declared"],
-    ["launcher.launch_checks", "launcher.site", "launcher.access", "launcher.preflight", "launcher.spec"],
+    [
+        "launcher.launch_checks",
+        "launcher.variables",
+        "launcher.site",
+        "launcher.access",
+        "launcher.preflight",
+        "launcher.spec",
+    ],
     ["launcher.checkpoints", "launcher.crew", "launcher.replacement", "launcher.accounting", "launcher.journal"],
     ["launcher.rank_log", "launcher.rank_socket", "launcher.program", "launcher.machine", "launcher.warm_process"],
     [
