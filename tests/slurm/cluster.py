@@ -223,11 +223,10 @@ class Cluster:
 
     def give_back(self, node: str) -> None:
         """Start the node's daemon, for the first time or after it was lost; a silenced one goes on."""
-        alive = self.processes_of(node)
-        for process in alive:
+        for process in self.processes_of(node):
             with contextlib.suppress(psutil.Error):
                 process.send_signal(signal.SIGCONT)
-        if not alive:
+        if not list(self._daemon(node)):
             self._start(node, [str(SHOWN), sys.executable, "slurmd", "-D", "-N", node])
 
     def drain(self, node: str, reason: str) -> None:

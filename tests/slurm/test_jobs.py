@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
-from cluster import Cluster
+from cluster import Cluster, missing
 from slurm_run import SlurmRun, opt_launch
 
 from launcher.events import NodeBack, NodeSilent
@@ -157,12 +160,25 @@ def test_a_cancelled_job_is_an_end_that_a_person_wanted(launch: Launch) -> None:
     assert run.cluster.call("squeue", "-h").stdout == ""
 
 
-def test_the_late_twin_of_a_requeued_job_writes_nothing_and_leaves(launch: Launch) -> None:
+@pytest.fixture
+def spoilt() -> Iterator[Cluster]:
+    """A cluster that is not to be used again."""
+    if lacks := missing():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"SLURM NOT TESTED: missing {lacks}")
+    cluster = Cluster(Path(tempfile.mkdtemp(prefix="opt-slurm-")))
+    try:
+        cluster.up(4)
+        yield cluster
+    finally:
+        cluster.down()
+
+
+def test_the_late_twin_of_a_requeued_job_writes_nothing_and_leaves(spoilt: Cluster) -> None:
     """Its nodes fall silent, Slurm begins the job anew elsewhere, and then its processes are heard again.
 
     Ours only: an srun that wakes up would end the step of the same number in the job's next life.
     """
-    run = launch(steps=900, spares=0)
+    run = SlurmRun(spoilt, "twin", steps=900, spares=0)
     run.saved(20)
     nodes = [run.node(0), run.node(1)]
 
