@@ -130,7 +130,8 @@ def test_a_process_that_starts_the_ranks_of_its_node_is_one_rank_and_all_of_it_e
     end = run.ends()
 
     (decision,) = run.decisions()
-    assert (decision.detector, decision.evidence["rank"], decision.evidence["code"]) == ("exit", 1, 1)
+    # Which node told first is the kernel's choice: the dead rank's neighbour may have printed its own broken link.
+    assert (decision.detector, decision.evidence["code"]) == ("exit", 1)
     assert end.restarts == 1
 
 
