@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, ClassVar, Literal, TypeAlias
 
 SCHEMA = 1
@@ -466,8 +467,7 @@ _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 def to_json(event: Event) -> str:
     """One line of JSON. Floats that JSON lacks become the strings "nan", "inf", "-inf"."""
-    body: dict[str, Any] = {"type": event.type}
-    body |= {f.name: _plain(getattr(event, f.name)) for f in fields(event)}
+    body = {"type": event.type, **{name: _plain(value) for name, value in vars(event).items()}}
     return json.dumps(body, separators=(",", ":"), allow_nan=False)
 
 
@@ -480,9 +480,20 @@ def from_json(line: str | bytes) -> Event:
     cls = EVENT_TYPES.get(body.get("type", "")) if isinstance(body, dict) else None
     if cls is None:
         raise UnknownEvent(f"not an event of schema {SCHEMA}: {line[:80]!r}")
-    known = {f.name for f in fields(cls)}
-    values = {key: value for key, value in body.items() if key in known}
-    return cls(**{key: _rich(cls, key, value) for key, value in values.items()})
+    known = _names(cls)
+    # Only lists and mappings can stand for something richer.
+    return cls(
+        **{
+            key: _rich(cls, key, value) if type(value) in (list, dict) else value
+            for key, value in body.items()
+            if key in known
+        }
+    )
+
+
+@cache
+def _names(cls: type[Event]) -> frozenset[str]:
+    return frozenset(f.name for f in fields(cls))
 
 
 def _plain(value: Any) -> Any:
@@ -503,8 +514,6 @@ def _number(value: Any) -> Any:
 
 def _rich(cls: type[Event], name: str, value: Any) -> Any:
     """Undo `_plain` where the field's type is richer than JSON's."""
-    if value is None:
-        return None
     if name == "sealed":
         return tuple(Sealed(**item) for item in value)
     if name == "branched_from":

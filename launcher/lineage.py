@@ -64,7 +64,6 @@ def set_aside(run: Run, event: CheckpointSetAside) -> Run:
 
 def healthy_step(run: Run, event: StepDone, before: int) -> Run:
     """Count for every checkpoint of the line on probation the steps done since `before`, or cast doubt on it."""
-    healthy = all(math.isfinite(value) for value in event.metrics.values())
     changed: dict[CheckpointId, Checkpoint] = {}
     for checkpoint in run.lineage():
         if checkpoint.healthy_steps >= run.probation:
@@ -73,7 +72,7 @@ def healthy_step(run: Run, event: StepDone, before: int) -> Run:
             continue
         changed[checkpoint.id] = (
             evolve(checkpoint, healthy_steps=checkpoint.healthy_steps + run.step - max(before, checkpoint.step))
-            if healthy
+            if all(map(math.isfinite, event.metrics.values()))
             else evolve(checkpoint, doubted=True)
         )
     return evolve(run, checkpoints={**run.checkpoints, **changed}) if changed else run

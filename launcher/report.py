@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from launcher.accounting import PARTS, Account, account, sample_faults
+from launcher.accounting import PARTS, Account, sample_faults
 from launcher.advance import fold
 from launcher.events import AttemptStarted, Event, RunAmended
 from launcher.journal import Damage, read_journal

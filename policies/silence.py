@@ -70,6 +70,8 @@ def lost_nodes(state: EngineState, detector: NodeLost) -> Answer:
     attempt, pending = state.judged, state.pending
     if attempt is None or (attempt.ended and not pending) or (pending and not pending.restart):
         return NOTHING
+    if not state.troubled and not attempt.replaced:
+        return NOTHING
     reasons = dict.fromkeys(attempt.replaced, "its agent was started anew")
     reasons |= {node: down for node in state.troubled if node in attempt.slots and (down := state.agents[node].down)}
     deadlines: list[float] = []

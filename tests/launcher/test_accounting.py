@@ -1,17 +1,14 @@
 """Where the time went: the parts always sum to the whole, and a known story gets known numbers."""
 
-import ast
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher import accounting
-from launcher.accounting import PARTS, account, detected_s, recovered_s, sample_faults
+from launcher.accounting import PARTS, detected_s, recovered_s, sample_faults
 from launcher.advance import fold
 from launcher.events import (
     AttemptEnded,
@@ -28,6 +25,7 @@ from launcher.events import (
     StepDone,
     Warned,
 )
+from launcher.ledger import RECENT, Ledger, account
 
 
 def submitted(at: float = 0.0) -> RunSubmitted:
@@ -250,11 +248,3 @@ def test_kept_steps_rise_and_agree_with_the_run(events: list[Event]) -> None:
     assert steps == sorted(set(steps))
     if steps and run.attempt:
         assert steps[-1] + 1 <= max(run.step, run.attempt.last_step)
-
-
-def test_accounting_is_pure() -> None:
-    tree = ast.parse(Path(accounting.__file__).read_text())
-    names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    ours = {"launcher.events", "launcher.run"}
-    assert names - ours == {"__future__", "statistics", "collections.abc", "dataclasses", "typing"}

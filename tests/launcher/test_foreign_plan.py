@@ -10,7 +10,6 @@ from simulated_fleet import LIMITS, Simulation
 from tale import Tale
 
 from launcher.abilities import Abilities
-from launcher.accounting import account
 from launcher.commands import Commands
 from launcher.events import (
     AttemptEnded,
@@ -28,6 +27,7 @@ from launcher.events import (
 )
 from launcher.foreign import NO_SAVE
 from launcher.paths import RunPaths
+from launcher.ledger import account
 from launcher.recovery import Emit, Search, Send, plan
 from launcher.run import Run, RunState
 
