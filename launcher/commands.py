@@ -36,9 +36,9 @@ class Commands:
         self._known: dict[str, wire.Link | None] = {}  # who waits for the answer, if anybody does by wire
         self._saves: set[str] = set()
 
-    def remember(self, event: CommandReceived) -> None:
+    def remember(self, id_: str) -> None:
         """A command of the journal, already executed or about to be."""
-        self._known.setdefault(event.id, None)
+        self._known.setdefault(id_, None)
 
     # ------------------------------------------------------------ in
 

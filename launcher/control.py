@@ -38,7 +38,7 @@ def command(paths: RunPaths, verb: str, args: dict[str, Any], timeout_s: float =
     leave(paths, id_, verb, args)
     taken = False
     while True:
-        for event in reversed(read_journal(paths).events):
+        for event in reversed(read_journal(paths, steps=False).events):
             if isinstance(event, CommandAnswered) and event.id == id_:
                 return event.ok, event.message
             taken = taken or (isinstance(event, CommandReceived) and event.id == id_)

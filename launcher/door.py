@@ -20,18 +20,17 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from launcher import access, resume, submit
-from launcher.advance import fold
 from launcher.backends import own
 from launcher.backends.scratch import sweep_scratch
 from launcher.document import Document, read_document
 from launcher.errors import LaunchError, Mistake, of_the_system
 from launcher.foreground import SHOWN
-from launcher.journal import read_journal
 from launcher.network import own_address
 from launcher.paths import RunPaths, user_name
 from launcher.place import Place, place_of
 from launcher.run import RunState
 from launcher.sections import RunSpec
+from launcher.snapshots import read_run
 from launcher.sources import Override, parsed_overrides
 from launcher.spec import OF_RUN, ResolvedSpec, read_resolved, resolve_asked
 from launcher.torchrun import Asked, parse
@@ -169,7 +168,7 @@ def _goes_on(spec: RunSpec, paths: RunPaths, place: Place) -> bool:
     """Go on with an earlier run of this name; whether it has succeeded already. Raises LaunchError."""
     _refuse_another(spec, paths)
     _wait_for_its_end(paths, place)
-    state = fold(read_journal(paths).events).state
+    state = read_run(paths).state
     if state is RunState.SUCCEEDED:
         _tell(f"run {paths.name} has succeeded already: nothing is left to do")
         return True
@@ -217,11 +216,11 @@ def _follow(resolved: ResolvedSpec, paths: RunPaths, place: Place) -> tuple[Plac
         about = own.allocation(paths)
         if about and own.is_of_us(paths, about, place):
             place = replace(place, step=about["step"])
-            state = fold(read_journal(paths).events).state
+            state = read_run(paths).state
             return place, (0 if state is RunState.SUCCEEDED else 1) if state.is_terminal else None
         if about:
             _refuse_another(resolved.spec, paths)
-            if fold(read_journal(paths).events).state is RunState.SUCCEEDED:
+            if read_run(paths).state is RunState.SUCCEEDED:
                 return place, 0
         time.sleep(max(_POLL_S, 10 * (time.monotonic() - began)))
     raise LaunchError(

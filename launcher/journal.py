@@ -19,11 +19,13 @@ from pathlib import Path
 
 import xxhash
 
-from launcher.events import EpochStarted, Event, Sealed, StepDone, UnknownEvent, from_json, to_json
+from launcher.events import EpochStarted, Event, Sealed, StepDone, to_json
 from launcher.evolve import evolve
 from launcher.paths import RunPaths, sync_folder
+from launcher.reader import Damage, Reader, Seals, epoch_of, journal_files, metrics_files, name_of, valid_seals
 
 BALLAST_BYTES = 4 << 20
+_BLOCK_BYTES = 1 << 20
 
 
 class Superseded(Exception):
@@ -54,15 +56,6 @@ def newest_epoch(paths: RunPaths) -> int:
 
 
 @dataclass(frozen=True)
-class Damage:
-    """A stretch of a file that should be events and is not."""
-
-    file: str
-    offset: int
-    reason: str
-
-
-@dataclass(frozen=True)
 class Journal:
     """What counts of a run's journal and metrics, in order; and what could not be read."""
 
@@ -76,101 +69,32 @@ def read_journal(paths: RunPaths, sealed: Sequence[Sealed] | None = None, *, ste
     A new supervisor passes the seals it is about to write, and so reads exactly what it seals. Without `steps` the
     metrics stay unread, which are most of a long run.
     """
-    files = _journal_files(paths)
-    if sealed is None:
-        seals = _valid_seals(files)
-    else:
-        seals = _Seals(newest_epoch(paths) + 1, {seal.file: seal.length for seal in sealed})
-    damage: list[Damage] = []
-    events: list[Event] = []
-    for file in sorted((*files, *(_metrics_files(paths) if steps else ()))):
-        name = _name(file)
-        if seals is not None and _epoch_of(file) < seals.epoch and name not in seals.lengths:
-            continue
-        limit = seals.lengths.get(name) if seals else None
-        read, broken = _read_file(file, limit)
-        events += read
-        damage += broken
-    events.sort(key=lambda event: (event.epoch, event.seq))
-    return Journal(tuple(events), tuple(damage))
-
-
-@dataclass(frozen=True)
-class _Seals:
-    epoch: int
-    lengths: dict[str, int]
-
-
-def _journal_files(paths: RunPaths) -> list[Path]:
-    return sorted(path for path in paths.journal_folder.glob("*.jsonl") if path.stem.isdigit())
-
-
-def _metrics_files(paths: RunPaths) -> list[Path]:
-    return sorted(paths.metrics_folder.glob("*.jsonl")) if paths.metrics_folder.exists() else []
-
-
-def _epoch_of(file: Path) -> int:
-    return int(file.name.split(".")[0])
-
-
-def _name(file: Path) -> str:
-    return f"{file.parent.name}/{file.name}"
-
-
-def _valid_seals(files: Sequence[Path]) -> _Seals | None:
-    """The seals of the newest epoch that has begun to write; they cover every older file."""
-    for file in reversed(files):
-        with file.open("rb") as stream:
-            first = stream.readline()
-        if not first.endswith(b"\n"):
-            continue
-        try:
-            event = from_json(first)
-        except (ValueError, TypeError):
-            continue
-        if isinstance(event, EpochStarted):
-            return _Seals(event.epoch, {seal.file: seal.length for seal in event.sealed})
-    return None
-
-
-def _read_file(file: Path, limit: int | None) -> tuple[list[Event], list[Damage]]:
-    data = file.read_bytes()
-    data = data if limit is None else data[:limit]
-    events: list[Event] = []
-    damage: list[Damage] = []
-    offset = 0
-    for line in data.splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            break
-        try:
-            events.append(from_json(line))
-        except UnknownEvent as error:
-            damage.append(Damage(_name(file), offset, str(error)))
-        except (ValueError, TypeError) as error:
-            damage.append(Damage(_name(file), offset, f"{type(error).__name__}: {error}"))
-        offset += len(line)
-    return events, damage
+    reader = Reader(paths, sealed)
+    events = tuple(reader.events(steps=steps))
+    return Journal(events, tuple(reader.damage))
 
 
 def seal(paths: RunPaths, epoch: int) -> tuple[Sealed, ...]:
     """Length and digest, up to the last whole line, of every file of the epochs before `epoch`.
 
-    A length sealed by an earlier epoch stays: what a woken supervisor appended later remains void.
+    What an earlier epoch has sealed stays as it is: what a woken supervisor appended later remains void.
     """
-    journals = _journal_files(paths)
-    earlier = _valid_seals([file for file in journals if _epoch_of(file) < epoch])
-    sealed: list[Sealed] = []
-    for file in (*journals, *_metrics_files(paths)):
-        if _epoch_of(file) >= epoch:
-            continue
-        name = _name(file)
-        if earlier and _epoch_of(file) < earlier.epoch and name not in earlier.lengths:
-            continue
-        data = file.read_bytes()
-        length = earlier.lengths.get(name) if earlier else None
-        length = data.rfind(b"\n") + 1 if length is None else length
-        sealed.append(Sealed(file=name, length=length, digest=xxhash.xxh3_128_hexdigest(data[:length])))
-    return tuple(sealed)
+    journals = journal_files(paths)
+    earlier = valid_seals([file for file in journals if epoch_of(file) < epoch]) or Seals(0, ())
+    known = {seal.file: seal for seal in earlier.sealed}
+    files = [file for file in (*journals, *metrics_files(paths)) if epoch_of(file) < epoch]
+    counted = [file for file in files if epoch_of(file) >= earlier.epoch or name_of(file) in known]
+    return tuple(known.get(name_of(file)) or _sealed(file) for file in counted)
+
+
+def _sealed(file: Path) -> Sealed:
+    length, hasher, rest = 0, xxhash.xxh3_128(), b""
+    with file.open("rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            whole, newline, rest = (rest + block).rpartition(b"\n")
+            hasher.update(whole + newline)
+            length += len(whole) + len(newline)
+    return Sealed(file=name_of(file), length=length, digest=hasher.hexdigest())
 
 
 # ---------------------------------------------------------------- writing

@@ -63,6 +63,14 @@ class RunPaths:
         return self.metrics_folder / f"{epoch:06d}.{attempt:04d}.jsonl"
 
     @property
+    def state(self) -> Path:
+        """Snapshots of what follows from journal and metrics: can be deleted."""
+        return self.root / "state"
+
+    def snapshot(self, epoch: int, seq: int) -> Path:
+        return self.state / f"{epoch:06d}.{seq:09d}.json"
+
+    @property
     def epochs(self) -> Path:
         """One folder per epoch, made atomically by the supervisor that claims it."""
         return self.root / "supervisor"
@@ -135,7 +143,7 @@ class RunPaths:
     def make_folders(self) -> None:
         """Make all folders of the run. Raises OSError."""
         folders = (
-            self.journal_folder, self.metrics_folder, self.epochs, self.agents, self.control,
+            self.journal_folder, self.metrics_folder, self.state, self.epochs, self.agents, self.control,
             self.checkpoints, self.logs, self.root / "incidents", self.root / "environment",
         )  # fmt: skip
         for folder in folders:

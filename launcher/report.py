@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from launcher.accounting import PARTS, Account, sample_faults
-from launcher.advance import fold
 from launcher.events import AttemptStarted, Event, RunAmended
-from launcher.journal import Damage, read_journal
+from launcher.fold import View
+from launcher.journal import read_journal
+from launcher.ledger import Ledger
 from launcher.paths import RunPaths
+from launcher.reader import Damage
 from launcher.run import Attempt, Run
 from launcher.view.snapshot import finite, iso, read_live, snapshot_of
 from launcher.view.words import cost, counted, deeds, duration, number, percent
@@ -25,8 +27,9 @@ def report(paths: RunPaths, now: float | None = None) -> dict[str, Any]:
 
     now = time.time() if now is None else now
     journal = read_journal(paths)
-    run, books = fold(journal.events), account(journal.events, now)
-    snap = snapshot_of(paths.name, journal.events, read_live(paths), now)
+    view = View(books=Ledger(whole=True)).taken(journal.events)
+    run, books = view.run, view.books.account(now)
+    snap = snapshot_of(paths.name, view, read_live(paths), now)
     body = snap | {
         "final_digest": final_digest(run),
         "digest": comparability(run, _environments(paths, run)),

@@ -19,6 +19,7 @@ from launcher.evolve import evolve
 from launcher.journal import read_journal, write_first_epoch
 from launcher.paths import RunPaths, owner_of, write_atomically
 from launcher.run import Run, RunState
+from launcher.snapshots import read_run
 from launcher.spec import RunSpec, read_resolved
 from launcher.submit import allocate, asked, login_epoch, write_spec
 from launcher.variables import keep_variables
@@ -101,7 +102,7 @@ def check_that_it_is_ours(paths: RunPaths) -> None:
 
 def check_that_nothing_lives(runs: Sequence[RunPaths]) -> None:
     """Give what has ended, or was killed, the time to be gone. Raises LaunchError for a run that is alive."""
-    ended = any(fold(read_journal(paths).events).state.is_terminal for paths in runs)
+    ended = any(read_run(paths).state.is_terminal for paths in runs)
     deadline = time.monotonic() + (ENDING_S if ended else DYING_S)
     while (alive := living(runs, at_once=True)) and time.monotonic() < deadline:
         time.sleep(_PAUSE_S)

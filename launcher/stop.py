@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from launcher.advance import fold
 from launcher.backends.choice import give_back, is_waiting
 from launcher.control import ANSWER_S
 from launcher.errors import Unreachable
 from launcher.events import AttemptEnded, Event, RunEnded
-from launcher.journal import read_journal, write_first_epoch
+from launcher.journal import write_first_epoch
 from launcher.paths import RunPaths
+from launcher.snapshots import read_run
 from launcher.submit import login_epoch
 from launcher.view.steer import check_that_it_goes_on, is_deserted, steer
 
@@ -42,7 +42,7 @@ def stop(paths: RunPaths, author: str, *, now: bool, tell: Callable[[str], None]
 def _end(paths: RunPaths, author: str, why: str) -> str:
     """End the allocation and tell the journal, in an epoch that fences off whatever may still live."""
     give_back(paths)
-    run = fold(read_journal(paths).events)
+    run = read_run(paths)
     if run.state.is_terminal:
         return f"{paths.name} has ended: {run.state.value}"
     reason = f"stopped by {author}: {why}"

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from launcher import wire
-from launcher.advance import advance, fold
 from launcher.agent import EXIT_PAST_JOB
 from launcher.backends.choice import backend_of
 from launcher.backends.report import drain_changes
@@ -46,7 +45,8 @@ from launcher.events import (
     Warned,
 )
 from launcher.fleet import Contact, Fleet, Message
-from launcher.journal import JournalWriter, claim_epoch, newest_epoch, read_journal, seal
+from launcher.fold import Fold
+from launcher.journal import JournalWriter, claim_epoch, newest_epoch, seal
 from launcher.keepers import keeper_of
 from launcher.live import live_view
 from launcher.news import news
@@ -55,10 +55,10 @@ from launcher.recovery import Emit, Inspect, Limits, Requeue, Search, Send, plan
 from launcher.recovery import Fleet as FleetView
 from launcher.run import ENDING, NodeState, Run, RunState
 from launcher.sizes import smaller
+from launcher.snapshots import Snapshots, policy_version, read_fold, read_run
 from launcher.spec import read_resolved
 from launcher.succession import Succession
 from launcher.warm import ENDS_OF_A_JOB, die_with
-from policies.engine import decide, initial
 from policies.load import read_policy
 
 TICK_S = 0.6  # at most; half of it when agents are heard meanwhile
@@ -84,9 +84,8 @@ class Supervisor:
         cluster = self.spec.cluster
         self.limits = Limits(cluster.wait_for_node, cluster.continue_by, self.spec.abilities, smaller(self.spec))
         self.done_codes = frozenset(self.spec.can.codes("done"))
-        self.run_ = Run()
-        self.engine = initial(self.policy)
-        self.deadline: float | None = None
+        self.fold = Fold(self.policy)
+        self.snapshots = Snapshots(paths, policy_version(paths))
         self.over = asyncio.Event()
         self.started_at = time.monotonic()
         self._in_flight: set[int] = set()  # what `plan` would not know of yet
@@ -107,6 +106,10 @@ class Supervisor:
         self._polled_at = self._live_at = self._ticked_at = 0.0
         self._tick_due = asyncio.Event()
 
+    @property
+    def run_(self) -> Run:
+        return self.fold.run
+
     # ------------------------------------------------------------ taking over
 
     async def serve(self) -> int:
@@ -116,13 +119,13 @@ class Supervisor:
         take the run away from it.
         """
         loop = asyncio.get_running_loop()
-        if self.job_id in fold(read_journal(self.paths, steps=False).events).past_jobs:
+        if self.job_id in read_run(self.paths, steps=False).past_jobs:
             log.warning("job %s is a matter of the past", self.job_id)
             return EXIT_PAST_JOB
         self.epoch = claim_epoch(self.paths)
         sealed = seal(self.paths, self.epoch)
-        journal = read_journal(self.paths, sealed)
-        undecided = self._fold(journal.events)
+        self.fold, damaged = read_fold(self.paths, self.policy, sealed)
+        self._remember_all()
         self.fleet = Fleet(
             self.paths, self.epoch, self.job_id, self.spec.cluster.silence, self.emit, self._from_agent,
             lambda: self._lost(RuntimeError("an agent obeys a higher epoch")),
@@ -143,9 +146,9 @@ class Supervisor:
         self.emit(started)
         if begun_anew := bool(self.run_.nodes) and self.run_.job_id != self.job_id and not self.run_.state.is_terminal:
             self._begin_anew(self.run_)
-        for damage in journal.damage:
+        for damage in damaged:
             self.emit(Warned(at=time.time(), text=f"{damage.file} at byte {damage.offset}: {damage.reason}"))
-        for decision in undecided:
+        for decision in self.fold.undecided():
             self.emit(decision)
         server = await wire.serve(self.host, 0, self.paths.secret.read_bytes(), self.commands.serve)
         address = {"host": self.host, "port": server.sockets[0].getsockname()[1], "pid": os.getpid(), "node": self.node}
@@ -167,16 +170,14 @@ class Supervisor:
             self.emit(RunHeld(at=time.time(), reason=former.hold_reason))
         self.succession.begun()
 
-    def _fold(self, events: tuple[Event, ...]) -> list[Decision]:
-        """Bring run and engine up to date; the decisions that the predecessor had no time to journal."""
-        journaled = {event.id for event in events if isinstance(event, Decision)}
-        missing: list[Decision] = []
-        for event in events:
-            self.run_ = advance(self.run_, event)
-            self.engine, decisions, self.deadline = decide(self.policy, self.engine, event)
-            missing += [decision for decision in decisions if decision.id not in journaled]
-            self._remember(event)
-        return missing
+    def _remember_all(self) -> None:
+        """What the predecessors had journaled, and may be told again."""
+        for attempt in self.run_.attempts:
+            self._exits |= {(attempt.number, rank) for rank in attempt.exits}
+            if attempt.first_step_at is not None:
+                self._last_step[attempt.number] = attempt.last_step - 1
+        for id_ in self.fold.memory.commands:
+            self.commands.remember(id_)
 
     def _remember(self, event: Event) -> None:
         """What is needed to recognise a message that is said twice."""
@@ -185,7 +186,7 @@ class Supervisor:
         elif isinstance(event, RankExited):
             self._exits.add((event.attempt, event.rank))
         elif isinstance(event, CommandReceived):
-            self.commands.remember(event)
+            self.commands.remember(event.id)
 
     # ------------------------------------------------------------ the journal
 
@@ -199,15 +200,14 @@ class Supervisor:
 
     def _durable(self, events: list[Event]) -> None:
         for event in events:
-            self.run_ = advance(self.run_, event)
-            self.engine, decisions, self.deadline = decide(self.policy, self.engine, event)
-            for decision in decisions:
+            for decision in self.fold.take(event):
                 log.info("decision %s: %s %s %s", decision.id, decision.rule, decision.actions, decision.why)
                 self.emit(decision)
             self._in_flight.discard(event.seq)
             self._react(event)
             if event.seq in self._acks:
                 self.fleet.acknowledge(*self._acks.pop(event.seq))
+        self.snapshots.durable(self.fold, len(events))
         self._replan()
 
     def _react(self, event: Event) -> None:
@@ -272,7 +272,7 @@ class Supervisor:
     def _tick(self) -> None:
         now = time.monotonic()
         self.fleet.tick(self.run_)
-        if self.deadline is not None and time.time() >= self.deadline and not self._ticking:
+        if self.fold.deadline is not None and time.time() >= self.fold.deadline and not self._ticking:
             self._ticking = True
             self.emit(Tick(at=time.time()))
         if now - self._polled_at > _POLL_S:

@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.advance import fold
 from launcher.backends import slurm_calls
 from launcher.backends.report import NodeReport
 from launcher.backends.scratch import sweep_scratch
@@ -29,10 +28,10 @@ from launcher.backends.slurm_calls import call, cancel, job_states, own_id, plai
 from launcher.backends.slurm_jobs import POLL_S, are_alive, jobs_of, write_jobs
 from launcher.backends.slurm_words import is_over, is_queued, reports
 from launcher.errors import LaunchError, Unreachable
-from launcher.journal import read_journal
 from launcher.network import reachable_address
 from launcher.paths import RunPaths
 from launcher.sections import RunSpec
+from launcher.snapshots import read_run
 
 AWAY_POLL_S = 300.0
 # What srun must not do: end the step because of one node, or bind what the agent binds itself.
@@ -242,7 +241,7 @@ def run_node(root: str) -> None:
 
     paths = RunPaths(Path(root))
     spec = read_resolved(paths.spec)
-    if spec.cluster.continue_by == "chain" and fold(read_journal(paths, steps=False).events).state.is_terminal:
+    if spec.cluster.continue_by == "chain" and read_run(paths, steps=False).state.is_terminal:
         return  # a job of the chain that is not needed any more
     sweep_scratch()
     os.environ.pop("PYTHONSAFEPATH", None)

@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher import access
-from launcher.advance import fold
 from launcher.backends import queue, slurm_array
 from launcher.backends.choice import living
 from launcher.backends.slurm_array import Run
 from launcher.errors import LaunchError, WrongUse, of_the_system
-from launcher.journal import read_journal
 from launcher.paths import RunPaths
 from launcher.resume import check_that_it_is_ours, check_that_nothing_lives, reopen
 from launcher.run import RunState
 from launcher.sections import Access
+from launcher.snapshots import read_run
 from launcher.spec import read_resolved
 from launcher.submit import make, refuse_existing
 from launcher.sweep.plan import shares
@@ -58,7 +57,7 @@ def resume_failed(record: Record, root: Path, author: str, max_parallel: int | N
     All of it, or nothing if an array is refused. Raises LaunchError.
     """
     runs = runs_of(root, record)
-    states = {paths: fold(read_journal(paths).events).state for paths in runs}
+    states = {paths: read_run(paths).state for paths in runs}
     alive = living([paths for paths, state in states.items() if not state.is_terminal], at_once=True)
     failed = [paths for paths in runs if paths not in alive and states[paths] is not RunState.SUCCEEDED]
     if not failed:

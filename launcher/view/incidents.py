@@ -17,7 +17,7 @@ from policies.schema import Policy
 def incidents_of(paths: RunPaths) -> list[dict[str, Any]]:
     """As in the snapshot, with `explain`: the story of each decision. Raises ConfigError for a broken policy."""
     policy = read_policy(paths.policy) if paths.policy.exists() else Policy(version=1, name="unknown", rules=())
-    decisions = [event for event in read_journal(paths).events if isinstance(event, Decision)]
+    decisions = [event for event in read_journal(paths, steps=False).events if isinstance(event, Decision)]
     return [
         incident | {"explain": [explain(policy, one) for one in decisions if one.incident == incident["id"]]}
         for incident in snapshot(paths)["incidents"]

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from launcher.advance import fold
 from launcher.errors import WrongUse
-from launcher.journal import read_journal
 from launcher.paths import RunPaths
+from launcher.snapshots import read_run
 from launcher.view.terminal import visible
 from launcher.view.words import counted
 
@@ -55,7 +54,7 @@ class Line:
 
 def check_wanted(paths: RunPaths, wanted: Wanted) -> None:
     """Raises WrongUse for a node, rank or attempt that the run does not have."""
-    run = fold(read_journal(paths).events)
+    run = read_run(paths)
     nodes = {*run.nodes, *(node for attempt in run.attempts for node in attempt.slots)}
     ranks = run.nodes_wanted * run.ranks_per_node
     attempts = len(run.attempts)

@@ -10,13 +10,13 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from launcher.accounting import Account, account, detected_s, recovered_s
-from launcher.advance import fold
+from launcher.accounting import Account, detected_s, recovered_s
 from launcher.backends.choice import how_ended, living
-from launcher.events import Event
-from launcher.journal import newest_epoch, read_journal
+from launcher.fold import View
+from launcher.journal import newest_epoch
 from launcher.paths import RunPaths
 from launcher.run import Incident, Node, NodeState, Run, RunState
+from launcher.snapshots import read_view
 
 SCHEMA = 1
 QUIET_S = 5.0  # no word for so long: does anything of it live?
@@ -33,7 +33,7 @@ def snapshot(paths: RunPaths, now: float | None = None) -> dict[str, Any]:
 def snapshots(runs: Sequence[RunPaths], now: float | None = None) -> list[dict[str, Any]]:
     """The present states of these runs."""
     now = time.time() if now is None else now
-    snaps = {paths: snapshot_of(paths.name, read_journal(paths).events, read_live(paths), now) for paths in runs}
+    snaps = {paths: snapshot_of(paths.name, read_view(paths), read_live(paths), now) for paths in runs}
     quiet = [paths for paths, snap in snaps.items() if snap["alive"] and snap["age_s"] >= QUIET_S]
     dead = {*quiet} - {*living(quiet)}
     return [_deserted(paths, snap) if paths in dead else snap for paths, snap in snaps.items()]
@@ -58,9 +58,9 @@ def read_live(paths: RunPaths) -> Live:
     return live if current else {}
 
 
-def snapshot_of(name: str, events: Sequence[Event], live: Live, now: float) -> dict[str, Any]:
-    """The snapshot of these events; pure."""
-    run, books = fold(events), account(events, now)
+def snapshot_of(name: str, view: View, live: Live, now: float) -> dict[str, Any]:
+    """The snapshot of what follows from the events; pure."""
+    run, books = view.run, view.books.account(now)
     live = {} if run.state.is_terminal else live
     told_at = _float(live.get("at")) or 0.0
     if run.attempt and told_at < run.attempt.started_at:

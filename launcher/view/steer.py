@@ -6,11 +6,10 @@ import time
 from typing import Any
 
 from launcher import control
-from launcher.advance import fold
 from launcher.backends.choice import is_alive
 from launcher.errors import LaunchError
-from launcher.journal import read_journal
 from launcher.paths import RunPaths
+from launcher.snapshots import read_run
 from launcher.view.waiting import GONE_S
 
 
@@ -28,7 +27,7 @@ def steer(paths: RunPaths, verb: str, args: dict[str, Any], timeout_s: float = c
 
 def check_that_it_goes_on(paths: RunPaths, verb: str) -> None:
     """Raises LaunchError if the run has ended: nobody is there to answer."""
-    run = fold(read_journal(paths).events)
+    run = read_run(paths)
     if run.state.is_terminal:
         hint = "" if run.state == "SUCCEEDED" else f"opt-launch resume {paths.name}"
         raise LaunchError(f"run {paths.name} has ended: {run.state.value}", f"{verb} {paths.name}", hint)

@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from launcher.advance import fold
 from launcher.errors import LaunchError
-from launcher.journal import read_journal
 from launcher.paths import RunPaths
 from launcher.run import Incident, Run, RunState
+from launcher.snapshots import read_run
 from launcher.view.snapshot import iso
 from launcher.view.words import clock, number
 
@@ -38,7 +37,7 @@ def wait(paths: RunPaths, patience: Patience, is_alive: Callable[[RunPaths], boo
     try:
         while True:
             begun = time.monotonic()
-            run, now = fold(read_journal(paths).events), time.monotonic()
+            run, now = read_run(paths), time.monotonic()
             pause_s = pause_after(now - begun, POLL_S)
             code = verdict(run, patience)
             if code is not None:

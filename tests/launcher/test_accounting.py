@@ -25,7 +25,7 @@ from launcher.events import (
     StepDone,
     Warned,
 )
-from launcher.ledger import RECENT, Ledger, account
+from launcher.ledger import account
 
 
 def submitted(at: float = 0.0) -> RunSubmitted:

@@ -26,8 +26,8 @@ from launcher.events import (
     StepDone,
 )
 from launcher.foreign import NO_SAVE
-from launcher.paths import RunPaths
 from launcher.ledger import account
+from launcher.paths import RunPaths
 from launcher.recovery import Emit, Search, Send, plan
 from launcher.run import Run, RunState
 

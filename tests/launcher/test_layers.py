@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from launcher.snapshots import FOLDED_BY
+
 ROOT = Path(__file__).parents[2]
 OURS = {"cli", "launcher", "model", "policies"}
 
 PURE = [
     "launcher.evolve", "launcher.events", "launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance",
-    "launcher.accounting", "launcher.crew", "launcher.replacement", "launcher.recovery",
+    "launcher.accounting", "launcher.ledger", "launcher.codec", "launcher.fold",
+    "launcher.crew", "launcher.replacement", "launcher.recovery",
     "launcher.backends.report", "launcher.backends.slurm_words",
     "launcher.abilities", "launcher.telemetry", "launcher.binding",
     "launcher.doctor.checks", "launcher.doctor.cluster_checks", "launcher.doctor.show",
@@ -46,7 +49,18 @@ LAYERS = [
         "launcher.preflight",
         "launcher.spec",
     ],
-    ["launcher.checkpoints", "launcher.crew", "launcher.replacement", "launcher.accounting", "launcher.journal"],
+    [
+        "launcher.checkpoints",
+        "launcher.crew",
+        "launcher.replacement",
+        "launcher.accounting",
+        "launcher.ledger",
+        "launcher.codec",
+        "launcher.fold",
+        "launcher.reader",
+        "launcher.journal",
+        "launcher.snapshots",
+    ],
     ["launcher.rank_log", "launcher.rank_socket", "launcher.program", "launcher.machine", "launcher.warm_process"],
     [
         "launcher.recovery",
@@ -126,6 +140,12 @@ def layer(module: str) -> int:
 def test_what_decides_is_pure(module: str) -> None:
     assert not {name.split(".")[0] for name in imports(module)} & IMPURE
     assert closure(module) <= {*PURE, "launcher.reporter", "launcher.run"}
+
+
+def test_a_snapshot_is_void_when_any_module_of_the_fold_has_changed() -> None:
+    folded = {name for name in closure("launcher.fold") | closure("launcher.codec") if name.startswith("launcher.")}
+
+    assert folded == {f"launcher.{name}" for name in FOLDED_BY}
 
 
 @pytest.mark.parametrize("module", sorted(name for name in MODULES if name.split(".")[0] != "model"))

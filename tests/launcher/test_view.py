@@ -30,6 +30,7 @@ from launcher.events import (
     RunSubmitted,
     StepDone,
 )
+from launcher.fold import View
 from launcher.journal import JournalWriter, claim_epoch, read_journal, seal, write_first_epoch
 from launcher.paths import RunPaths
 from launcher.view.locate import find_run, list_runs
@@ -257,7 +258,9 @@ def test_the_screen_fits(width: int, height: int, many: int) -> None:
         )
         for i in range(many)
     ]  # fmt: skip
-    snap = snapshot_of("demo", in_journal_order([submitted("demo"), *story(), *more, *incidents]), {}, BORN + 31)
+    snap = snapshot_of(
+        "demo", View().taken(in_journal_order([submitted("demo"), *story(), *more, *incidents])), {}, BORN + 31
+    )
     lines = drawn(snap, width, height).splitlines()
     assert len(lines) <= height
     assert all(len(line) <= width for line in lines)
@@ -284,10 +287,10 @@ def test_the_worst_node_comes_first(tmp_path: Path) -> None:
 
 
 def test_a_run_that_has_barely_begun_can_be_shown() -> None:
-    snap = snapshot_of("demo", [submitted("demo")], {}, BORN)
+    snap = snapshot_of("demo", View().taken([submitted("demo")]), {}, BORN)
     assert "none has answered" in drawn(snap)
     assert "run demo  PENDING" in plain(snap)[0]
-    assert snapshot_of("empty", [], {}, BORN)["run"] == "empty"
+    assert snapshot_of("empty", View(), {}, BORN)["run"] == "empty"
 
 
 def test_plain_lines_tell_nodes_incidents_and_checkpoints(tmp_path: Path) -> None:
