@@ -67,7 +67,9 @@ def _coder(kind: Any) -> _Coder:
         return _Coder(lambda value: value.value, kind)
     if _has_fields(kind):
         return _fielded(kind)
-    return _Coder(_plain, _rich)
+    if kind in (Any, object, dict, list, tuple) or isinstance(kind, typing.ForwardRef):
+        return _Coder(_plain, _rich)
+    raise TypeError(f"no form for values of {kind}")
 
 
 def _same(value: Any) -> Any:
@@ -105,9 +107,10 @@ def _shaped(kinds: tuple[Any, ...]) -> _Coder:
 
 
 def _many(make: Callable[[Any], Any], kind: Any) -> _Coder:
+    """Sets in an order of their own, so that equal ones are written alike."""
     coder = _coder(kind)
     return _Coder(
-        lambda value: [coder.encode(item) for item in value],
+        lambda value: [coder.encode(item) for item in (sorted(value, key=repr) if isinstance(value, Set) else value)],
         lambda plain: make([coder.decode(item) for item in _of(list, plain)]),
     )
 
@@ -224,7 +227,7 @@ def _made(kind: Any, values: dict[str, Any]) -> Any:
     """An instance with these values in its fields, frozen or not. What was checked once is not checked again."""
     if not is_dataclass(kind):
         return kind.model_construct(**values)
-    made = object.__new__(kind)
+    made: Any = object.__new__(kind)  # pyright: ignore[reportArgumentType]
     for name, value in values.items():
         object.__setattr__(made, name, value)
     return made

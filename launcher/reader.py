@@ -70,9 +70,10 @@ class Reader:
         return min(size, self._lengths.get(name_of(file), size))
 
     def _seq_after(self, file: Path, seq: int) -> int | None:
+        end = self._end(file)
         with file.open("rb") as stream:
-            stream.seek(_offset_after(stream, seq, self._end(file)))
-            return _seq_of(stream.readline())
+            stream.seek(_offset_after(stream, seq, end))
+            return _next_seq(stream, end)
 
     def _read(self, file: Path, after: int) -> Iterator[Event]:
         end = self._end(file)
@@ -98,9 +99,7 @@ def _offset_after(stream: BinaryIO, seq: int, end: int) -> int:
         stream.seek(max(0, middle - 1))
         if middle:
             stream.readline()  # to the begin of a line
-        found: int | None = None
-        while found is None and stream.tell() < high:
-            found = _seq_of(stream.readline())  # what cannot be read is passed over
+        found = _next_seq(stream, high)
         if found is None or found > seq:
             high = middle
         else:
@@ -108,9 +107,17 @@ def _offset_after(stream: BinaryIO, seq: int, end: int) -> int:
     return low
 
 
+def _next_seq(stream: BinaryIO, end: int) -> int | None:
+    """Of the next line that begins before `end`; what cannot be read is passed over."""
+    found: int | None = None
+    while found is None and stream.tell() < end:
+        found = _seq_of(stream.readline())
+    return found
+
+
 def _seq_of(line: bytes) -> int | None:
     try:
-        return int(json.loads(line)["seq"])
+        return int(json.loads(line)["seq"]) if line.endswith(b"\n") else None
     except (ValueError, TypeError, KeyError):
         return None
 

@@ -78,7 +78,7 @@ def _bodies(paths: RunPaths, reader: Reader, policy: str = "") -> Iterator[dict[
             head, _, body = file.read_text().partition(_BODY)
             body = body[:-1]
             told = json.loads(f"{head}}}")
-            wanted = _head(reader, place[0], body, policy or told["policy"])
+            wanted = _head(reader, place[0], body, policy or told.get("policy"))
             if told == wanted and reader.has(place):
                 yield json.loads(body)
 
@@ -90,7 +90,7 @@ def _files(paths: RunPaths) -> Iterator[tuple[Place, Path]]:
             yield (int(epoch), int(seq)), file
 
 
-def _head(reader: Reader, epoch: int, body: str, policy: str) -> dict[str, Any]:
+def _head(reader: Reader, epoch: int, body: str, policy: str | None) -> dict[str, Any]:
     """What a snapshot says of itself, and must say to be used."""
     return {
         "format": FORMAT,
@@ -138,6 +138,11 @@ class Snapshots:
         arguments = (fold.view.copied(), fold.memory)
         self._thread = threading.Thread(target=self._write, args=arguments, name="snapshot", daemon=True)
         self._thread.start()
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Let what is being written be finished."""
+        if self._thread:
+            self._thread.join(timeout_s)
 
     def _write(self, view: View, memory: Memory) -> None:
         try:

@@ -161,6 +161,7 @@ class Supervisor:
         server.close()
         self.fleet.close()
         self.writer.close()
+        self.snapshots.close()
         return 0
 
     def _begin_anew(self, former: Run) -> None:

@@ -40,20 +40,21 @@ from policies.engine import decide, initial
 from policies.schema import Policy
 
 NODES, RANKS, SAVE_EVERY, KEEP = 16, 8, 250, 5
-FAULT_EVERY, TAKEOVER_EVERY = 17_000, 40_000
 
 
-def write_long_run(paths: RunPaths, policy: Policy, steps: int) -> None:
+def write_long_run(
+    paths: RunPaths, policy: Policy, steps: int, *, fault_every: int = 17_000, takeover_every: int = 40_000
+) -> None:
     """Write the history of a run that has just done so many steps into the (empty) folder of a run."""
     paths.make_folders()
     run = _LongRun(paths, policy)
     run.begin()
     for step in range(steps):
         run.train()
-        if (step + 1) % TAKEOVER_EVERY == 0:
+        if (step + 1) % takeover_every == 0:
             run.take_over()
-        if (step + 1) % FAULT_EVERY == 0:
-            run.fail(step // FAULT_EVERY)
+        if (step + 1) % fault_every == 0:
+            run.fail(step // fault_every)
     run.close()
 
 

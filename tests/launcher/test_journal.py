@@ -18,7 +18,8 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.events import EpochStarted, Event, RunHeld, StepDone, Tick, Warned
+from launcher.events import EpochStarted, Event, RunHeld, StepDone, Tick, Warned, to_json
+from launcher.evolve import evolve
 from launcher.journal import (
     BALLAST_BYTES,
     JournalWriter,
@@ -31,6 +32,7 @@ from launcher.journal import (
     write_first_epoch,
 )
 from launcher.paths import RunPaths
+from launcher.reader import Reader
 
 HERE = "host"
 
@@ -157,6 +159,35 @@ def test_journal_and_metrics_of_all_epochs_interleave_as_they_were_written(
         writer.close()
 
     assert list(read_journal(paths).events) == expected
+
+
+garbage = st.sampled_from(
+    [b"", b"", b"\n", b"\x00\xff\n", b'{"type":"coffee_break","at":0}\n', b'{"type":"warned","at":0,"te']
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["say", "step"]), garbage), min_size=1, max_size=30), st.data())
+def test_from_any_place_on_the_rest_is_read_whatever_lies_between(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[tuple[str, bytes]], data: st.DataObject
+) -> None:
+    paths = RunPaths(tmp_path_factory.mktemp("run"))
+    paths.make_folders()
+    for seq, (kind, rubbish) in enumerate(lines, start=1):
+        event = Warned(at=0, text="w") if kind == "say" else StepDone(at=0, attempt=1, step=seq)
+        file = paths.journal(1) if kind == "say" else paths.metrics(1, 1)
+        whole = rubbish if rubbish.endswith(b"\n") else b""
+        line = f"{to_json(evolve(event, epoch=1, seq=seq))}\n".encode()
+        file.write_bytes((file.read_bytes() if file.exists() else b"") + whole + line)
+    torn = lines[-1][1]
+    paths.journal(1).write_bytes((paths.journal(1).read_bytes() if paths.journal(1).exists() else b"") + torn)
+
+    events = read_journal(paths).events
+    after = data.draw(st.integers(0, len(lines) + 1))
+
+    assert list(Reader(paths).events((1, after))) == [event for event in events if event.seq > after]
+    assert Reader(paths).has((1, after)) == (1 <= after <= len(lines))
+    assert not Reader(paths).has((2, after))
 
 
 def test_the_first_epoch_may_be_written_by_a_command(paths: RunPaths) -> None:
