@@ -52,10 +52,10 @@ class Memory:
 
 
 class Fold:
-    """The whole of it; `deadline`: when a Tick is wanted, in Unix seconds."""
+    """The whole of it. `deadline`: when a Tick is wanted, in Unix seconds. `taken`: events since it was begun here."""
 
     def __init__(self, policy: Policy, view: View | None = None, memory: Memory | None = None) -> None:
-        self._policy = policy
+        self._policy, self.taken = policy, 0
         self.view = view or View()
         self.memory = memory or Memory(initial(policy))
         self.deadline = next_deadline(policy, self.memory.engine)
@@ -66,6 +66,7 @@ class Fold:
 
     def take(self, event: Event) -> tuple[Decision, ...]:
         """Go on by one event; what is decided upon it."""
+        self.taken += 1
         self.view.take(event)
         engine, decisions, self.deadline = decide(self._policy, self.memory.engine, event)
         unheard, commands = self.memory.unheard, self.memory.commands

@@ -66,8 +66,10 @@ def read_fold(paths: RunPaths, policy: Policy, sealed: tuple[Sealed, ...]) -> tu
             break
     else:
         fold = Fold(policy)
-    for event in reader.events((fold.view.epoch, fold.view.seq)):
+    place = (fold.view.epoch, fold.view.seq)
+    for event in reader.events(place):
         fold.take(event)
+    log.info("folded %d events after %s", fold.taken, "snapshot {}.{}".format(*place) if any(place) else "the start")
     return fold, reader.damage
 
 
@@ -126,15 +128,14 @@ class Snapshots:
 
     def __init__(self, paths: RunPaths, policy: str) -> None:
         self._paths, self._policy = paths, policy
-        self._since = EVERY  # what was folded to take over need not be folded again
+        self._written = 0  # so many events the fold had taken by then
         self._thread: threading.Thread | None = None
 
-    def durable(self, fold: Fold, events: int) -> None:
-        """So many events have been folded since the last call."""
-        self._since += events
-        if self._since < EVERY or (self._thread and self._thread.is_alive()):
+    def durable(self, fold: Fold) -> None:
+        """The fold has gone on; what it took to take over counts too, and need not be folded once more."""
+        if fold.taken - self._written < EVERY or (self._thread and self._thread.is_alive()):
             return
-        self._since = 0
+        self._written = fold.taken
         arguments = (fold.view.copied(), fold.memory)
         self._thread = threading.Thread(target=self._write, args=arguments, name="snapshot", daemon=True)
         self._thread.start()

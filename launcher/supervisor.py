@@ -208,7 +208,7 @@ class Supervisor:
             self._react(event)
             if event.seq in self._acks:
                 self.fleet.acknowledge(*self._acks.pop(event.seq))
-        self.snapshots.durable(self.fold, len(events))
+        self.snapshots.durable(self.fold)
         self._replan()
 
     def _react(self, event: Event) -> None:

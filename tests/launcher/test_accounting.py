@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.accounting import PARTS, detected_s, recovered_s, sample_faults
+from launcher import ledger
+from launcher.accounting import PARTS, detected_s, median_us, recovered_s, sample_faults
 from launcher.advance import fold
 from launcher.events import (
     AttemptEnded,
     AttemptStarted,
     CheckpointCommitted,
+    CheckpointRemoved,
     Decision,
     Event,
     RunAmended,
@@ -25,7 +27,7 @@ from launcher.events import (
     StepDone,
     Warned,
 )
-from launcher.ledger import account
+from launcher.ledger import RECENT, Ledger, account
 
 
 def submitted(at: float = 0.0) -> RunSubmitted:
@@ -248,3 +250,69 @@ def test_kept_steps_rise_and_agree_with_the_run(events: list[Event]) -> None:
     assert steps == sorted(set(steps))
     if steps and run.attempt:
         assert steps[-1] + 1 <= max(run.step, run.attempt.last_step)
+
+
+# ---------------------------------------------------------------- books that do not grow
+
+
+def joining(events: Sequence[Event], recent: int = RECENT) -> Ledger:
+    """Books that join old steps as early as they can."""
+    books = Ledger()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ledger, "RECENT", recent)
+        for event in events:
+            books.join_at = min(books.join_at, len(books.kept) + 1)
+            books.take(event)
+    return books
+
+
+def long_story(steps: int = 40 * RECENT) -> list[Event]:
+    """Steps of a second, a checkpoint every hundred, of which the last two stay; twice back to the last but one."""
+    events: list[Event] = [submitted(), started(10.0, 1)]
+    at, attempt, index, there = 10.0, 1, 0, list[tuple[int, int]]()
+    for done in range(1, steps + 1):
+        at += 1.0
+        events.append(step(at, attempt, index, blocked_s=0.25 * (index % 100 == 0)))
+        index += 1
+        if index % 100 == 0:
+            events.append(
+                CheckpointCommitted(at=at, step=index, attempt=attempt, parent=None, manifest_digest="", bytes=1)
+            )
+            there.append((index, attempt))
+            if len(there) > 2:
+                old = there.pop(0)
+                events.append(CheckpointRemoved(at=at, step=old[0], attempt=old[1]))
+        if done in (steps // 2, steps - 50):
+            index, attempt = there[0][0], attempt + 1
+            events += [hang(at, attempt - 1, at), AttemptEnded(at=at, attempt=attempt - 1, reason="hang")]
+            events.append(replace(started(at, attempt), restore=there[0]))
+    return events
+
+
+def test_books_that_join_old_steps_say_the_same_to_the_microsecond() -> None:
+    events = long_story()
+    whole, joined = account(events), joining(events).account()
+
+    assert (joined.parts_us, joined.slots_us) == (whole.parts_us, whole.slots_us)
+    assert (joined.ettr, joined.goodput, joined.lost_steps) == (whole.ettr, whole.goodput, whole.lost_steps)
+    assert joined.kept[-100:] == whole.kept[-100:]
+    assert len(joined.kept) < 2 * RECENT < len(whole.kept) / 10
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(any_event(), max_size=40), moments)
+def test_joined_or_not_no_step_and_no_time_is_lost(events: list[Event], now: float) -> None:
+    events = [submitted(), *in_order(events)]
+    whole, joined = account(events, now), joining(events, recent=2).account(now)
+
+    assert joined.total_us == whole.total_us
+    assert joined.lost_steps == whole.lost_steps
+    assert sum(one.steps for one in joined.kept) == sum(one.steps for one in whole.kept)
+
+
+@pytest.mark.parametrize(
+    ("speeds", "median"),
+    [({}, 0), ({5: 1}, 5), ({5: 1, 9: 1}, 7), ({9: 2, 5: 1}, 9), ({9: 2, 5: 2}, 7), ({5: 3, 9: 2}, 5)],
+)
+def test_the_median_of_durations_that_are_counted(speeds: dict[int, int], median: float) -> None:
+    assert median_us(speeds) == median

@@ -378,22 +378,26 @@ def test_snapshots_are_written_now_and_then_and_the_newest_few_are_kept(
     monkeypatch.setattr(snapshots, "EVERY", 10)
     past = Past(paths).tell_all(Tale().train(3).events)
     writer = Snapshots(paths, policy_version(paths))
-    first, seen = past.seq + 1, list[str]()
+    seen = list[str]()
     for number in range(60):
         past.tell(Warned(at=3000.0, text=str(number)))
-        writer.durable(past.fold, 1)
+        writer.durable(past.fold)
         writer.close()
         seen += sorted({*written(paths)} - {*seen})
 
+    first = past.seq - 59  # what there was before is reason enough for one at once
     assert seen == [paths.snapshot(past.epoch, seq).name for seq in range(first, first + 60, 10)]
     assert written(paths) == seen[-KEEP:]
 
 
-def test_what_is_written_is_the_fold_of_the_moment_though_it_goes_on(paths: RunPaths) -> None:
+def test_what_is_written_is_the_fold_of_the_moment_though_it_goes_on(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "EVERY", 10)
     past = Past(paths).tell_all(Tale().train(30).events)
     writer = Snapshots(paths, policy_version(paths))
     then, place = told_by(past.fold), (past.epoch, past.seq)
-    writer.durable(past.fold, 1)
+    writer.durable(past.fold)
     past.tell_all(Tale().train(30).steps(10).events[-10:])
     writer.close()
 
@@ -402,12 +406,15 @@ def test_what_is_written_is_the_fold_of_the_moment_though_it_goes_on(paths: RunP
     assert told_by(snapshot) == told_by(past.fold) != then
 
 
-def test_a_folder_that_takes_no_snapshots_does_no_harm(paths: RunPaths, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_takes_no_snapshots_does_no_harm(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(snapshots, "EVERY", 10)
     past = Past(paths).tell_all(Tale().train(3).events)
     paths.state.rmdir()
     paths.state.write_text("in the way")
     writer = Snapshots(paths, policy_version(paths))
-    writer.durable(past.fold, 1)
+    writer.durable(past.fold)
     writer.close()
 
     assert "no snapshot" in caplog.text
