@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher import saves
-from launcher.advance import fold
 from launcher.amend import IDENTITY, respecified
 from launcher.errors import ConfigError, LaunchError, Mistake, WrongUse
 from launcher.events import Branch, CheckpointCommitted, Event, RunSubmitted, StepDone
 from launcher.evolve import evolve
-from launcher.journal import read_journal
 from launcher.paths import RunPaths, sync_folder
 from launcher.preflight import corpus_lengths, trained_on
+from launcher.reader import Reader
 from launcher.run import Checkpoint, Run
 from launcher.sections import RunSpec
+from launcher.snapshots import read_run
 from launcher.spec import ResolvedSpec, load_spec, read_resolved
 from launcher.view.locate import find_run
 
@@ -74,8 +74,7 @@ def resolve(
 
 def find_source(paths: RunPaths, where: str) -> Source:
     """The checkpoint meant by `where`: a step, "latest" or "last_good". Raises LaunchError if it cannot be used."""
-    events = read_journal(paths).events
-    run = fold(events)
+    run = read_run(paths)
     checkpoint = _meant(run, where, f"--from {paths.name}@{where}")
     if checkpoint.path:
         unbuilt = "to branch from a checkpoint that the trainer keeps by itself ('checkpoints') is not built yet"
@@ -83,7 +82,7 @@ def find_source(paths: RunPaths, where: str) -> Source:
     if wrong := saves.inspect(paths, checkpoint):
         damaged = f"the checkpoint of step {checkpoint.step} is damaged: {wrong}"
         raise _refusal(damaged, str(paths.checkpoint(*checkpoint.id)), _others(run, checkpoint))
-    return Source(paths, checkpoint, _first_sample(events, checkpoint))
+    return Source(paths, checkpoint, _first_sample(Reader(paths).events(), checkpoint))
 
 
 def _meant(run: Run, where: str, flag: str) -> Checkpoint:
@@ -114,7 +113,7 @@ def _refusal(message: str, where: str, hint: str) -> LaunchError:
     return refused
 
 
-def _first_sample(events: tuple[Event, ...], checkpoint: Checkpoint) -> int:
+def _first_sample(events: Iterable[Event], checkpoint: Checkpoint) -> int:
     """The sample after the last one that went into the checkpoint, as far as its run has told."""
     first = 0
     for event in events:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher import access
-from launcher.advance import fold
 from launcher.amend import Amended, amend
 from launcher.backends import own
 from launcher.backends.choice import living
@@ -61,8 +60,7 @@ def reopen(
 ) -> Reopened:
     """Make a run of which nothing lives ready to go on, with changes. Raises as `resume` does."""
     former = read_resolved(paths.spec)
-    events = read_journal(paths).events
-    run = fold(events)
+    events, run = read_journal(paths, steps=False).events, read_run(paths)
     flags = {name: value for name, value in (flags or {}).items() if value not in (None, [], ())}
     amended = amend(paths, run, overrides, flags, author) if overrides or flags else None
     spec = amended.resolved.spec if amended else former

@@ -128,6 +128,7 @@ class Snapshots:
 
     def __init__(self, paths: RunPaths, policy: str) -> None:
         self._paths, self._policy = paths, policy
+        code_version()  # as it is now: while we run, other code may be installed in its place
         self._written = 0  # so many events the fold had taken by then
         self._thread: threading.Thread | None = None
 
@@ -157,6 +158,8 @@ def write_snapshot(paths: RunPaths, policy: str, view: View, memory: Memory) -> 
     body = json.dumps({"view": encode(View, view), "memory": encode(Memory, memory)}, separators=(",", ":"))
     head = json.dumps(_head(Reader(paths), view.epoch, body, policy))
     paths.state.mkdir(exist_ok=True)
+    for draft in paths.state.glob(".*"):
+        draft.unlink(missing_ok=True)  # of a supervisor that died over it
     write_atomically(paths.snapshot(view.epoch, view.seq), f"{head[:-1]}{_BODY}{body}}}")
     for _, file in sorted(_files(paths), reverse=True)[KEEP:]:
         file.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from typing import IO
 
 from launcher.events import (
@@ -34,23 +35,30 @@ from launcher.events import (
     to_json,
 )
 from launcher.evolve import evolve
+from launcher.fold import Fold
 from launcher.journal import claim_epoch, seal
 from launcher.paths import RunPaths
-from policies.engine import decide, initial
 from policies.schema import Policy
 
 NODES, RANKS, SAVE_EVERY, KEEP = 16, 8, 250, 5
 
 
 def write_long_run(
-    paths: RunPaths, policy: Policy, steps: int, *, fault_every: int = 17_000, takeover_every: int = 40_000
+    paths: RunPaths,
+    policy: Policy,
+    steps: int,
+    *,
+    fault_every: int = 17_000,
+    takeover_every: int = 40_000,
+    at: Callable[[int, Fold], None] = lambda steps, fold: None,
 ) -> None:
-    """Write the history of a run that has just done so many steps into the (empty) folder of a run."""
+    """Write the history of a run that has done so many steps into an empty folder; `at` is told each number of them."""
     paths.make_folders()
     run = _LongRun(paths, policy)
     run.begin()
     for step in range(steps):
         run.train()
+        at(step + 1, run.fold)
         if (step + 1) % takeover_every == 0:
             run.take_over()
         if (step + 1) % fault_every == 0:
@@ -60,8 +68,7 @@ def write_long_run(
 
 class _LongRun:
     def __init__(self, paths: RunPaths, policy: Policy) -> None:
-        self.paths, self.policy, self.engine = paths, policy, initial(policy)
-        self.deadline: float | None = None
+        self.paths, self.fold = paths, Fold(policy)
         self.random = random.Random(1)
         self.at, self.epoch, self.seq = 1e9, 0, 0
         self.attempt = self.step = 0
@@ -88,15 +95,14 @@ class _LongRun:
         path = self.paths.metrics(self.epoch, event.attempt) if of_step else self.paths.journal(self.epoch)
         file = self.files.get(path.name) or self.files.setdefault(path.name, path.open("a"))
         file.write(f"{to_json(event)}\n")
-        self.engine, decisions, self.deadline = decide(self.policy, self.engine, event)
-        for decision in decisions:
+        for decision in self.fold.take(event):
             self.decisions.append(decision)
             self.tell(decision)
 
     def pass_time(self, seconds: float) -> None:
         until = self.at + seconds
-        while self.deadline is not None and self.deadline <= until:
-            self.at = self.deadline
+        while self.fold.deadline is not None and self.fold.deadline <= until:
+            self.at = self.fold.deadline
             self.tell(Tick(at=self.at))
         self.at = until
 
@@ -124,7 +130,7 @@ class _LongRun:
             AttemptStarted(
                 at=self.at, attempt=self.attempt, why="ranks are needed", restore=restore,
                 slots={name: tuple(range(i * RANKS, (i + 1) * RANKS)) for i, name in enumerate(names)},
-                incarnations={name: self.engine.agents[name].incarnation for name in names},
+                incarnations={name: self.fold.run.nodes[name].incarnation for name in names},
             )
         )  # fmt: skip
 

@@ -419,3 +419,12 @@ def test_a_folder_that_takes_no_snapshots_does_no_harm(
 
     assert "no snapshot" in caplog.text
     assert taken_over(paths).run.step == 3
+
+
+def test_what_a_supervisor_left_that_died_over_a_snapshot_is_cleared_away(paths: RunPaths) -> None:
+    past = Past(paths).tell_all(Tale().train(3).events)
+    (paths.state / ".000001.000000007.json.4711").write_text("half of a")
+
+    file = past.snapshot()
+
+    assert written(paths) == [file.name]
