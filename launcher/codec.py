@@ -35,7 +35,7 @@ def decode(kind: type[T], plain: Any) -> T:
     """The value that was encoded. Raises Undecodable for anything else."""
     try:
         return _coder(kind).decode(plain)
-    except (TypeError, ValueError, KeyError, AttributeError, struct.error) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, struct.error) as error:
         raise Undecodable(f"no {getattr(kind, '__name__', kind)}: {error!r}") from error
 
 
