@@ -28,6 +28,21 @@ class Finding:
     is_first_step: bool = False
 
 
+@dataclass(frozen=True)
+class Word:
+    """What a detector that watches numbers says of a step, about trouble that began at `step`.
+
+    *onset*: it has begun; *finding*: it is to be acted upon; *healed*, *stayed*: it is over, or has become the usual.
+    """
+
+    kind: Literal["onset", "finding", "healed", "stayed"]
+    step: int
+    at: float
+    why: str
+    evidence: dict[str, Json] = field(default_factory=dict)
+    ranks: tuple[int, ...] = ()
+
+
 Answer = tuple[Finding | None, float | None]  # the finding, or else the deadline of the next look
 NOTHING: Answer = (None, None)
 

@@ -5,6 +5,8 @@
     Span       "3 steps" or "10s"                    steps or seconds
     Rate       "10 per run", "2 per 24h"             a number of times in a window
     Gap        "5 x p99"                             a multiple of a percentile of step durations
+    Sigma      "8 sigma"                             a multiple of the noise, as a float
+    Percent    "15 %"                                a share, as a float: 0.15
 
 A number without its unit is refused where it could be read two ways.
 """
@@ -25,6 +27,8 @@ _DURATION = re.compile(rf"(?:{_PART.pattern}\s*)+")
 _CLOCK = re.compile(r"(?:(\d+)-)?(\d{1,3}):([0-5]\d):([0-5]\d)")  # Slurm's days-hours:minutes:seconds
 _STEPS = re.compile(r"(\d+)\s*steps?")
 _RATE = re.compile(r"(\d+)\s+per\s+(.+)")
+_SIGMA = re.compile(r"(\d+(?:\.\d+)?)\s*sigma")
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 _GAP = re.compile(r"(\d+(?:\.\d+)?)\s*x\s*(median|p(\d{1,2}))")
 
 
@@ -136,6 +140,20 @@ def parse_gap(value: object) -> Gap:
     raise ValueError(f"{value!r} is not a multiple of the usual step: write for example 5 x p99 or 8 x median")
 
 
+def parse_sigma(value: object) -> float:
+    """A multiple of the noise from "8 sigma"."""
+    if isinstance(value, str) and (match := _SIGMA.fullmatch(value.strip())) and float(match[1]) > 0:
+        return float(match[1])
+    raise ValueError(f"{value!r} is not a multiple of the noise: write for example 8 sigma")
+
+
+def parse_percent(value: object) -> float:
+    """A share from "15 %"."""
+    if isinstance(value, str) and (match := _PERCENT.fullmatch(value.strip())) and float(match[1]) > 0:
+        return float(match[1]) / 100
+    raise ValueError(f"{value!r} is not a share: write for example 15 %")
+
+
 def _text(example: str, *, number: bool = False) -> WithJsonSchema:
     types: Any = ["string", "integer"] if number else "string"
     return WithJsonSchema({"type": types, "examples": [example]})
@@ -149,3 +167,9 @@ WindowText = Annotated[
     Span | None, BeforeValidator(parse_window), PlainSerializer(lambda per: str(per or "run")), _text("24h")
 ]
 GapText = Annotated[Gap, BeforeValidator(parse_gap), PlainSerializer(str), _text("5 x p99")]
+SigmaText = Annotated[
+    float, BeforeValidator(parse_sigma), PlainSerializer(lambda value: f"{value:g} sigma"), _text("8 sigma")
+]
+PercentText = Annotated[
+    float, BeforeValidator(parse_percent), PlainSerializer(lambda share: f"{100 * share:g} %"), _text("15 %")
+]

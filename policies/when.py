@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
-from policies.units import Duration, GapText, SpanText, Steps
+from policies.units import Duration, GapText, PercentText, SigmaText, Steps
 
 Positive = Annotated[int, Field(gt=0)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -85,52 +85,63 @@ class NodeLost(Grammar):
 
 
 class Spike(Grammar):
-    """A metric rises far above its recent course."""
+    """A metric leaves its recent level, upwards, and does not come back within `heal_within` steps.
 
-    metric: str = "loss"
-    window: SpanText | None = None
-    above: str | None = None
-    warmup: SpanText | None = None
-    heal_within: SpanText | None = None
+    Far above is both `above` times its noise and `at_least` that share of its level. A metric `norm` that rises with it
+    makes the onset certain sooner; without one the metric alone is judged. Steps before `warmup` only teach.
+    """
+
+    metric: Annotated[str, Field(min_length=1)] = "loss"
+    norm: Annotated[str, Field(min_length=1)] = "grad_norm"
+    above: SigmaText = Field(default="8 sigma", validate_default=True)  # pyright: ignore[reportAssignmentType]
+    at_least: PercentText = Field(default="15 %", validate_default=True)  # pyright: ignore[reportAssignmentType]
+    heal_within: Annotated[Steps, Field(gt=0)] = 50
+    warmup: Annotated[Steps, Field(ge=0)] = 0
 
 
 class ScaleCollapse(Grammar):
-    """The loss scale keeps being halved."""
+    """The loss scale does not find its size: updates are skipped again and again, or it is too small or too large.
 
-    below: Number | None = None
-    halvings: Positive | None = None
-    window: SpanText | None = None
-    warmup: SpanText | None = None
+    `skipped` updates in a row, or `halvings` more than doublings within `window`, or a scale that stays `below`, or
+    `above`, for `window`. The first `warmup` updates of an attempt are how a scale begins.
+    """
+
+    skipped: Positive = 8
+    halvings: Positive = 8
+    below: Annotated[Number, Field(gt=0)] | None = 1.0
+    above: Annotated[Number, Field(gt=0)] | None = None
+    window: Annotated[Steps, Field(gt=0)] = 100
+    warmup: Annotated[Steps, Field(ge=0)] = 200
 
 
 class Drift(Grammar):
-    """A metric leaves its baseline slowly."""
+    """Norms rise steadily over `window`, by the share `above`, while the loss is calm: the first sign of trouble."""
 
-    metric: str = "loss"
-    window: SpanText | None = None
-    above: str | None = None
+    metrics: Names = ("grad_norm", "activation_norm")
+    window: Annotated[Steps, Field(ge=16)] = 2000
+    above: PercentText = Field(default="30 %", validate_default=True)  # pyright: ignore[reportAssignmentType]
 
 
 class Plateau(Grammar):
-    """A metric has stopped to improve."""
+    """Over `window` a metric has certainly fallen by a share of `less_than` only, if at all."""
 
-    metric: str = "loss"
-    window: SpanText | None = None
-    less_than: str | None = None
+    metric: Annotated[str, Field(min_length=1)] = "loss"
+    window: Annotated[Steps, Field(ge=16)] = 5000
+    less_than: PercentText = Field(default="0.1 %", validate_default=True)  # pyright: ignore[reportAssignmentType]
 
 
 class Straggler(Grammar):
-    """One rank is slower than its peers."""
+    """The same few ranks need longer to compute than their peers, in most steps of `window`."""
 
-    slower_than: GapText | None = None
-    window: SpanText | None = None
+    slower_than: Annotated[Number, Field(gt=1)] = 1.3
+    window: Annotated[Steps, Field(gt=0)] = 50
 
 
 class Slow(Grammar):
-    """All steps have become slower."""
+    """The steps of a whole `window` have become slower than they were before, in the same number of ranks."""
 
-    slower_than: GapText | None = None
-    window: SpanText | None = None
+    slower_than: Annotated[Number, Field(gt=1)] = 1.3
+    window: Annotated[Steps, Field(gt=0)] = 50
 
 
 class Draining(Grammar):

@@ -1,0 +1,179 @@
+"""Spikes: the loss leaves its level and does not come back. Seen early, judged late. Pure, of constant size.
+
+Trouble begins with the first row above the baseline. It is an *onset* once more than one row, or loss and gradient
+norm together, say so: one bad batch is none. It is to be *acted upon* when it lasts: three rows far above, or seven of
+the last nine clearly above, and `heal_within` steps have not healed it; at once when the loss has left all measure.
+It has *healed* when three rows in a row are back. While it lasts nothing of it moves the baseline.
+
+A row is what was told: one step, or the last of 500. Rows and limits follow how the labels of tests/data/curves were
+made, which is by looking at the whole curve; docs/benchmarks.md says how well it works without, and on other curves.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from launcher.events import StepDone
+from launcher.evolve import evolve
+from policies.baseline import NOISE_OF, Baseline, learned, noted
+from policies.finding import Word
+from policies.when import Spike
+
+FAR_ROWS = 3  # rows far above that are no accident
+CLEAR_ROWS, OF_ROWS = 7, 9  # of the last nine rows clearly above
+BACK_ROWS = 3  # rows in a row that are no longer above
+CLEAR = 3.0 / 8.0  # of the limit for 'far'; of the share of the level two thirds
+CLEAR_SHARE = 2.0 / 3.0
+NORM_NOISE, NORM_FACTOR = 8.0, 2.0  # a gradient norm so many noises up, and doubled, is up
+EXPLODED = 100.0  # times the highest level the loss has had, which is that of a model that knows nothing
+SETTLED_ROWS = 200  # what has lasted so long is the new level
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the trouble: how far above the level, and what that counts for."""
+
+    step: int
+    above: float
+    is_clear: bool
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Rows in a row that are not as usual. `level`, `far`, `clear`: of before; `values`: the last (loss, norm)."""
+
+    step: int
+    at: float
+    level: float
+    far: float
+    clear: float
+    rows: tuple[Row, ...] = ()
+    values: tuple[tuple[float, float | None], ...] = ()
+    count: int = 0
+    far_rows: int = 0
+    norm_rows: int = 0
+    back_rows: int = 0
+    peak: float = -math.inf
+    is_told: bool = False
+    is_due: bool = False
+
+
+@dataclass(frozen=True)
+class SpikeMemory:
+    """Baselines of the loss and of the logarithm of the gradient norm; the highest level so far; trouble, if any."""
+
+    loss: Baseline = Baseline()
+    norm: Baseline = Baseline()
+    highest: float = 0.0
+    trouble: Trouble | None = None
+
+
+def spike(detector: Spike, memory: SpikeMemory, event: StepDone, *, learning: bool) -> tuple[SpikeMemory, Word | None]:
+    """What the detector says of a step. While `learning` (after a declared change) everything is usual."""
+    loss = event.metrics.get(detector.metric, math.nan)
+    if not math.isfinite(loss):  # another detector's matter
+        return memory, None
+    norm = event.metrics.get(detector.norm, math.nan)
+    log_norm = math.log(norm) if 0 < norm < math.inf else None
+    if learning or not memory.loss.is_learned or event.step < detector.warmup:
+        return _learn(evolve(memory, trouble=None), loss, log_norm), None
+    norm_is_up = norm == math.inf or (log_norm is not None and _is_up(memory.norm, log_norm))
+    trouble = memory.trouble or _begun(detector, memory, event)
+    above = loss - trouble.level
+    if memory.trouble is None and above <= trouble.clear and not norm_is_up:
+        return _learn(memory, loss, log_norm), None
+    exploded = above > EXPLODED * memory.highest
+    trouble = _grown(trouble, Row(event.step, above, above > trouble.clear), (loss, log_norm), norm_is_up)
+    trouble = _judged(detector, trouble, norm_is_up, exploded)
+    if trouble.back_rows >= BACK_ROWS or trouble.count >= SETTLED_ROWS:
+        return _over(memory, trouble, event)
+    return evolve(memory, trouble=trouble), _word(trouble, event) if trouble.is_told else None
+
+
+def _learn(memory: SpikeMemory, loss: float, log_norm: float | None) -> SpikeMemory:
+    known = learned(memory.loss, loss)
+    norm = memory.norm if log_norm is None else learned(memory.norm, log_norm)
+    return evolve(memory, loss=known, norm=norm, highest=max(memory.highest, abs(known.level)))
+
+
+def _is_up(norm: Baseline, log_norm: float) -> bool:
+    above = log_norm - norm.level
+    return norm.is_learned and above > max(NORM_NOISE * norm.noise, math.log(NORM_FACTOR))
+
+
+def _begun(detector: Spike, memory: SpikeMemory, event: StepDone) -> Trouble:
+    level, noise = memory.loss.level, memory.loss.noise
+    far = max(detector.above * noise, detector.at_least * abs(level))
+    clear = max(CLEAR * detector.above * noise, CLEAR_SHARE * detector.at_least * abs(level))
+    return Trouble(event.step, event.at, level, far, clear)
+
+
+def _grown(trouble: Trouble, row: Row, value: tuple[float, float | None], norm_is_up: bool) -> Trouble:
+    return evolve(
+        trouble,
+        rows=(*trouble.rows[1 - OF_ROWS :], row),
+        values=(*trouble.values[1 - NOISE_OF :], value),
+        count=trouble.count + 1,
+        far_rows=trouble.far_rows + (row.above > trouble.far),
+        norm_rows=trouble.norm_rows + norm_is_up,
+        back_rows=0 if row.is_clear or norm_is_up else trouble.back_rows + 1,
+        peak=max(trouble.peak, row.above),
+    )
+
+
+def _judged(detector: Spike, trouble: Trouble, norm_is_up: bool, exploded: bool) -> Trouble:
+    """Whether it is trouble by now, and whether it is to be acted upon. Neither is taken back while it lasts."""
+    row = trouble.rows[-1]
+    mostly = row.is_clear and sum(one.is_clear for one in trouble.rows) >= CLEAR_ROWS
+    together = norm_is_up and row.above > trouble.far
+    told = trouble.is_told or together or exploded or mostly or trouble.far_rows >= 2 or trouble.norm_rows >= FAR_ROWS
+    lasts = mostly or (row.above > trouble.far and trouble.far_rows >= FAR_ROWS)
+    overdue = row.step - trouble.step >= detector.heal_within and not _is_healing(trouble, detector.heal_within)
+    return evolve(trouble, is_told=told, is_due=trouble.is_due or exploded or (lasts and overdue))
+
+
+def _is_healing(trouble: Trouble, within: int) -> bool:
+    """Whether the loss falls so fast that half of what is too much is gone `within` steps later."""
+    half = len(trouble.rows) // 2
+    before, now = trouble.rows[:half], trouble.rows[-half:]
+    rose = sum(row.above for row in before) / max(1, half)
+    left = sum(row.above for row in now) / max(1, half)
+    steps = sum(row.step for row in now) / max(1, half) - sum(row.step for row in before) / max(1, half)
+    return half > 0 and steps > 0 and left < rose and (left <= 0 or math.log2(rose / left) * within > steps)
+
+
+def _over(memory: SpikeMemory, trouble: Trouble, event: StepDone) -> tuple[SpikeMemory, Word | None]:
+    """The trouble is over. What it was made of is noise from now on, or, if it never ended, the new level."""
+    healed = trouble.back_rows >= BACK_ROWS
+    if healed:
+        memory = evolve(memory, loss=_with(memory.loss, [loss for loss, _ in trouble.values], back=BACK_ROWS))
+        memory = evolve(memory, norm=_with(memory.norm, [norm for _, norm in trouble.values], back=BACK_ROWS))
+    else:
+        memory = evolve(memory, loss=Baseline(), norm=Baseline())
+        for loss, log_norm in trouble.values:
+            memory = _learn(memory, loss, log_norm)
+    outcome = "the loss is back" if healed else f"after {trouble.count} rows this is the new level"
+    word = Word("healed" if healed else "stayed", trouble.step, trouble.at, f"{outcome} at step {event.step}")
+    return evolve(memory, trouble=None), word if trouble.is_told else None
+
+
+def _with(baseline: Baseline, values: list[float | None], back: int) -> Baseline:
+    for value in values[:-back]:
+        baseline = baseline if value is None else noted(baseline, value)
+    for value in values[-back:]:
+        baseline = baseline if value is None else learned(baseline, value)
+    return baseline
+
+
+def _word(trouble: Trouble, event: StepDone) -> Word:
+    row = trouble.rows[-1]
+    kind = "finding" if trouble.is_due else "onset"
+    since = f"since step {trouble.step}" if trouble.step != event.step else "now"
+    why = f"loss {trouble.level + row.above:.4g} at step {event.step}, usually {trouble.level:.4g}, limit {trouble.level + trouble.far:.4g}; {since}"
+    evidence = {
+        "step": event.step, "level": trouble.level, "limit": trouble.level + trouble.far,
+        "peak": trouble.level + trouble.peak, "rows": trouble.count, "rows_far_above": trouble.far_rows,
+        "rows_with_high_norm": trouble.norm_rows,
+    }  # fmt: skip
+    return Word(kind, trouble.step, trouble.at, why, evidence)
