@@ -38,6 +38,8 @@ from launcher.events import (
     Decision,
     EpochStarted,
     Event,
+    IncidentClosed,
+    IncidentOpened,
     JobEnding,
     JobOver,
     NodeBack,
@@ -58,7 +60,7 @@ from launcher.events import (
     TrainerDone,
 )
 from launcher.evolve import evolve
-from launcher.incidents import action_done, close_incidents, decided, recovered, spared
+from launcher.incidents import action_done, close_incidents, closed, decided, opened, recovered, spared
 from launcher.lineage import committed, healthy_step, rejected, removed, save_failed, set_aside, verified
 from launcher.run import Attempt, Node, NodeState, Run, RunState
 
@@ -400,6 +402,8 @@ _HANDLERS = {
     CheckpointRemoved: removed,
     CheckpointSetAside: set_aside,
     Decision: decided,
+    IncidentOpened: opened,
+    IncidentClosed: closed,
     ActionDone: action_done,
     CommandReceived: _command,
     CommandAnswered: _answered,

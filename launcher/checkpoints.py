@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from launcher.events import CheckpointId
@@ -27,7 +28,8 @@ def choose(run: Run, origin: str = "latest", onset_step: int = -1) -> Choice | N
     """The checkpoint a restart with `from: origin` begins from.
 
     `origin`: "latest", "last_good", "before_incident" or "step N". `onset_step`: the step index at which an
-    incident of the numbers began; a checkpoint of that step or before holds nothing of it.
+    incident of the numbers began; a checkpoint of that step or before holds nothing of it, or, where not every step is
+    told, one of the last step told before it.
     """
     if not run.checkpoints:
         return Choice(None, "no checkpoint was ever committed")
@@ -44,7 +46,7 @@ def choose(run: Run, origin: str = "latest", onset_step: int = -1) -> Choice | N
         return (
             Choice(exact.id, f"step {step} was asked for") if exact else NoChoice(f"no usable checkpoint at {origin}")
         )
-    before = [c for c in line if onset_step < 0 or c.step <= onset_step]
+    before = [c for c in line if onset_step < 0 or c.step <= onset_step - run.stride + 1]
     if origin == "before_incident" and before:
         return Choice(before[0].id, f"newest complete checkpoint from before the incident at step {onset_step}")
     good = next((c for c in before if run.is_good(c)), None)
@@ -58,14 +60,16 @@ def choose(run: Run, origin: str = "latest", onset_step: int = -1) -> Choice | N
 def removable(run: Run, keep: int, keep_every: int | None) -> tuple[Checkpoint, ...]:
     """Checkpoints that retention lets go, oldest first.
 
-    Of the current line the newest `keep` stay, every `keep_every`-th step, and always the newest good one; of
-    abandoned lines nothing stays that is older than the newest checkpoint kept.
+    Of the current line the newest `keep` stay, every `keep_every`-th step, and always the newest good one; while the
+    numbers are in trouble, all from before it. Of abandoned lines nothing stays that is older than the newest kept.
     """
     line = [checkpoint for checkpoint in run.lineage() if not checkpoint.removed]
     usable = [checkpoint for checkpoint in line if checkpoint.usable]
     kept = {checkpoint.id for checkpoint in usable[:keep]}
     kept |= {c.id for c in usable if keep_every and c.step % keep_every == 0}
     kept |= {c.id for c in [next((c for c in usable if run.is_good(c)), None)] if c is not None}
+    if math.isfinite(run.sound_until):
+        kept |= {c.id for c in usable if c.step <= run.sound_until}
     if run.attempt and run.attempt.restore:
         kept.add(run.attempt.restore)
     present = [c for c in run.checkpoints.values() if not c.removed]

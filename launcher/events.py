@@ -294,7 +294,8 @@ class StepDone(Event):
 
     `metrics` holds the trainer's numbers (loss, grad_norm, lr, ...; not-a-number and infinities as
     such). `samples` is the half-open range of absolute sample indices consumed. `blocked_s` is the part
-    of `step_s` spent blocked by a save.
+    of `step_s` spent blocked by a save. `compute_s`: of each rank, in their order, the seconds in which it computed and
+    did not wait for others.
     """
 
     attempt: int
@@ -303,6 +304,7 @@ class StepDone(Event):
     samples: tuple[int, int] | None = None
     step_s: float = 0.0
     blocked_s: float = 0.0
+    compute_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -406,6 +408,47 @@ class Decision(Event):
     onset_at: float = 0.0
     onset_step: int = -1
     delay_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class IncidentOpened(Event):
+    """Numbers are not as usual since `onset_step`. Nothing is decided yet: most such trouble heals by itself.
+
+    Until it has, checkpoints from before it are kept, and later ones are not good.
+    """
+
+    incident: int
+    attempt: int
+    rule: str
+    detector: str
+    why: str
+    evidence: dict[str, Json] = field(default_factory=dict)
+    onset_at: float
+    onset_step: int
+
+    @property
+    def id(self) -> str:
+        """Unique in the run."""
+        return f"opened {self.incident}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IncidentClosed(Event):
+    """The trouble is over: it *healed*, it *stayed* until it was the usual, or it was *left* by going back."""
+
+    incident: int
+    attempt: int
+    outcome: Literal["healed", "stayed", "left"]
+    why: str
+
+    @property
+    def id(self) -> str:
+        """Unique in the run."""
+        return f"closed {self.incident}"
+
+
+Judgement: TypeAlias = Decision | IncidentOpened | IncidentClosed  # what `decide` answers
+JUDGEMENTS = (Decision, IncidentOpened, IncidentClosed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -524,6 +567,6 @@ def _rich(cls: type[Event], name: str, value: Any) -> Any:
         return {node: tuple(ranks) for node, ranks in value.items()}
     if name in ("metrics", "result"):
         return {key: _number(item) for key, item in value.items()}
-    if name in ("nodes", "ranks", "restore", "parent", "samples") and isinstance(value, list):
+    if name in ("nodes", "ranks", "restore", "parent", "samples", "compute_s") and isinstance(value, list):
         return tuple(value)
     return value

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from launcher.advance import advance
-from launcher.events import CommandReceived, Decision, Event
+from launcher.events import JUDGEMENTS, CommandReceived, Event, Judgement
 from launcher.ledger import Ledger
 from launcher.run import Run
 from policies.engine import decide, initial, next_deadline
@@ -41,13 +41,13 @@ class View:
 
 @dataclass(frozen=True)
 class Memory:
-    """What only a supervisor needs besides. `unheard`: decisions that have not come back from the journal yet.
+    """What only a supervisor needs besides. `unheard`: judgements that have not come back from the journal yet.
 
     `commands`: the ids of all that were ever received, so that none is done twice.
     """
 
     engine: EngineState
-    unheard: tuple[Decision, ...] = ()
+    unheard: tuple[Judgement, ...] = ()
     commands: frozenset[str] = frozenset()
 
 
@@ -64,20 +64,20 @@ class Fold:
     def run(self) -> Run:
         return self.view.run
 
-    def take(self, event: Event) -> tuple[Decision, ...]:
-        """Go on by one event; what is decided upon it."""
+    def take(self, event: Event) -> tuple[Judgement, ...]:
+        """Go on by one event; what is found and decided upon it."""
         self.taken += 1
         self.view.take(event)
-        engine, decisions, self.deadline = decide(self._policy, self.memory.engine, event)
+        engine, judgements, self.deadline = decide(self._policy, self.memory.engine, event)
         unheard, commands = self.memory.unheard, self.memory.commands
-        if isinstance(event, Decision):
+        if isinstance(event, JUDGEMENTS):
             unheard = tuple(one for one in unheard if one.id != event.id)
         elif isinstance(event, CommandReceived):
             commands |= {event.id}
-        self.memory = Memory(engine, (*unheard, *decisions), commands)
-        return decisions
+        self.memory = Memory(engine, (*unheard, *judgements), commands)
+        return judgements
 
-    def undecided(self) -> list[Decision]:
-        """Decisions that a supervisor had no time to journal."""
-        journaled = {id_ for incident in self.run.incidents for id_ in incident.decisions}
+    def unsaid(self) -> list[Judgement]:
+        """Judgements that a supervisor had no time to journal."""
+        journaled = {id_ for incident in self.run.incidents for id_ in incident.judgements}
         return [one for one in self.memory.unheard if one.id not in journaled]

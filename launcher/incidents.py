@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.events import (
-    PERSON,
-    ActionDone,
-    Decision,
-)
+from launcher.events import PERSON, ActionDone, Decision, IncidentClosed, IncidentOpened
 from launcher.evolve import evolve
 from launcher.run import ENDING, Incident, Node, NodeState, Run, RunState
 
@@ -39,6 +35,30 @@ def decided(run: Run, event: Decision) -> Run:
         hold_reason="",
         recovering_since=event.at,
     )
+
+
+def opened(run: Run, event: IncidentOpened) -> Run:
+    """Trouble has begun, and nothing is decided: it is watched."""
+    incident = Incident(
+        event.incident, event.rule, event.detector, event.attempt, event.onset_at, event.at, run.step, event.why, (),
+        "none", "act", {}, (), event.evidence, state="WATCHED", onset_step=event.onset_step, lasts=True,
+    )  # fmt: skip
+    return evolve(run, incidents=(*run.incidents, incident))
+
+
+def closed(run: Run, event: IncidentClosed) -> Run:
+    """Trouble is over. What has been decided about it goes on."""
+    state = {"healed": "HEALED", "stayed": "STAYED", "left": "ENDED"}[event.outcome]
+    return evolve(run, incidents=tuple(_closed(i, event, state) for i in run.incidents))
+
+
+def _closed(incident: Incident, event: IncidentClosed, state: str) -> Incident:
+    if incident.number != event.incident:
+        return incident
+    if incident.state not in ("WATCHED", "ADVISED", "NOTED"):
+        return evolve(incident, lasts=False)
+    recovered_at = event.at if event.outcome == "healed" else None
+    return evolve(incident, lasts=False, state=state, recovered_at=recovered_at)
 
 
 def action_done(run: Run, event: ActionDone) -> Run:
@@ -93,6 +113,8 @@ def _tell_incident(run: Run, event: Decision) -> Run:
                 nodes=tuple(dict.fromkeys((*incident.nodes, *event.nodes))),
                 actions={**incident.actions, **event.actions},
             )
+            if incident.state in ("WATCHED", "ADVISED", "NOTED"):  # so far training went on
+                longer = evolve(longer, decided_at=event.at, why=event.why, mode=event.mode, state=_state_of(event))
             return evolve(run, incidents=(*run.incidents[:position], longer, *run.incidents[position + 1 :]))
     incident = Incident(
         event.incident, event.rule, event.detector, event.attempt, event.onset_at or event.at, event.at, run.step,

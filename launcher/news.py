@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from launcher.events import AttemptStarted, Decision, Event, RunEnded, RunHeld, RunReleased
+from launcher.events import (
+    AttemptStarted,
+    Decision,
+    Event,
+    IncidentClosed,
+    IncidentOpened,
+    RunEnded,
+    RunHeld,
+    RunReleased,
+)
 
 
 def news(event: Event, name: str) -> str:
@@ -14,6 +23,10 @@ def news(event: Event, name: str) -> str:
         case Decision():
             advised = "" if event.mode == "act" else f" ({event.mode} only)"
             return f"{event.rule}: {event.why}: {', '.join(event.actions)}{advised}"
+        case IncidentOpened():
+            return f"{event.rule}: {event.why}: watched, nothing is decided yet"
+        case IncidentClosed() if event.outcome != "left":
+            return f"incident {event.incident} {event.outcome}: {event.why}"
         case RunHeld():
             return f"HELD: {event.reason}: opt-launch release {name}, or opt-launch stop {name}"
         case RunReleased():

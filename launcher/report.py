@@ -227,12 +227,19 @@ def _incidents(body: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+_UNTOUCHED = {
+    "ADVISED": "nothing was done",
+    "NOTED": "training went on",
+    "WATCHED": "nothing is decided yet",
+    "HEALED": "it healed by itself",
+    "STAYED": "it stayed, and is the usual now",
+}
+
+
 def _was_it_cured(incident: Mapping[str, Any], incidents: Sequence[Mapping[str, Any]]) -> str:
     """Whether the deed was enough: steps went on, and the same rule was not needed at the same step again."""
     if incident["state"] != "RECOVERED":
-        return {"ADVISED": "nothing was done", "NOTED": "training went on"}.get(
-            incident["state"], f"no, {incident['state'].lower()}"
-        )
+        return _UNTOUCHED.get(incident["state"], f"no, {incident['state'].lower()}")
     again = [
         one["id"]
         for one in incidents

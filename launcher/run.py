@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -126,7 +127,18 @@ class Incident:
     evidence: Mapping[str, object]
     recovered_at: float | None = None
     lost_steps: int | None = None
-    state: str = "OPEN"  # OPEN, RECOVERED, HELD, ENDED; NOTED or ADVISED where training went on
+    # OPEN, RECOVERED, HELD, ENDED; NOTED or ADVISED where training went on; WATCHED where nothing is decided yet, and
+    # HEALED or STAYED how that ended
+    state: str = "OPEN"
+    onset_step: int = -1
+    lasts: bool = False  # numbers are not yet as they were before `onset_step`
+
+    @property
+    def judgements(self) -> tuple[str, ...]:
+        """The ids of all that was found and decided about it."""
+        opened = (f"opened {self.number}",) if self.onset_step >= 0 else ()
+        closed = (f"closed {self.number}",) if opened and not self.lasts else ()
+        return (*self.decisions, *opened, *closed)
 
 
 @dataclass(frozen=True)
@@ -192,6 +204,15 @@ class Run:
         """The attempt whose ranks may be alive."""
         return self.attempt if self.attempt and self.attempt.ended_at is None else None
 
+    @property
+    def sound_until(self) -> float:
+        """Checkpoints of this many steps or fewer hold nothing of numbers that are in trouble now.
+
+        It is in the first step that was told to be bad, or in those before it that were not told.
+        """
+        onset = min((incident.onset_step for incident in self.incidents if incident.lasts), default=math.inf)
+        return onset - self.stride + 1
+
     def lineage(self) -> Iterator[Checkpoint]:
         """The line of checkpoints that led to the present, newest first."""
         at = self.head
@@ -201,6 +222,6 @@ class Run:
             at = parent if parent is not None and parent[0] < at[0] else None
 
     def is_good(self, checkpoint: Checkpoint) -> bool:
-        """Complete, read back in full, and followed by `probation` healthy steps."""
-        tried = checkpoint.healthy_steps >= self.probation
+        """Complete, read back in full, followed by `probation` healthy steps, and from before what is amiss now."""
+        tried = checkpoint.healthy_steps >= self.probation and checkpoint.step <= self.sound_until
         return checkpoint.usable and checkpoint.verified and tried and not checkpoint.doubted

@@ -148,8 +148,8 @@ class Supervisor:
             self._begin_anew(self.run_)
         for damage in damaged:
             self.emit(Warned(at=time.time(), text=f"{damage.file} at byte {damage.offset}: {damage.reason}"))
-        for decision in self.fold.undecided():
-            self.emit(decision)
+        for judgement in self.fold.unsaid():
+            self.emit(judgement)
         server = await wire.serve(self.host, 0, self.paths.secret.read_bytes(), self.commands.serve)
         address = {"host": self.host, "port": server.sockets[0].getsockname()[1], "pid": os.getpid(), "node": self.node}
         write_atomically(self.paths.supervisor_address(self.epoch), json.dumps(address))
@@ -201,9 +201,9 @@ class Supervisor:
 
     def _durable(self, events: list[Event]) -> None:
         for event in events:
-            for decision in self.fold.take(event):
-                log.info("decision %s: %s %s %s", decision.id, decision.rule, decision.actions, decision.why)
-                self.emit(decision)
+            for judgement in self.fold.take(event):
+                log.info("%s %s: %s", judgement.type, judgement.id, judgement.why)
+                self.emit(judgement)
             self._in_flight.discard(event.seq)
             self._react(event)
             if event.seq in self._acks:

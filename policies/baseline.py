@@ -59,3 +59,6 @@ def noted(baseline: Baseline, value: float) -> Baseline:
     # The second quantile sees what the first is blind to: a batch loss of two levels, a third of it on the upper one.
     noise = max(_MEDIAN * by_size[count // 2], by_size[min(count - 1, count * 9 // 10)] / _P90)
     return evolve(baseline, differences=(*differences, size), by_size=tuple(by_size), noise=noise)
+
+
+UNKNOWN = Baseline()

@@ -7,26 +7,31 @@ come. Infrastructure is judged before numerics, rules in order; of those that ac
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from launcher.events import PERSON, AttemptEnded, CommandReceived, Decision, Event, Json, StepDone
+from launcher.events import PERSON, AttemptEnded, CommandReceived, Decision, Event, Json, Judgement, StepDone
 from launcher.evolve import evolve
-from policies.detectors import bad_metrics, look
+from policies.detectors import look
 from policies.exits import failed_rank
-from policies.finding import Finding
+from policies.finding import Finding, Word
 from policies.ladder import charged, chosen_rung, used, without_progress
+from policies.numerics import finding_of, with_streaks
 from policies.observe import begun_afresh, observe
 from policies.schema import INFRASTRUCTURE, Policy, Rule, Rung
 from policies.silence import lost_nodes
-from policies.state import EngineState, Pending, RuleState, Streak, is_within
+from policies.state import EngineState, Pending, RuleState, is_within
+from policies.watch import WATCHERS, told, watched
 from policies.when import NodeLost
 
 # A lost node explains exits and hangs, an exit explains a hang; a node that is wanted back can wait for all of them.
 ORDER = ("node_lost", "exit", "hang", "draining")
+NUMERICS = frozenset({"non_finite", "threshold", *WATCHERS})
 ENDS = frozenset({"restart", "hold", "stop"})
 BUILT_IN = "engine"  # the rule of decisions that no policy has to make
 
 Outcome = tuple[EngineState, tuple[Decision, ...]]
+Answers = tuple[EngineState, tuple[Judgement, ...], float | None]
 
 
 def initial(policy: Policy) -> EngineState:
@@ -34,14 +39,17 @@ def initial(policy: Policy) -> EngineState:
     return EngineState(rules={rule.name: RuleState() for rule in policy.rules})
 
 
-def decide(policy: Policy, state: EngineState, event: Event) -> tuple[EngineState, tuple[Decision, ...], float | None]:
-    """The new state, what is decided, and the time (Unix seconds) by which a Tick is wanted at the latest."""
-    state = _with_streaks(policy, observe(state, event), event)
-    decisions: list[Decision] = []
-    for judge in (_person, _rejected_checkpoint, _early_end, _infrastructure, _numerics):
+def decide(policy: Policy, state: EngineState, event: Event) -> Answers:
+    """The new state, what is found and decided, and the time (Unix seconds) by which a Tick is wanted at the latest."""
+    state, words = watched(policy, observe(state, event), event)
+    state = with_streaks(policy, state, event, words)
+    judgements: list[Judgement] = []
+    for judge in (_person, _rejected_checkpoint, _early_end, _infrastructure):
         state, more = judge(policy, state, event)
-        decisions += more
-    return state, tuple(decisions), next_deadline(policy, state)
+        judgements += more
+    state, of_trouble = told(policy, state, event, words)
+    state, decisions = _numerics(policy, state, event, words)
+    return state, (*judgements, *of_trouble, *decisions), next_deadline(policy, state)
 
 
 def next_deadline(policy: Policy, state: EngineState) -> float | None:
@@ -149,7 +157,7 @@ def _joined(policy: Policy, state: EngineState, event: Event) -> Outcome:
     return evolve(state, pending=pending, decisions=state.decisions + 1), (decision,)
 
 
-def _numerics(policy: Policy, state: EngineState, event: Event) -> Outcome:
+def _numerics(policy: Policy, state: EngineState, event: Event, words: Mapping[str, Word]) -> Outcome:
     """Metrics of a step that was just done."""
     attempt = state.judged
     if not isinstance(event, StepDone) or attempt is None or event.attempt != attempt.number:
@@ -159,51 +167,10 @@ def _numerics(policy: Policy, state: EngineState, event: Event) -> Outcome:
         # Failed ranks that are still being sorted out come first.
         if state.pending or attempt.ended or attempt.exits:
             break
-        if finding := _numerics_finding(rule, state, event):
+        if finding := finding_of(rule, state, event, words.get(rule.name)):
             state, more = _answer(policy, rule, state, event, finding)
             decisions += more
     return state, decisions
-
-
-def _numerics_finding(rule: Rule, state: EngineState, event: StepDone) -> Finding | None:
-    detector = rule.when.non_finite or rule.when.threshold
-    streak = state.streaks.get(rule.name)
-    if detector is None or streak is None or not _lasted(rule, state, streak):
-        return None
-    bad = bad_metrics(detector, event)
-    shown = ", ".join(f"{name} is {value:g}" for name, value in bad.items())
-    since = f" since step {streak.onset_step}" if streak.onset_step != event.step else ""
-    evidence: dict[str, Json] = {"step": event.step, "steps": streak.steps}
-    evidence |= {name: f"{value:g}" for name, value in bad.items()}
-    return Finding(
-        rule.when.detector,
-        key=f"{event.attempt}:{streak.onset_step}:{streak.onset_at}",
-        why=f"{shown} at step {event.step}{since}",
-        evidence=evidence,
-        onset_at=streak.onset_at,
-        onset_step=streak.onset_step,
-    )
-
-
-def _lasted(rule: Rule, state: EngineState, streak: Streak) -> bool:
-    if rule.for_ is None:
-        return True
-    if rule.for_.steps is not None:
-        return streak.steps >= rule.for_.steps
-    return state.now - streak.onset_at >= (rule.for_.seconds or 0.0)
-
-
-def _with_streaks(policy: Policy, state: EngineState, event: Event) -> EngineState:
-    """For each rule about numbers, how long its condition has held without a break."""
-    if not isinstance(event, StepDone) or state.attempt is None or event.attempt != state.attempt.number:
-        return state
-    streaks: dict[str, Streak] = {}
-    for rule in policy.rules:
-        detector = rule.when.non_finite or rule.when.threshold
-        if detector and bad_metrics(detector, event):
-            before = state.streaks.get(rule.name, Streak(0, state.now, event.step))
-            streaks[rule.name] = evolve(before, steps=before.steps + 1)
-    return evolve(state, streaks=streaks)
 
 
 # ---------------------------------------------------------------- from a finding to a decision
@@ -254,14 +221,21 @@ def _decided(
     state: EngineState, event: Event, finding: Finding, rule: str, actions: dict[str, Json], **how: Any
 ) -> Outcome:
     """Open an incident with this decision. What ends the attempt is pending until another begins."""
-    incident = state.incidents + 1
+    story = state.story if finding.detector in NUMERICS else None
+    incident = story.incident if story else state.incidents + 1
+    if story:  # what goes back goes back to before all of it
+        finding = evolve(
+            finding, onset_at=min(story.at, finding.onset_at), onset_step=min(story.step, finding.onset_step)
+        )
     decision = _decision(state, event, finding, rule, actions, incident=incident, **how)
     pending = state.pending
     if ENDS & actions.keys() and decision.mode == "act":
         lost = frozenset(finding.nodes) if finding.detector == "node_lost" else frozenset()
         lost |= pending.lost if pending else frozenset()
         pending = Pending(incident, state.now, "restart" in actions, lost)
-    return evolve(state, incidents=incident, decisions=state.decisions + 1, pending=pending), (decision,)
+    return evolve(state, incidents=max(state.incidents, incident), decisions=state.decisions + 1, pending=pending), (
+        decision,
+    )
 
 
 def _decision(

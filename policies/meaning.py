@@ -16,6 +16,7 @@ Flaw = tuple[tuple[str | int, ...], str]
 # and is then refused by name.
 BUILT = frozenset(
     {"detector exit", "detector node_lost", "detector hang", "detector non_finite", "detector threshold"}
+    | {f"detector {name}" for name in ("spike", "scale_collapse", "drift", "plateau", "slow", "straggler")}
     | {"detector draining", "action replace", "action shrink", "action requeue"}
     | {"action restart", "action exclude", "action collect", "action save", "action hold", "action stop"}
     | {"action notify"}
@@ -50,8 +51,6 @@ def policy_flaws(policy: Policy) -> Iterator[Flaw]:
     """Parts of a policy, outside its rules, that are not built."""
     if policy.budget.lost_time is not None:
         yield ("budget", "lost_time"), "budget 'lost_time' is not built yet"
-    if policy.quiet is not None:
-        yield ("quiet",), "'quiet' is not built yet"
     if isinstance(policy.mode, Ask):
         yield ("mode",), "mode 'ask' is not built yet"
 
@@ -144,6 +143,9 @@ def watched_metrics(rule: Rule) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """The metrics a rule looks at, each with its place in the rule."""
     if rule.when.threshold:
         yield ("when", "threshold", "metric"), rule.when.threshold.metric
+    for name in ("spike", "plateau"):
+        if detector := getattr(rule.when, name):
+            yield ("when", name, "metric"), detector.metric
     if rule.when.non_finite:
         for index, name in enumerate(rule.when.non_finite.metrics):
             yield ("when", "non_finite", "metrics", index), name
@@ -199,7 +201,7 @@ def _rung(rule: Rule, rung: Rung) -> Iterator[Flaw]:
 
 def _blamed(rung: Rung, detector: str) -> Iterator[Flaw]:
     """What is wrong with the actions about the nodes that a detector blames."""
-    blames = detector in (*INFRASTRUCTURE, "draining")
+    blames = detector in (*INFRASTRUCTURE, "draining", "straggler")
     if rung.exclude == "failed":
         yield ("exclude",), "'exclude: failed' needs a 'check' in the same rung"
     elif rung.exclude and not blames:
@@ -208,7 +210,7 @@ def _blamed(rung: Rung, detector: str) -> Iterator[Flaw]:
         yield ("exclude",), "a draining node works: use 'replace'"
     if rung.replace and not blames:
         yield ("replace",), f"'{detector}' blames no node: nothing would be replaced"
-    elif rung.replace and detector != "draining":
+    elif rung.replace and detector not in ("draining", "straggler"):
         yield ("replace",), f"after '{detector}' there is nothing left that could save: use 'exclude'"
 
 

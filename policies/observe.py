@@ -22,6 +22,7 @@ from launcher.events import (
     NodeSilent,
     NodeUndrained,
     RankExited,
+    RunAmended,
     RunEnded,
     RunHeld,
     RunReleased,
@@ -37,6 +38,8 @@ from policies.silence import is_broken_link, kind_of_exit
 from policies.state import Agent, Attempt, EngineState
 
 STEP_TIMES = 256  # times between steps that are remembered
+# Keys of the spec whose change explains what numbers do then.
+DECLARED = {"lr_change": (".lr",), "batch_change": (".batch_tokens", ".seq_len"), "data_stage": (".data",)}
 FIRST_EXITS = 64  # failed ranks of an attempt that are remembered one by one
 
 
@@ -188,6 +191,8 @@ def _(event: AttemptStarted, state: EngineState) -> EngineState:
     if before is not None and not before.has_stepped:
         own = (one for one in before.exits if not is_broken_link(one))
         state = evolve(state, failed_early=(*state.failed_early, *own)[-FIRST_EXITS:])
+    if event.restore is not None or event.resumes_itself:
+        state = _changed(state, "resume")
     return evolve(state, attempt=attempt, pending=None, is_held=False, stopped=None, streaks={}, commands=commands)
 
 
@@ -212,8 +217,20 @@ def _(event: RankExited, state: EngineState) -> EngineState:
     return evolve(state, attempt=attempt)
 
 
+def _changed(state: EngineState, *kinds: str) -> EngineState:
+    return evolve(state, changes={**state.changes, **dict.fromkeys(kinds, state.moment)}) if kinds else state
+
+
+@_observe.register
+def _(event: RunAmended, state: EngineState) -> EngineState:
+    changed = [kind for kind, words in DECLARED.items() if any(word in key for key in event.changes for word in words)]
+    return _changed(state, *changed)
+
+
 @_observe.register
 def _(event: ActionDone, state: EngineState) -> EngineState:
+    if event.action == "set" and event.ok:
+        return _changed(state, "lr_change")
     if event.action != "replace" or state.attempt is None:
         return state
     return evolve(state, attempt=evolve(state.attempt, leaving=True))
@@ -238,7 +255,7 @@ def _(event: StepDone, state: EngineState) -> EngineState:
         attempt=evolve(attempt, step=event.step, has_stepped=True),
         unwatched_since=None,
         step_times=(*state.step_times[1 - STEP_TIMES :], steps * event.step_s),
-        steps_done=state.steps_done + 1,
+        steps_done=state.steps_done + steps,
         best_step=max(state.best_step, event.step),
         first_step_failures=0,
         failed_early=(),

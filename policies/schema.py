@@ -155,9 +155,14 @@ class Budget(Grammar):
 
 
 class Quiet(Grammar):
-    """Mute numerics for a while after a declared change."""
+    """After a declared change numbers teach, and nothing is found in them but what is not finite.
 
-    after: Names
+    `resume`: an attempt began from a checkpoint; the others: a setting of the run was changed.
+    """
+
+    after: Annotated[
+        tuple[Literal["resume", "lr_change", "batch_change", "data_stage"], ...], Strict(False), Field(min_length=1)
+    ]
     for_: Annotated[SpanText, Field(alias="for")] = Span(steps=200)
 
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from launcher.events import StepDone
+from launcher.events import Json, StepDone
 from launcher.evolve import evolve
-from policies.baseline import NOISE_OF, Baseline, learned, noted
+from policies.baseline import NOISE_OF, UNKNOWN, Baseline, learned, noted
 from policies.finding import Word
 from policies.when import Spike
 
@@ -63,8 +63,8 @@ class Trouble:
 class SpikeMemory:
     """Baselines of the loss and of the logarithm of the gradient norm; the highest level so far; trouble, if any."""
 
-    loss: Baseline = Baseline()
-    norm: Baseline = Baseline()
+    loss: Baseline = UNKNOWN
+    norm: Baseline = UNKNOWN
     highest: float = 0.0
     trouble: Trouble | None = None
 
@@ -72,16 +72,18 @@ class SpikeMemory:
 def spike(detector: Spike, memory: SpikeMemory, event: StepDone, *, learning: bool) -> tuple[SpikeMemory, Word | None]:
     """What the detector says of a step. While `learning` (after a declared change) everything is usual."""
     loss = event.metrics.get(detector.metric, math.nan)
+    trouble = memory.trouble
     if not math.isfinite(loss):  # another detector's matter
-        return memory, None
+        return memory, _word(trouble, event) if trouble and trouble.is_told else None
     norm = event.metrics.get(detector.norm, math.nan)
     log_norm = math.log(norm) if 0 < norm < math.inf else None
     if learning or not memory.loss.is_learned or event.step < detector.warmup:
         return _learn(evolve(memory, trouble=None), loss, log_norm), None
     norm_is_up = norm == math.inf or (log_norm is not None and _is_up(memory.norm, log_norm))
-    trouble = memory.trouble or _begun(detector, memory, event)
+    is_new = trouble is None
+    trouble = trouble or _begun(detector, memory, event)
     above = loss - trouble.level
-    if memory.trouble is None and above <= trouble.clear and not norm_is_up:
+    if is_new and above <= trouble.clear and not norm_is_up:
         return _learn(memory, loss, log_norm), None
     exploded = above > EXPLODED * memory.highest
     trouble = _grown(trouble, Row(event.step, above, above > trouble.clear), (loss, log_norm), norm_is_up)
@@ -150,7 +152,7 @@ def _over(memory: SpikeMemory, trouble: Trouble, event: StepDone) -> tuple[Spike
         memory = evolve(memory, loss=_with(memory.loss, [loss for loss, _ in trouble.values], back=BACK_ROWS))
         memory = evolve(memory, norm=_with(memory.norm, [norm for _, norm in trouble.values], back=BACK_ROWS))
     else:
-        memory = evolve(memory, loss=Baseline(), norm=Baseline())
+        memory = evolve(memory, loss=UNKNOWN, norm=UNKNOWN)
         for loss, log_norm in trouble.values:
             memory = _learn(memory, loss, log_norm)
     outcome = "the loss is back" if healed else f"after {trouble.count} rows this is the new level"
@@ -167,13 +169,16 @@ def _with(baseline: Baseline, values: list[float | None], back: int) -> Baseline
 
 
 def _word(trouble: Trouble, event: StepDone) -> Word:
-    row = trouble.rows[-1]
-    kind = "finding" if trouble.is_due else "onset"
-    since = f"since step {trouble.step}" if trouble.step != event.step else "now"
-    why = f"loss {trouble.level + row.above:.4g} at step {event.step}, usually {trouble.level:.4g}, limit {trouble.level + trouble.far:.4g}; {since}"
-    evidence = {
-        "step": event.step, "level": trouble.level, "limit": trouble.level + trouble.far,
-        "peak": trouble.level + trouble.peak, "rows": trouble.count, "rows_far_above": trouble.far_rows,
+    now, limit = trouble.level + trouble.rows[-1].above, trouble.level + trouble.far
+    since = f", since step {trouble.step}" if trouble.step != event.step else ""
+    evidence: dict[str, Json] = {
+        "step": event.step,
+        "level": trouble.level,
+        "limit": limit,
+        "peak": trouble.level + trouble.peak,
+        "rows": trouble.count,
+        "rows_far_above": trouble.far_rows,
         "rows_with_high_norm": trouble.norm_rows,
-    }  # fmt: skip
-    return Word(kind, trouble.step, trouble.at, why, evidence)
+    }
+    why = f"{now:.4g} at step {event.step}{since}; usually {trouble.level:.4g}, limit {limit:.4g}"
+    return Word("finding" if trouble.is_due else "onset", trouble.step, trouble.at, why, evidence)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from launcher.events import RankExited, StepsStopped
 from policies.schema import Span
@@ -93,6 +94,16 @@ class Streak:
 
 
 @dataclass(frozen=True)
+class Story:
+    """Trouble with the numbers that is not over. `rules`: those whose detectors still see it."""
+
+    incident: int
+    step: int
+    at: float
+    rules: frozenset[str]
+
+
+@dataclass(frozen=True)
 class EngineState:
     """All that `decide` remembers between events."""
 
@@ -107,6 +118,9 @@ class EngineState:
     best_step: int = -1
     best_committed: int = -1
     streaks: Mapping[str, Streak] = field(default_factory=dict)
+    memories: Mapping[str, Any] = field(default_factory=dict)  # by rule, what its detector of numbers remembers
+    story: Story | None = None
+    changes: Mapping[str, Moment] = field(default_factory=dict)  # when each kind of declared change was last made
     rules: Mapping[str, RuleState] = field(default_factory=dict)
     restarts: tuple[Moment, ...] = ()
     fruitless: int = 0

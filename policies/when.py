@@ -133,14 +133,14 @@ class Plateau(Grammar):
 class Straggler(Grammar):
     """The same few ranks need longer to compute than their peers, in most steps of `window`."""
 
-    slower_than: Annotated[Number, Field(gt=1)] = 1.3
+    slower_than: GapText = Field(default="1.3 x median", validate_default=True)  # pyright: ignore[reportAssignmentType]
     window: Annotated[Steps, Field(gt=0)] = 50
 
 
 class Slow(Grammar):
     """The steps of a whole `window` have become slower than they were before, in the same number of ranks."""
 
-    slower_than: Annotated[Number, Field(gt=1)] = 1.3
+    slower_than: GapText = Field(default="1.3 x median", validate_default=True)  # pyright: ignore[reportAssignmentType]
     window: Annotated[Steps, Field(gt=0)] = 50
 
 

@@ -30,6 +30,7 @@ _TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 _COLOURS = {
     "SUCCEEDED": "green", "RUNNING": "green", "ALIVE": "green", "RECOVERED": "green",
     "PENDING": "yellow", "STARTING": "yellow", "SUSPECT": "yellow", "OPEN": "yellow", "ADVISED": "dim", "NOTED": "dim",
+    "WATCHED": "yellow", "HEALED": "green", "STAYED": "dim",
     "RECOVERING": "cyan", "HELD": "red", "FAILED": "red", "STOPPED": "red", "LOST": "red", "ENDED": "dim",
     "GONE": "dim",
 }  # fmt: skip

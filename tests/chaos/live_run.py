@@ -18,7 +18,16 @@ import counting
 import psutil
 
 from launcher.advance import advance, fold
-from launcher.events import AttemptStarted, CheckpointCommitted, Decision, EpochStarted, Event, StepDone, TrainerDone
+from launcher.events import (
+    JUDGEMENTS,
+    AttemptStarted,
+    CheckpointCommitted,
+    Decision,
+    EpochStarted,
+    Event,
+    StepDone,
+    TrainerDone,
+)
 from launcher.journal import read_journal
 from launcher.paths import RunPaths
 from launcher.reporter import read_page
@@ -219,7 +228,7 @@ class LiveRun:
         for event in self.events():
             state, decisions, _ = decide(policy, state, event)
             replayed += decisions
-        journaled = [replace(one, epoch=0, seq=0) for one in self.of(Decision)]
+        journaled = [replace(one, epoch=0, seq=0) for one in self.of(JUDGEMENTS)]
         assert replayed == journaled, self.story()
 
     def check_nothing_is_left(self, limit_s: float = 25.0) -> None:

@@ -24,7 +24,8 @@ PURE = [
     "launcher.doctor.checks", "launcher.doctor.cluster_checks", "launcher.doctor.show",
     "launcher.checkpoints", "policies.schema", "policies.when", "policies.units", "policies.detectors",
     "policies.engine", "policies.exits", "policies.silence", "policies.explain", "policies.finding",
-    "policies.ladder", "policies.meaning", "policies.observe", "policies.state",
+    "policies.ladder", "policies.meaning", "policies.observe", "policies.state", "policies.baseline", "policies.spike",
+    "policies.scale", "policies.trend", "policies.pace", "policies.watch", "policies.numerics",
 ]  # fmt: skip
 IMPURE = {
     "os", "time", "socket", "subprocess", "random", "threading", "multiprocessing", "asyncio", "signal", "io",

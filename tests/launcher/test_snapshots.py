@@ -93,7 +93,7 @@ def started(sealed: Any = ()) -> EpochStarted:
 def told_by(fold: Fold) -> Any:
     """All that a fold says, in a form in which not-a-number equals itself."""
     view, memory = encode(View, fold.view), encode(Memory, fold.memory)
-    return json.dumps([view, memory, fold.deadline, [to_json(one) for one in fold.undecided()]], sort_keys=True)
+    return json.dumps([view, memory, fold.deadline, [to_json(one) for one in fold.unsaid()]], sort_keys=True)
 
 
 def from_start(paths: RunPaths) -> Fold:
@@ -191,9 +191,9 @@ def test_a_decision_that_its_supervisor_had_no_time_to_journal_is_not_forgotten(
 
     again = taken_over(paths)
 
-    assert [one.detector for one in again.undecided()] == ["node_lost"]
-    again.take(evolve(again.undecided()[0], epoch=2, seq=1))
-    assert again.undecided() == []
+    assert [one.detector for one in again.unsaid()] == ["node_lost"]
+    again.take(evolve(again.unsaid()[0], epoch=2, seq=1))
+    assert again.unsaid() == []
 
 
 def test_a_long_run_is_the_same_from_its_snapshot_with_hardly_anything_read(
@@ -208,7 +208,7 @@ def test_a_long_run_is_the_same_from_its_snapshot_with_hardly_anything_read(
 
     assert set(places_used(paths, monkeypatch)) == {(events[-101].epoch, events[-101].seq)}
     assert told_by(taken_over(paths)) == told_by(from_start(paths))
-    assert not taken_over(paths).undecided()
+    assert not taken_over(paths).unsaid()
     assert len([event for event in events if isinstance(event, Decision)]) >= 5
 
 

@@ -12,6 +12,9 @@ from launcher.events import (
     CheckpointCommitted,
     Decision,
     Event,
+    IncidentClosed,
+    IncidentOpened,
+    Judgement,
     NodeBack,
     NodeDown,
     NodeDraining,
@@ -49,6 +52,7 @@ class Story:
         self.at, self.attempt, self.step = 1000.0, 0, -1
         self.deadline: float | None = None
         self.decisions: list[Decision] = []
+        self.trouble: list[IncidentOpened | IncidentClosed] = []
         self.events: list[Event] = []
         self.active = [f"n{i}" for i in range(nodes)]
         self.ranks = ranks
@@ -61,13 +65,15 @@ class Story:
 
     def tell(self, event: Event) -> list[Decision]:
         self.events.append(event)
-        self.state, decisions, self.deadline = decide(self.policy, self.state, event)
+        self.state, judgements, self.deadline = decide(self.policy, self.state, event)
         assert self.deadline is None or self.deadline > self.state.now
+        decisions = [one for one in judgements if isinstance(one, Decision)]
         self.decisions += decisions
-        for decision in decisions:  # what the journal feeds back changes nothing
-            state, more, _ = decide(self.policy, self.state, decision)
+        self.trouble += [one for one in judgements if not isinstance(one, Decision)]
+        for judgement in judgements:  # what the journal feeds back changes nothing
+            state, more, _ = decide(self.policy, self.state, judgement)
             assert (state, more) == (self.state, ())
-        return list(decisions)
+        return decisions
 
     def wait(self, seconds: float) -> list[Decision]:
         """Let time pass, ticking at each deadline as the shell does."""
@@ -183,12 +189,12 @@ def reason(decision: Decision) -> str:
     return str(hold["reason"])
 
 
-def replayed(policy: Policy, events: list[Event]) -> tuple[EngineState, list[Decision]]:
-    state, decisions = initial(policy), []
+def replayed(policy: Policy, events: list[Event]) -> tuple[EngineState, list[Judgement]]:
+    state, judgements = initial(policy), list[Judgement]()
     for event in events:
         state, more, _ = decide(policy, state, event)
-        decisions += more
-    return state, decisions
+        judgements += more
+    return state, judgements
 
 
 NAN = math.nan

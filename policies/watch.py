@@ -1,0 +1,150 @@
+"""Detectors that watch numbers step by step: what each remembers, and what it says of a step. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from launcher.events import AttemptStarted, Event, IncidentClosed, IncidentOpened, Judgement, StepDone
+from launcher.evolve import evolve
+from policies.finding import Finding, Word
+from policies.pace import PaceMemory, PeersMemory, slow, straggler
+from policies.scale import ScaleMemory, scale_collapse
+from policies.schema import Policy, Rule
+from policies.spike import SpikeMemory, spike
+from policies.state import EngineState, Story, is_within
+from policies.trend import TrendMemory, drift, plateau
+
+# Each takes (detector, memory, event, learning) and answers (memory, word).
+WATCHERS: Mapping[str, tuple[Callable[..., tuple[Any, Word | None]], Any]] = {
+    "spike": (spike, SpikeMemory()),
+    "scale_collapse": (scale_collapse, ScaleMemory()),
+    "drift": (drift, TrendMemory()),
+    "plateau": (plateau, TrendMemory()),
+    "slow": (slow, PaceMemory()),
+    "straggler": (straggler, PeersMemory()),
+}
+
+# Those that say so in each step while there is trouble: it can be told, and told to be over, before it is acted upon.
+SEES_ONSETS = ("spike", "scale_collapse")
+
+
+def watched(policy: Policy, state: EngineState, event: Event) -> tuple[EngineState, dict[str, Word]]:
+    """The state with an event taken in by the detectors, and by rule what they say of it."""
+    attempt = state.attempt
+    if isinstance(event, AttemptStarted):
+        return _begun_anew(state, event), {}
+    if not isinstance(event, StepDone) or attempt is None or event.attempt != attempt.number:
+        return state, {}
+    learning = is_quiet(policy, state)
+    memories, words = dict(state.memories), dict[str, Word]()
+    for rule in policy.rules:
+        if watcher := WATCHERS.get(rule.when.detector):
+            watch, nothing = watcher
+            before = memories.get(rule.name, nothing)
+            memories[rule.name], word = watch(_parameters(rule), before, event, learning=learning)
+            if word:
+                words[rule.name] = word
+    return (evolve(state, memories=memories) if memories else state), words
+
+
+def is_quiet(policy: Policy, state: EngineState) -> bool:
+    """Whether a change that was declared explains whatever numbers do now."""
+    quiet = policy.quiet
+    return quiet is not None and any(
+        kind in state.changes and is_within(state.changes[kind], state.moment, quiet.for_) for kind in quiet.after
+    )
+
+
+def told(
+    policy: Policy, state: EngineState, event: Event, words: Mapping[str, Word]
+) -> tuple[EngineState, tuple[Judgement, ...]]:
+    """Open an incident when trouble begins, join what begins meanwhile, close it when all of it is over."""
+    story = state.story
+    if isinstance(event, AttemptStarted) and story and _restored(state, event) <= story.step:
+        return evolve(state, story=None), (_closed(state, event, story, "left", "the run went back to before it"),)
+    attempt = state.attempt
+    if not isinstance(event, StepDone) or attempt is None or event.attempt != attempt.number:
+        return state, ()
+    seen = {
+        rule.name: rule
+        for rule in policy.rules
+        if rule.when.detector in SEES_ONSETS and rule.name in words and words[rule.name].kind in ("onset", "finding")
+    }
+    if story and not seen:
+        last = next((words[name] for name in sorted(story.rules) if name in words), None)
+        outcome = "stayed" if last and last.kind == "stayed" else "healed"
+        return evolve(state, story=None), (_closed(state, event, story, outcome, last.why if last else ""),)
+    if story:
+        return evolve(state, story=evolve(story, rules=frozenset(seen))), ()
+    if not seen or state.pending or state.judged is None:
+        return state, ()
+    rule = min(seen.values(), key=lambda rule: words[rule.name].step)
+    word = words[rule.name]
+    story = Story(state.incidents + 1, word.step, word.at, frozenset(seen))
+    opened = IncidentOpened(
+        at=event.at,
+        incident=story.incident,
+        attempt=event.attempt,
+        rule=rule.name,
+        detector=rule.when.detector,
+        why=word.why,
+        evidence=word.evidence,
+        onset_at=word.at,
+        onset_step=word.step,
+    )
+    return evolve(state, incidents=story.incident, story=story), (opened,)
+
+
+def found(rule: Rule, state: EngineState, word: Word) -> Finding:
+    """The finding of a detector that says what is to be acted upon."""
+    slots = state.attempt.slots if state.attempt else {}
+    nodes = tuple(node for node, ranks in slots.items() if set(ranks) & set(word.ranks))
+    return Finding(
+        rule.when.detector,
+        key=f"{word.step}:{word.at}",
+        why=word.why,
+        evidence=word.evidence,
+        nodes=nodes,
+        ranks=word.ranks,
+        blame="likely" if nodes else "none",
+        onset_at=word.at,
+        onset_step=word.step,
+    )
+
+
+def _closed(
+    state: EngineState, event: Event, story: Story, outcome: Literal["healed", "stayed", "left"], why: str
+) -> IncidentClosed:
+    number = state.attempt.number if state.attempt else 0
+    return IncidentClosed(at=event.at, incident=story.incident, attempt=number, outcome=outcome, why=why)
+
+
+def _parameters(rule: Rule) -> Any:
+    return getattr(rule.when, rule.when.detector)
+
+
+def _restored(state: EngineState, event: AttemptStarted) -> int:
+    """The step an attempt begins from. Of one that resumes by itself that is not known yet: about where it was."""
+    return event.restore[0] if event.restore else state.best_step if event.resumes_itself else 0
+
+
+def _begun_anew(state: EngineState, event: AttemptStarted) -> EngineState:
+    """What is remembered across attempts: baselines are, and trouble that began before the restored step."""
+    restored, ranks = _restored(state, event), state.attempt.world_size if state.attempt else 0
+    memories = {name: _restarted(memory, restored, ranks) for name, memory in state.memories.items()}
+    return evolve(state, memories=memories)
+
+
+def _restarted(memory: Any, restored: int, ranks: int) -> Any:
+    match memory:
+        case SpikeMemory(trouble=trouble) if trouble is not None and restored <= trouble.step:
+            return evolve(memory, trouble=None)
+        case ScaleMemory():
+            return ScaleMemory()
+        case PaceMemory():
+            return evolve(memory, window=()) if memory.ranks == ranks else PaceMemory(ranks=ranks)
+        case PeersMemory():
+            return PeersMemory()
+        case _:
+            return memory
