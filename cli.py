@@ -423,6 +423,34 @@ def schema() -> None:
     _print_json(json_schema())
 
 
+@policy_app.command("replay")
+def policy_replay(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A run, a .csv or .jsonl, a TensorBoard file, a folder of them.")
+    ],
+    policy: Policies = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of the run, where the record does not say.")] = None,
+    step_time: Annotated[str | None, typer.Option(help="Of one step, where the record does not say: 20s.")] = None,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints, likewise.")] = 250,
+    as_json: AsJson = False,
+    root: Root = RUNS,
+) -> None:
+    """What a policy would have seen and decided in old runs, and at what cost. Nothing is done."""
+    from launcher.replay import Costs, sources
+    from launcher.view.locate import find_run
+    from launcher.view.replay import lines_of, replays, text_of
+    from policies.load import load_policy
+
+    costs = Costs(gpus, _seconds(step_time, "--step-time") if step_time else None, save_every)
+    rules = load_policy(policy or ["default"])
+    path = Path(source)
+    for one in replays(rules, sources(path if path.exists() else find_run(root, source).root), costs):
+        if as_json:
+            _print("".join(f"{line}\n" for line in lines_of(one, costs)), end="")
+        else:
+            _print("\n".join(text_of(one, costs)))
+
+
 def main() -> None:
     """The console script."""
     app()

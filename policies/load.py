@@ -21,6 +21,7 @@ from policies.meaning import (
     TRAINER_METRICS,
     Flaw,
     RunFacts,
+    any_of,
     not_built,
     policy_flaws,
     rule_flaws,
@@ -119,6 +120,13 @@ def _unknown_metrics(rule: Rule, facts: RunFacts | None) -> Iterator[Flaw]:
             near = did_you_mean(name, known) or f" (it reports: {', '.join(known) or 'none'})"
             who = "our trainer reports" if facts and facts.own_trainer else "the telemetry of this run gives"
             yield place, f"{who} no metric {name!r}{near}"
+    if facts and _is_deaf(rule, facts):
+        yield ("when",), f"the telemetry of this run gives none of {', '.join(any_of(rule))}: the rule can never fire"
+
+
+def _is_deaf(rule: Rule, facts: RunFacts) -> bool:
+    """Whether a command tells nothing of what a rule listens for."""
+    return facts.metrics is not None and bool(any_of(rule)) and facts.metrics.isdisjoint(any_of(rule))
 
 
 def _known_metrics(facts: RunFacts) -> Sequence[str] | None:
@@ -302,6 +310,8 @@ def _fit(one: _Written, facts: RunFacts) -> _Written | None:
     rule, as_shipped = one.rule, one.document.name in _shipped_files() and "when" not in one.changed
     if not facts.own_trainer and as_shipped and rule.when.non_finite and facts.metrics is not None:
         rule = _with_detector(rule, "non_finite", metrics=_given(rule.when.non_finite.metrics, facts.metrics))
+    if as_shipped and _is_deaf(rule, facts):
+        return None
     if not facts.own_trainer and one.by_us and rule.when.detector not in (*INFRASTRUCTURE, "draining"):
         if any(_unknown_metrics(rule, facts)):
             return None

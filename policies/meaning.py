@@ -25,6 +25,7 @@ BUILT = frozenset(
 # that is known for some names only.
 TRAINER_METRICS = ("loss", "grad_norm", "lr", "tokens", "tokens_per_s", "activation_norm", "val_loss")
 NEVER_NEGATIVE = frozenset({"grad_norm", "tokens", "tokens_per_s", "activation_norm"})
+SCALE_METRICS = ("loss_scale", "skipped")  # with either of them a loss scale can be followed
 REJECTED_CHECKPOINT = 79  # the exit status of a rank that refused its checkpoint; always handled by the engine
 
 
@@ -149,6 +150,11 @@ def watched_metrics(rule: Rule) -> Iterator[tuple[tuple[str | int, ...], str]]:
     if rule.when.non_finite:
         for index, name in enumerate(rule.when.non_finite.metrics):
             yield ("when", "non_finite", "metrics", index), name
+
+
+def any_of(rule: Rule) -> tuple[str, ...]:
+    """Metrics of which a rule needs one, whichever it is; empty where it needs none or those of `watched_metrics`."""
+    return rule.when.drift.metrics if rule.when.drift else SCALE_METRICS if rule.when.scale_collapse else ()
 
 
 def _takes_all(rule: Rule) -> bool:

@@ -154,7 +154,7 @@ def test_the_default_policy_advises_on_numbers_and_a_policy_by_name_must_be_able
     modes = {rule.name: rule.mode for rule in resolved(tmp_path, NANOGPT).policy.rules}
     assert modes == {
         "user-error": "act", "rank-exit": "act", "node-failure": "act", "hang": "act", "draining": "advise",
-        "non-finite": "advise",
+        "non-finite": "advise", "loss-spike": "advise",
     }  # fmt: skip
     assert mistakes(tmp_path, NANOGPT + "policy: [infra, numerics]\n") == [
         "16:9: 'restart from last_good' of rule 'non-finite' needs 'checkpoints' and 'capabilities.resume' of the command",

@@ -161,8 +161,8 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_rule_is_still_told_what_does_not_exist_yet(tmp_path: Path) -> None:
-    assert mistakes(tmp_path, rule("drift: {}", more="    cooldwn: 3s\n")) == [
-        "5:19: detector 'drift' of rule 'r' is not built yet",
+    assert mistakes(tmp_path, rule("disk: {below: 5 %}", more="    cooldwn: 3s\n")) == [
+        "5:18: detector 'disk' of rule 'r' is not built yet",
         "8:5: unknown key 'cooldwn' (did you mean 'cooldown'?)",
     ]
 
@@ -313,7 +313,8 @@ def test_a_metric_that_the_telemetry_cannot_give_is_a_mistake(tmp_path: Path) ->
 
 
 def test_numerics_asked_for_by_name_act_on_what_the_telemetry_gives() -> None:
-    (one,) = load_policy(["numerics"], COMMAND).rules
+    one, *others = load_policy(["numerics"], COMMAND).rules
+    assert [rule.name for rule in others] == ["loss-spike"]
     assert one.when.non_finite is not None
     assert (one.mode, one.when.non_finite.metrics) == ("act", ("loss",))
 
