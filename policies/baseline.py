@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from dataclasses import dataclass
+from typing import Any
 
 from launcher.evolve import evolve
 
@@ -39,17 +40,21 @@ def learned(baseline: Baseline, value: float) -> Baseline:
     """The baseline with one more usual value. What is not finite teaches nothing."""
     if not math.isfinite(value):
         return baseline
-    if baseline.values:
-        baseline = noted(baseline, value)
     values = (*baseline.values[1 - LEVEL_OF :], value)
-    return evolve(baseline, values=values, level=sorted(values)[len(values) // 2])
+    level = sorted(values)[len(values) // 2]
+    noise = _noise_with(baseline, value) if baseline.values else {}
+    return evolve(baseline, values=values, level=level, **noise)
 
 
 def noted(baseline: Baseline, value: float) -> Baseline:
     """The baseline with a value that counts for the noise, but does not move the level."""
+    return evolve(baseline, **_noise_with(baseline, value))
+
+
+def _noise_with(baseline: Baseline, value: float) -> dict[str, Any]:
     size = abs(value - baseline.level)
     if not math.isfinite(size):
-        return baseline
+        return {}
     by_size, differences = list(baseline.by_size), baseline.differences
     if len(differences) >= NOISE_OF:
         del by_size[bisect_left(by_size, differences[0])]
@@ -57,8 +62,9 @@ def noted(baseline: Baseline, value: float) -> Baseline:
     insort(by_size, size)
     count = len(by_size)
     # The second quantile sees what the first is blind to: a batch loss of two levels, a third of it on the upper one.
-    noise = max(_MEDIAN * by_size[count // 2], by_size[min(count - 1, count * 9 // 10)] / _P90)
-    return evolve(baseline, differences=(*differences, size), by_size=tuple(by_size), noise=noise)
+    half, most = by_size[count // 2] * _MEDIAN, by_size[min(count - 1, count * 9 // 10)] / _P90
+    noise = half if half > most else most
+    return {"differences": (*differences, size), "by_size": tuple(by_size), "noise": noise}
 
 
 UNKNOWN = Baseline()

@@ -44,12 +44,15 @@ def decide(policy: Policy, state: EngineState, event: Event) -> Answers:
     state, words = watched(policy, observe(state, event), event)
     state = with_streaks(policy, state, event, words)
     judgements: list[Judgement] = []
-    for judge in (_person, _rejected_checkpoint, _early_end, _infrastructure):
+    # Most events are steps of a run that is well: what is judged of them has to be fast.
+    judges = () if isinstance(event, StepDone) and state.is_sound else JUDGES
+    for judge in judges:
         state, more = judge(policy, state, event)
         judgements += more
     state, of_trouble = told(policy, state, event, words)
     state, decisions = _numerics(policy, state, event, words)
-    return state, (*judgements, *of_trouble, *decisions), next_deadline(policy, state)
+    judgements += (*of_trouble, *decisions)
+    return state, tuple(judgements), None if state.is_sound else next_deadline(policy, state)
 
 
 def next_deadline(policy: Policy, state: EngineState) -> float | None:
@@ -160,7 +163,7 @@ def _joined(policy: Policy, state: EngineState, event: Event) -> Outcome:
 def _numerics(policy: Policy, state: EngineState, event: Event, words: Mapping[str, Word]) -> Outcome:
     """Metrics of a step that was just done."""
     attempt = state.judged
-    if not isinstance(event, StepDone) or attempt is None or event.attempt != attempt.number:
+    if not isinstance(event, StepDone) or attempt is None or event.attempt != attempt.number or not state.streaks:
         return state, ()
     decisions: tuple[Decision, ...] = ()
     for rule in policy.rules:
@@ -171,6 +174,9 @@ def _numerics(policy: Policy, state: EngineState, event: Event, words: Mapping[s
             state, more = _answer(policy, rule, state, event, finding)
             decisions += more
     return state, decisions
+
+
+JUDGES = (_person, _rejected_checkpoint, _early_end, _infrastructure)
 
 
 # ---------------------------------------------------------------- from a finding to a decision

@@ -57,4 +57,4 @@ def with_streaks(policy: Policy, state: EngineState, event: Event, words: Mappin
         if (word and word.kind == "finding") or (detector and bad_metrics(detector, event)):
             before = state.streaks.get(rule.name, Streak(0, state.now, event.step))
             streaks[rule.name] = evolve(before, steps=before.steps + 1)
-    return evolve(state, streaks=streaks)
+    return evolve(state, streaks=streaks) if streaks or state.streaks else state

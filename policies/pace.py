@@ -11,7 +11,7 @@ from launcher.evolve import evolve
 from policies.finding import Word
 from policies.when import Slow, Straggler
 
-FEWEST_ROWS = 10  # a window is at least so many told steps
+FEWEST_ROWS, MOST_ROWS = 10, 100  # told steps of a window that are looked at
 USUAL_OF = 20  # windows that the usual pace is learned from
 ENOUGH = 3  # so many say something
 MOST = 0.8  # a straggler is one in so many of the steps of a window
@@ -36,10 +36,9 @@ def slow(detector: Slow, memory: PaceMemory, event: StepDone, *, learning: bool)
     if not 0 < pace < math.inf:
         return memory, None
     if not memory.window:
-        memory = evolve(memory, first_step=event.step)
-    # Of a window of many steps every so-manieth is enough: the median of some hundred moves little.
-    if len(memory.window) < 10 * FEWEST_ROWS or event.step % (1 + detector.window // (10 * FEWEST_ROWS)) == 0:
-        memory = evolve(memory, window=(*memory.window[1 - 10 * FEWEST_ROWS :], pace))
+        memory = evolve(memory, window=(pace,), first_step=event.step)
+    elif _is_kept(event.step, detector.window):
+        memory = evolve(memory, window=(*memory.window[1 - MOST_ROWS :], pace))
     if event.step - memory.first_step + 1 < detector.window or len(memory.window) < FEWEST_ROWS:
         return memory, None
     now, memory = quantile(memory.window, 50), evolve(memory, window=())
@@ -56,12 +55,10 @@ def slow(detector: Slow, memory: PaceMemory, event: StepDone, *, learning: bool)
 
 @dataclass(frozen=True)
 class PeersMemory:
-    """In how many steps of the window each rank was behind its peers, and by how much altogether."""
+    """The window being filled: what each rank needed in each of its steps."""
 
-    rows: int = 0
+    window: tuple[tuple[float, ...], ...] = ()
     first_step: int = -1
-    behind: tuple[int, ...] = ()
-    ratios: tuple[float, ...] = ()
     begun: tuple[int, float] | None = None
 
 
@@ -70,32 +67,42 @@ def straggler(
 ) -> tuple[PeersMemory, Word | None]:
     """What the detector says of a step, from the time each rank computed in it."""
     times = event.compute_s
-    if learning or len(times) < 3 or not all(0 <= time < math.inf for time in times):  # of two, who is slow?
+    if learning or len(times) < 3:  # of two, who is slow?
         return (PeersMemory() if learning else memory), None
-    limit = detector.slower_than.factor
-    usual = quantile(times, detector.slower_than.percentile)
-    if usual <= 0:
+    if not memory.window or len(memory.window[0]) != len(times):
+        memory = evolve(memory, window=(times,), first_step=event.step)
+    elif _is_kept(event.step, detector.window):
+        memory = evolve(memory, window=(*memory.window[1 - MOST_ROWS :], times))
+    if event.step - memory.first_step + 1 < detector.window or len(memory.window) < FEWEST_ROWS:
         return memory, None
-    if len(memory.behind) != len(times):
-        memory = PeersMemory(first_step=event.step, behind=(0,) * len(times), ratios=(0.0,) * len(times))
-    memory = evolve(
-        memory,
-        rows=memory.rows + 1,
-        behind=tuple(n + (time > limit * usual) for n, time in zip(memory.behind, times, strict=True)),
-        ratios=tuple(total + time / usual for total, time in zip(memory.ratios, times, strict=True)),
-    )
-    if event.step - memory.first_step + 1 < detector.window or memory.rows < FEWEST_ROWS:
-        return memory, None
-    ranks = tuple(rank for rank, steps in enumerate(memory.behind) if steps >= MOST * memory.rows)
-    fresh = PeersMemory(begun=memory.begun)
-    if not ranks or len(ranks) > max(1, FEW * len(times)):
+    behind = _behind(detector, memory.window)
+    if not behind or len(behind) > max(1, FEW * len(times)):
         word = Word("healed", *memory.begun, "all ranks are as fast as their peers") if memory.begun else None
-        return evolve(fresh, begun=None), word
+        return PeersMemory(), word
     step, at = begun = memory.begun or (memory.first_step, event.at)
-    by = {rank: memory.ratios[rank] / memory.rows for rank in ranks}
-    shown = ", ".join(f"rank {rank} takes {ratio:.2f} times as long as its peers" for rank, ratio in by.items())
-    evidence: dict[str, Json] = {"step": event.step, **{f"rank {rank}": round(ratio, 3) for rank, ratio in by.items()}}
-    return evolve(fresh, begun=begun), Word("finding", step, at, shown, evidence, ranks)
+    why = ", ".join(f"rank {rank} takes {ratio:.2f} times as long as its peers" for rank, ratio in behind.items())
+    evidence: dict[str, Json] = {f"rank {rank}": round(ratio, 3) for rank, ratio in behind.items()}
+    word = Word("finding", step, at, why, {"step": event.step, **evidence}, tuple(behind))
+    return PeersMemory(begun=begun), word
+
+
+def _behind(detector: Straggler, window: tuple[tuple[float, ...], ...]) -> dict[int, float]:
+    """The ranks that were behind in most steps of a window, and how many times as long as their peers they needed."""
+    count, late, ratios = 0, [0] * len(window[0]), [0.0] * len(window[0])
+    for times in window:
+        usual = quantile(times, detector.slower_than.percentile)
+        if not 0 < usual < math.inf or not all(0 <= time < math.inf for time in times):
+            continue
+        count += 1
+        for rank, time in enumerate(times):
+            late[rank] += time > detector.slower_than.factor * usual
+            ratios[rank] += time / usual
+    return {rank: ratios[rank] / count for rank, steps in enumerate(late) if count and steps >= MOST * count}
+
+
+def _is_kept(step: int, window: int) -> bool:
+    """Whether a step is looked at: of a window of many, every so-manieth is enough."""
+    return step % (1 + window // MOST_ROWS) == 0
 
 
 def quantile(values: Sequence[float], percent: int) -> float:

@@ -80,11 +80,12 @@ def spike(detector: Spike, memory: SpikeMemory, event: StepDone, *, learning: bo
     if learning or not memory.loss.is_learned or event.step < detector.warmup:
         return _learn(evolve(memory, trouble=None), loss, log_norm), None
     norm_is_up = norm == math.inf or (log_norm is not None and _is_up(memory.norm, log_norm))
-    is_new = trouble is None
-    trouble = trouble or _begun(detector, memory, event)
+    if trouble is None:
+        far, clear = _limits(detector, memory.loss)
+        if loss - memory.loss.level <= clear and not norm_is_up:
+            return _learn(memory, loss, log_norm), None
+        trouble = Trouble(event.step, event.at, memory.loss.level, far, clear)
     above = loss - trouble.level
-    if is_new and above <= trouble.clear and not norm_is_up:
-        return _learn(memory, loss, log_norm), None
     exploded = above > EXPLODED * memory.highest
     trouble = _grown(trouble, Row(event.step, above, above > trouble.clear), (loss, log_norm), norm_is_up)
     trouble = _judged(detector, trouble, norm_is_up, exploded)
@@ -96,7 +97,8 @@ def spike(detector: Spike, memory: SpikeMemory, event: StepDone, *, learning: bo
 def _learn(memory: SpikeMemory, loss: float, log_norm: float | None) -> SpikeMemory:
     known = learned(memory.loss, loss)
     norm = memory.norm if log_norm is None else learned(memory.norm, log_norm)
-    return evolve(memory, loss=known, norm=norm, highest=max(memory.highest, abs(known.level)))
+    level = abs(known.level)
+    return evolve(memory, loss=known, norm=norm, highest=level if level > memory.highest else memory.highest)
 
 
 def _is_up(norm: Baseline, log_norm: float) -> bool:
@@ -104,11 +106,10 @@ def _is_up(norm: Baseline, log_norm: float) -> bool:
     return norm.is_learned and above > max(NORM_NOISE * norm.noise, math.log(NORM_FACTOR))
 
 
-def _begun(detector: Spike, memory: SpikeMemory, event: StepDone) -> Trouble:
-    level, noise = memory.loss.level, memory.loss.noise
-    far = max(detector.above * noise, detector.at_least * abs(level))
-    clear = max(CLEAR * detector.above * noise, CLEAR_SHARE * detector.at_least * abs(level))
-    return Trouble(event.step, event.at, level, far, clear)
+def _limits(detector: Spike, loss: Baseline) -> tuple[float, float]:
+    """How much above the level is far above, and how much is clearly above."""
+    noise, share = detector.above * loss.noise, detector.at_least * abs(loss.level)
+    return max(noise, share), max(CLEAR * noise, CLEAR_SHARE * share)
 
 
 def _grown(trouble: Trouble, row: Row, value: tuple[float, float | None], norm_is_up: bool) -> Trouble:

@@ -140,6 +140,14 @@ class EngineState:
         return Moment(self.now, self.steps_done)
 
     @property
+    def is_sound(self) -> bool:
+        """Whether nothing is amiss with nodes and ranks, and nothing is being done: then only numbers are judged."""
+        attempt = self.attempt
+        if attempt is None or not attempt.has_stepped or self.troubled or self.stopped or self.draining or self.pending:
+            return False
+        return not (attempt.exits or attempt.replaced or attempt.ended or attempt.rejected_at is not None)
+
+    @property
     def judged(self) -> Attempt | None:
         """The attempt to be judged; None while there is none, or what happens to it is meant to happen."""
         attempt = self.attempt

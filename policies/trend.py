@@ -32,6 +32,9 @@ class Blocks:
     block: int = -1
 
 
+NO_BLOCKS = Blocks()
+
+
 def filled(blocks: Blocks, step: int, window: int, value: float) -> Blocks:
     """The blocks with the value of a step. A step that goes back, or a hole of a window, begins anew."""
     if not math.isfinite(value):
@@ -57,17 +60,18 @@ class TrendMemory:
 
 def drift(detector: Drift, memory: TrendMemory, event: StepDone, *, learning: bool) -> tuple[TrendMemory, Word | None]:
     """What the detector says of a step: means are of logarithms, so that single wild norms count little."""
-    memory = evolve(memory, blocks={}) if learning else memory
-    values = {name: event.metrics.get(name, math.nan) for name in detector.metrics}
-    logs = {name: math.log(value) for name, value in values.items() if 0 < value < math.inf}
-    logs |= {"loss": event.metrics["loss"]} if "loss" in event.metrics else {}
-    before = memory.blocks
-    blocks = {
-        name: filled(before.get(name, Blocks()), event.step, detector.window, value) for name, value in logs.items()
-    }
-    memory = evolve(memory, blocks={**before, **blocks})
-    if all(blocks[name].means is before[name].means for name in blocks if name in before):
-        return memory, None  # nothing new since the last word
+    before = {} if learning else memory.blocks
+    blocks, is_new = dict(before), False
+    for name in ("loss", *detector.metrics):
+        value = event.metrics.get(name, math.nan)
+        if name != "loss":
+            value = math.log(value) if 0 < value < math.inf else math.nan
+        old = blocks.get(name, NO_BLOCKS)
+        blocks[name] = filled(old, event.step, detector.window, value)
+        is_new = is_new or blocks[name].means is not old.means
+    memory = evolve(memory, blocks=blocks)
+    if not is_new:
+        return memory, None  # nothing to be said anew
     risen = {name: rise for name in detector.metrics if (rise := _rise(memory.blocks.get(name))) >= detector.above}
     if not risen or not _is_calm(memory.blocks.get("loss")):
         return _ended(memory, event, "the norms no longer rise")
@@ -81,7 +85,7 @@ def plateau(
 ) -> tuple[TrendMemory, Word | None]:
     """What the detector says of a step. Where the noise would hide an improvement it says nothing."""
     memory = evolve(memory, blocks={}) if learning else memory
-    before = memory.blocks.get(detector.metric, Blocks())
+    before = memory.blocks.get(detector.metric, NO_BLOCKS)
     after = filled(before, event.step, detector.window, event.metrics.get(detector.metric, math.nan))
     memory = evolve(memory, blocks={detector.metric: after})
     if after.means is before.means or len(after.means) < BLOCKS:

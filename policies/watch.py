@@ -64,7 +64,7 @@ def told(
     if isinstance(event, AttemptStarted) and story and _restored(state, event) <= story.step:
         return evolve(state, story=None), (_closed(state, event, story, "left", "the run went back to before it"),)
     attempt = state.attempt
-    if not isinstance(event, StepDone) or attempt is None or event.attempt != attempt.number:
+    if not isinstance(event, StepDone) or attempt is None or event.attempt != attempt.number or not (words or story):
         return state, ()
     seen = {
         rule.name: rule
