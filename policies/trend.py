@@ -17,7 +17,7 @@ from policies.when import Drift, Plateau
 
 BLOCKS = 8
 RISING_PAIRS = 24  # of the 28 pairs of 8 blocks: by chance in 0.7 % of windows without a trend (Kendall's table)
-FEWEST_ROWS = 4  # in a block
+FEWEST_ROWS = 8  # in a block
 CALM_SHARE = 0.01  # a loss that rose by less is calm
 CERTAIN = 2.0  # standard errors
 
