@@ -74,7 +74,7 @@ def _counted(detector: ScaleCollapse, memory: ScaleMemory, event: StepDone) -> S
     gap = event.step - memory.last_step if 0 <= memory.last_step < event.step else 1
     scale = event.metrics.get("loss_scale", memory.scale)
     scale = scale if 0 < scale < math.inf else memory.scale
-    halvings = math.log2(memory.scale / scale) if memory.scale and scale else 0.0
+    halvings = math.log2(memory.scale) - math.log2(scale) if memory.scale and scale else 0.0
     told = event.metrics.get("skipped")
     was_skipped = halvings > 0 if told is None else told >= gap
     bucket = event.step * BUCKETS // detector.window

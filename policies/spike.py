@@ -5,6 +5,10 @@ norm together, say so: one bad batch is none. It is to be *acted upon* when it l
 the last nine clearly above, and `heal_within` steps have not healed it; at once when the loss has left all measure.
 It has *healed* when three rows in a row are back. While it lasts nothing of it moves the baseline.
 
+Some runs jump up now and then as a habit: a batch loss of two levels, odd batches. So it must also be most unlikely
+that these rows are of that habit: as if each were drawn by itself, at the rate of such rows lately (Chernoff's bound of
+the binomial tail). Where the gradient norm is known and did not rise with the loss, twice as much is asked for.
+
 A row is what was told: one step, or the last of 500. Rows and limits follow how the labels of tests/data/curves were
 made, which is by looking at the whole curve; docs/benchmarks.md says how well it works without, and on other curves.
 """
@@ -27,6 +31,9 @@ CLEAR = 3.0 / 8.0  # of the limit for 'far'; of the share of the level two third
 CLEAR_SHARE = 2.0 / 3.0
 NORM_NOISE, NORM_FACTOR = 8.0, 2.0  # a gradient norm so many noises up, and doubled, is up
 EXPLODED = 100.0  # times the highest level the loss has had, which is that of a model that knows nothing
+CERTAIN = math.log(1e6)  # by habit, once in a million rows
+HABIT_OF = 200  # rows that a habit is learned from; before that one jump in a hundred rows is assumed, weighing 50 rows
+PRIOR_JUMPS, PRIOR_ROWS = 0.5, 50.0
 SETTLED_ROWS = 200  # what has lasted so long is the new level
 
 
@@ -40,18 +47,45 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Habit:
+    """How many of the last rows were far, or clearly, above without being trouble; older ones count less."""
+
+    rows: float = 0.0
+    far: float = 0.0
+    clear: float = 0.0
+
+    def plus(self, rows: int, far: int, clear: int) -> Habit:
+        left = (1 - 1 / HABIT_OF) ** rows
+        return Habit(self.rows * left + rows, self.far * left + far, self.clear * left + clear)
+
+    def rate(self, jumps: float) -> float:
+        return (jumps + PRIOR_JUMPS) / (self.rows + PRIOR_ROWS)
+
+
+NO_HABIT = Habit()
+
+
+@dataclass(frozen=True)
 class Trouble:
-    """Rows in a row that are not as usual. `level`, `far`, `clear`: of before; `values`: the last (loss, norm)."""
+    """Rows in a row that are not as usual. `level`, `far`, `clear` and `habit` are of before; `values`: (loss, norm).
+
+    `count` are all its rows, `loss_rows` those since the loss was clearly above; `norm_rise` is what the logarithm of
+    the norm was above its level in rows far above, altogether.
+    """
 
     step: int
     at: float
     level: float
     far: float
     clear: float
+    habit: Habit
     rows: tuple[Row, ...] = ()
     values: tuple[tuple[float, float | None], ...] = ()
     count: int = 0
+    loss_rows: int = 0
+    clear_rows: int = 0
     far_rows: int = 0
+    norm_rise: float | None = None
     norm_rows: int = 0
     back_rows: int = 0
     peak: float = -math.inf
@@ -66,6 +100,7 @@ class SpikeMemory:
     loss: Baseline = UNKNOWN
     norm: Baseline = UNKNOWN
     highest: float = 0.0
+    habit: Habit = NO_HABIT
     trouble: Trouble | None = None
 
 
@@ -83,22 +118,23 @@ def spike(detector: Spike, memory: SpikeMemory, event: StepDone, *, learning: bo
     if trouble is None:
         far, clear = _limits(detector, memory.loss)
         if loss - memory.loss.level <= clear and not norm_is_up:
-            return _learn(memory, loss, log_norm), None
-        trouble = Trouble(event.step, event.at, memory.loss.level, far, clear)
+            return _learn(memory, loss, log_norm, memory.habit.plus(1, 0, 0)), None
+        trouble = Trouble(event.step, event.at, memory.loss.level, far, clear, memory.habit)
     above = loss - trouble.level
     exploded = above > EXPLODED * memory.highest
-    trouble = _grown(trouble, Row(event.step, above, above > trouble.clear), (loss, log_norm), norm_is_up)
+    rise = None if log_norm is None or not memory.norm.is_learned else log_norm - memory.norm.level
+    trouble = _grown(trouble, Row(event.step, above, above > trouble.clear), (loss, log_norm), norm_is_up, rise)
     trouble = _judged(detector, trouble, norm_is_up, exploded)
     if trouble.back_rows >= BACK_ROWS or trouble.count >= SETTLED_ROWS:
         return _over(memory, trouble, event)
     return evolve(memory, trouble=trouble), _word(trouble, event) if trouble.is_told else None
 
 
-def _learn(memory: SpikeMemory, loss: float, log_norm: float | None) -> SpikeMemory:
+def _learn(memory: SpikeMemory, loss: float, log_norm: float | None, habit: Habit | None = None) -> SpikeMemory:
     known = learned(memory.loss, loss)
     norm = memory.norm if log_norm is None else learned(memory.norm, log_norm)
-    level = abs(known.level)
-    return evolve(memory, loss=known, norm=norm, highest=level if level > memory.highest else memory.highest)
+    highest = max(memory.highest, abs(known.level))
+    return evolve(memory, loss=known, norm=norm, highest=highest, habit=habit or memory.habit)
 
 
 def _is_up(norm: Baseline, log_norm: float) -> bool:
@@ -112,13 +148,20 @@ def _limits(detector: Spike, loss: Baseline) -> tuple[float, float]:
     return max(noise, share), max(CLEAR * noise, CLEAR_SHARE * share)
 
 
-def _grown(trouble: Trouble, row: Row, value: tuple[float, float | None], norm_is_up: bool) -> Trouble:
+def _grown(
+    trouble: Trouble, row: Row, value: tuple[float, float | None], norm_is_up: bool, rise: float | None
+) -> Trouble:
+    is_far = row.above > trouble.far
+    risen = trouble.norm_rise if rise is None or not is_far else (trouble.norm_rise or 0.0) + rise
     return evolve(
         trouble,
         rows=(*trouble.rows[1 - OF_ROWS :], row),
         values=(*trouble.values[1 - NOISE_OF :], value),
         count=trouble.count + 1,
-        far_rows=trouble.far_rows + (row.above > trouble.far),
+        loss_rows=trouble.loss_rows + 1 if row.is_clear or trouble.loss_rows else 0,
+        clear_rows=trouble.clear_rows + row.is_clear,
+        far_rows=trouble.far_rows + is_far,
+        norm_rise=risen,
         norm_rows=trouble.norm_rows + norm_is_up,
         back_rows=0 if row.is_clear or norm_is_up else trouble.back_rows + 1,
         peak=max(trouble.peak, row.above),
@@ -127,13 +170,27 @@ def _grown(trouble: Trouble, row: Row, value: tuple[float, float | None], norm_i
 
 def _judged(detector: Spike, trouble: Trouble, norm_is_up: bool, exploded: bool) -> Trouble:
     """Whether it is trouble by now, and whether it is to be acted upon. Neither is taken back while it lasts."""
-    row = trouble.rows[-1]
+    row, habit = trouble.rows[-1], trouble.habit
     mostly = row.is_clear and sum(one.is_clear for one in trouble.rows) >= CLEAR_ROWS
-    together = norm_is_up and row.above > trouble.far
-    told = trouble.is_told or together or exploded or mostly or trouble.far_rows >= 2 or trouble.norm_rows >= FAR_ROWS
-    lasts = mostly or (row.above > trouble.far and trouble.far_rows >= FAR_ROWS)
+    far = row.above > trouble.far
+    told = trouble.is_told or exploded or mostly or trouble.far_rows >= 2 or trouble.norm_rows >= FAR_ROWS
+    told = told or (norm_is_up and far)
+    needed = CERTAIN if trouble.norm_rise is None or trouble.norm_rise > 0 else 2 * CERTAIN
+    lasts = (
+        far and trouble.far_rows >= FAR_ROWS
+        and surprise(trouble.loss_rows, trouble.far_rows, habit.rate(habit.far)) >= needed
+    ) or (mostly and surprise(trouble.loss_rows, trouble.clear_rows, habit.rate(habit.clear)) >= needed)  # fmt: skip
     overdue = row.step - trouble.step >= detector.heal_within and not _is_healing(trouble, detector.heal_within)
     return evolve(trouble, is_told=told, is_due=trouble.is_due or exploded or (lasts and overdue))
+
+
+def surprise(rows: int, jumps: int, rate: float) -> float:
+    """How unlikely so many jumps are at this rate, as the negative logarithm of the probability's upper bound."""
+    share = jumps / rows
+    if share <= rate or rate >= 1:
+        return 0.0
+    rest = (1 - share) * math.log((1 - share) / (1 - rate)) if share < 1 else 0.0
+    return rows * (share * math.log(share / rate) + rest)
 
 
 def _is_healing(trouble: Trouble, within: int) -> bool:
@@ -149,6 +206,8 @@ def _is_healing(trouble: Trouble, within: int) -> bool:
 def _over(memory: SpikeMemory, trouble: Trouble, event: StepDone) -> tuple[SpikeMemory, Word | None]:
     """The trouble is over. What it was made of is noise from now on, or, if it never ended, the new level."""
     healed = trouble.back_rows >= BACK_ROWS
+    if healed and not trouble.is_due:
+        memory = evolve(memory, habit=memory.habit.plus(trouble.count, trouble.far_rows, trouble.clear_rows))
     if healed:
         memory = evolve(memory, loss=_with(memory.loss, [loss for loss, _ in trouble.values], back=BACK_ROWS))
         memory = evolve(memory, norm=_with(memory.norm, [norm for _, norm in trouble.values], back=BACK_ROWS))

@@ -54,6 +54,7 @@ class Story:
         self.decisions: list[Decision] = []
         self.trouble: list[IncidentOpened | IncidentClosed] = []
         self.events: list[Event] = []
+        self.compute_s: tuple[float, ...] = ()
         self.active = [f"n{i}" for i in range(nodes)]
         self.ranks = ranks
         for index in range(nodes + spares):
@@ -109,7 +110,14 @@ class Story:
             self.step += 1
             values = {"loss": 2.0, "grad_norm": 1.0} | metrics
             found += self.tell(
-                StepDone(at=self.at, attempt=self.attempt, step=self.step, metrics=values, step_s=seconds)
+                StepDone(
+                    at=self.at,
+                    attempt=self.attempt,
+                    step=self.step,
+                    metrics=values,
+                    step_s=seconds,
+                    compute_s=self.compute_s,
+                )
             )
         return found
 

@@ -70,11 +70,16 @@ def calm(name: str = "spike", every: int = 1, **parameters: Any) -> Watch:
 def test_a_spike_that_stays_is_seen_at_once_and_acted_upon_when_it_has_not_healed(every: int) -> None:
     watch = calm(every=every)
     onset = watch.step + every
-    watch.tell(rows(*[5.0] * 120), every)
+    watch.tell(rows(*[5.0] * 120, norm=1.4), every)
     assert watch.kinds == ["onset", "finding"]
     assert watch.first("onset") - onset <= every
     assert watch.first("finding") - onset in range(50, 50 + 3 * every)
     assert {step for _, _, step in watch.said} == {onset}
+
+
+def test_a_spike_whose_norm_did_not_rise_has_to_last_longer() -> None:
+    with_norm, without = (calm(every=100).tell(rows(*[5.0] * 20, norm=norm), 100) for norm in (1.4, 0.7))
+    assert 200 <= without.first("finding") - with_norm.first("finding") <= 600
 
 
 @pytest.mark.parametrize("every", [1, 10])

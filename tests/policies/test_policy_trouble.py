@@ -1,0 +1,155 @@
+"""Trouble with numbers, from its onset to its end, as the engine tells it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from story import NAN, Story, ending, policy_of
+
+from launcher.events import ActionDone, Decision, IncidentClosed, IncidentOpened, RunAmended
+from policies.load import load_policy
+
+
+def calm(story: Story, steps: int = 100) -> Story:
+    draw = random.Random(story.step)
+    for _ in range(steps):
+        story.steps(1, loss=draw.gauss(2.0, 0.03), grad_norm=draw.uniform(0.9, 1.1))
+    return story
+
+
+@pytest.fixture
+def story() -> Story:
+    story = Story(load_policy(["numerics"]))
+    story.start()
+    return calm(story)
+
+
+def states(story: Story) -> list[str]:
+    return [one.outcome if isinstance(one, IncidentClosed) else "opened" for one in story.trouble]
+
+
+def test_a_spike_is_an_incident_at_its_onset_and_nothing_is_decided(story: Story) -> None:
+    assert story.steps(5, loss=5.0, grad_norm=4.0) == []
+    (opened,) = story.trouble
+    assert isinstance(opened, IncidentOpened)
+    assert (opened.rule, opened.onset_step, opened.incident) == ("loss-spike", 100, 1)
+
+
+def test_one_that_heals_is_closed_and_nothing_was_done(story: Story) -> None:
+    story.steps(20, loss=5.0, grad_norm=4.0)
+    calm(story)
+    assert states(story) == ["opened", "healed"]
+    assert story.decisions == []
+
+
+def test_one_that_does_not_is_gone_back_before_in_the_same_incident(story: Story) -> None:
+    story.steps(60, loss=5.0, grad_norm=4.0)
+    (decision,) = story.decisions
+    assert decision.actions == {"restart": {"from": "before_incident", "save_first": False}}
+    assert (decision.incident, decision.onset_step) == (1, 100)
+    assert story.step - 100 in range(50, 70)
+    story.start(restore=90)
+    assert states(story) == ["opened", "left"]
+    assert calm(story).decisions == [decision]
+
+
+def test_what_a_restart_does_not_leave_behind_goes_on(story: Story) -> None:
+    story.steps(10, loss=5.0, grad_norm=4.0)
+    story.start(restore=105)
+    story.steps(60, loss=5.0, grad_norm=4.0)
+    (decision,) = story.decisions
+    assert (decision.onset_step, states(story)) == (100, ["opened"])
+
+
+def test_a_spike_that_comes_again_goes_on_along_the_ladder(story: Story) -> None:
+    for restore in (90, 80, 70):
+        story.steps(60, loss=5.0, grad_norm=4.0)
+        story.start(restore=restore)
+        calm(story, 5)
+    assert [ending(one) for one in story.decisions] == ["restart", "restart", "hold"]
+
+
+def test_a_number_that_is_not_finite_in_a_spike_belongs_to_its_incident_and_its_onset(story: Story) -> None:
+    story.steps(5, loss=5.0, grad_norm=4.0)
+    (decision,) = story.steps(1, loss=NAN)
+    assert (decision.rule, decision.incident, decision.onset_step) == ("non-finite", 1, 100)
+
+
+def test_two_rules_that_see_trouble_at_once_tell_one_story(story: Story) -> None:
+    story.steps(250, skipped=0.0, loss_scale=4.0)
+    for _ in range(5):
+        story.steps(1, loss=5.0, grad_norm=4.0, skipped=1.0, loss_scale=4.0)
+    assert states(story) == ["opened"]
+    for _ in range(20):
+        story.steps(1, loss=2.0, grad_norm=1.0, skipped=1.0, loss_scale=4.0)
+    assert "healed" not in states(story)
+
+
+def test_lost_nodes_come_before_the_numbers_of_the_same_moment(story: Story) -> None:
+    story.steps(45, loss=5.0, grad_norm=4.0)
+    story.exits(0, -9)
+    story.steps(30, loss=5.0, grad_norm=4.0)
+    assert [one.detector for one in story.decisions] == ["exit"]
+
+
+MUTED = """quiet: {after: [resume, lr_change, batch_change, data_stage], for: 200 steps}
+rules:
+  - {name: s, when: {spike: {}}, do: [{restart: {from: before_incident}}]}
+  - {name: t, when: {threshold: {metric: loss, above: 4}}, do: [{hold: {}}]}
+  - {name: n, when: {non_finite: {}}, do: [{restart: {from: last_good}}]}
+"""
+
+
+@pytest.mark.parametrize("key", ["trainer.lr", "trainer.batch_tokens", "trainer.data", "resume", "set"])
+def test_a_declared_change_explains_what_numbers_do_then(tmp_path: Path, key: str) -> None:
+    story = Story(policy_of(tmp_path, MUTED))
+    story.start()
+    calm(story)
+    if key == "resume":
+        story.start(restore=100)
+    elif key == "set":
+        story.tell(ActionDone(at=story.at, decision="d0001", action="set", ok=True))
+    else:
+        story.tell(
+            RunAmended(
+                at=story.at, nodes=2, ranks_per_node=2, spares=1, target_step=None, probation=1, save_every=None,
+                author="ann", changes={key: [1, 2]},
+            )
+        )  # fmt: skip
+    assert story.steps(199, loss=5.0, grad_norm=4.0) == []
+    assert story.trouble == []
+    (decision,) = story.steps(1, loss=NAN)
+    assert decision.rule == "n"
+
+
+def test_after_the_quiet_what_was_learned_in_it_is_what_is_usual(tmp_path: Path) -> None:
+    policy = MUTED.replace("  - {name: t, when: {threshold: {metric: loss, above: 4}}, do: [{hold: {}}]}\n", "")
+    story = Story(policy_of(tmp_path, policy))
+    story.start()
+    calm(story).start(restore=100)
+    story.steps(300, loss=5.0, grad_norm=4.0)
+    assert (story.decisions, story.trouble) == ([], [])
+    assert story.steps(60, loss=9.0, grad_norm=9.0) != []
+
+
+def test_a_straggler_is_blamed_with_its_node(tmp_path: Path) -> None:
+    rules = "rules:\n  - {name: s, when: {straggler: {}}, do: [{save: now, replace: blamed}]}\n"
+    story = Story(policy_of(tmp_path, rules))
+    story.start()
+    decisions: list[Decision] = []
+    for _ in range(60):
+        story.compute_s = (1.0, 1.0, 1.6, 1.0)
+        decisions += story.steps(1)
+    (decision,) = decisions
+    assert (decision.ranks, decision.nodes, decision.blame) == ((2,), ("n1",), "likely")
+    assert [*decision.actions] == ["save", "replace"]
+
+
+def test_what_only_advises_is_told_once(tmp_path: Path) -> None:
+    story = Story(policy_of(tmp_path, "mode: advise\n" + MUTED.split("\n", 1)[1]))
+    story.start()
+    calm(story).steps(150, loss=3.9, grad_norm=4.0)
+    assert [(one.rule, one.mode) for one in story.decisions] == [("s", "advise")]
+    assert states(calm(story)) == ["opened", "healed"]
