@@ -54,7 +54,7 @@ def _is_curve(path: Path) -> bool:
 
 
 def read_curve(file: Path) -> list[Row]:
-    """The rows of a file, in its order; empty if it is a table without step and loss.
+    """The rows of a file, in its order; none of a table without a step and a number.
 
     Raises LaunchError where it cannot be read at all.
     """
@@ -123,11 +123,11 @@ def metric_name(name: str) -> str:
 
 def _tensorboard(file: Path) -> list[Row]:
     try:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        from tensorboard.backend.event_processing import event_accumulator  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         hint = "pip install 'opt-launch[tensorboard]'"
         raise LaunchError("to read TensorBoard's event files, tensorboard is needed", str(file), hint) from error
-    events = EventAccumulator(str(file), size_guidance={"scalars": 0})
+    events = event_accumulator.EventAccumulator(str(file), size_guidance={"scalars": 0})
     events.Reload()
     rows: dict[int, dict[str, float]] = {}
     for tag in events.Tags()["scalars"]:

@@ -91,7 +91,11 @@ def replay(policy: Policy, name: str, record: Path, costs: Costs) -> Replay:
     """One record through a policy. Raises LaunchError if it cannot be read."""
     if record.is_dir():
         return replayed(policy, name, _inputs(RunPaths(record)))
-    return replayed(policy, name, events_of(read_curve(record), costs.step_s or 1.0))
+    rows = read_curve(record)
+    if not rows:
+        hint = "columns `step` and `loss`, and if there are any `grad_norm`, `lr`, `loss_scale`"
+        raise LaunchError("no row with a step and a number is in it", str(record), hint)
+    return replayed(policy, name, events_of(rows, costs.step_s or 1.0))
 
 
 def replayed(policy: Policy, name: str, events: Iterable[Event]) -> Replay:

@@ -479,6 +479,28 @@ def test_the_version_is_shown(tmp_path: Path) -> None:
     assert call("--version", cwd=tmp_path).out == f"opt-launch {metadata.version('opt-launch')}\n"
 
 
+def test_a_policy_is_replayed_on_old_curves_for_people_and_for_programs(tmp_path: Path) -> None:
+    losses = [2.0 + step % 7 / 100 for step in range(200)] + [5.0] * 100 + [2.0] * 50
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "one.csv").write_text("\n".join(["step,loss", *(f"{at},{x}" for at, x in enumerate(losses))]))
+    flags = ("--policy", "numerics", "--gpus", 992, "--step-time", "20s", "--save-every", 100)
+    told = call("policy", "replay", "old", *flags, cwd=tmp_path)
+    assert told.out.splitlines()[0] == "one: 350 rows, 1 onset, 1 decision"
+    assert "costs 50 steps, 275.6 GPU-hours; doing nothing 102 steps" in told.out
+    lines = [
+        json.loads(line) for line in call("policy", "replay", "old", *flags, "--json", cwd=tmp_path).out.splitlines()
+    ]
+    keys = ("curve", "step", "onset", "rule", "kind", "action")
+    assert [[line[key] for key in keys] for line in lines] == [
+        ["one", 201, 200, "loss-spike", "onset", "none"],
+        ["one", 250, 200, "loss-spike", "decision", "restart"],
+    ]
+    nothing = call("policy", "replay", "nothing", cwd=tmp_path)
+    assert (nothing.code, nothing.out) == (4, "")
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
+    assert "no row with a step and a number is in it" in call("policy", "replay", "bad.csv", cwd=tmp_path).err
+
+
 def test_a_bare_word_to_validate_is_a_shipped_policy_or_a_file_here(tmp_path: Path) -> None:
     unknown = call("policy", "validate", "nope", cwd=tmp_path)
     assert unknown.code == 3
