@@ -39,7 +39,7 @@ PUBLISHED: dict[str, Rule] = {
     "ZClip as an alarm": zclip,
 }
 # What is tried in the cross-validation; the shipped values are in the middle.
-GRID = {"above": (4, 5, 6, 8, 10, 12), "at_least": (5, 10, 15, 20, 30), "heal_within": (10, 50, 200)}
+GRID = {"above": (5, 8, 12), "at_least": (5, 15, 30), "heal_within": (10, 50, 200)}
 TIMED_ROWS = 100_000
 
 
