@@ -7,10 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeAlias
 
 from launcher.events import RankExited, StepsStopped
+from policies.pace import PaceMemory, PeersMemory
+from policies.scale import ScaleMemory
 from policies.schema import Span
+from policies.spike import SpikeMemory
+from policies.trend import TrendMemory
+
+Watched: TypeAlias = SpikeMemory | ScaleMemory | TrendMemory | PaceMemory | PeersMemory
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ class EngineState:
     best_step: int = -1
     best_committed: int = -1
     streaks: Mapping[str, Streak] = field(default_factory=dict)
-    memories: Mapping[str, Any] = field(default_factory=dict)  # by rule, what its detector of numbers remembers
+    memories: Mapping[str, Watched] = field(default_factory=dict)  # by rule, what its detector of numbers remembers
     story: Story | None = None
     changes: Mapping[str, Moment] = field(default_factory=dict)  # when each kind of declared change was last made
     rules: Mapping[str, RuleState] = field(default_factory=dict)

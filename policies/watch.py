@@ -12,7 +12,7 @@ from policies.pace import PaceMemory, PeersMemory, slow, straggler
 from policies.scale import ScaleMemory, scale_collapse
 from policies.schema import Policy, Rule
 from policies.spike import SpikeMemory, spike
-from policies.state import EngineState, Story, is_within
+from policies.state import EngineState, Story, Watched, is_within
 from policies.trend import TrendMemory, drift, plateau
 
 # Each takes (detector, memory, event, learning) and answers (memory, word).
@@ -136,7 +136,7 @@ def _begun_anew(state: EngineState, event: AttemptStarted) -> EngineState:
     return evolve(state, memories=memories)
 
 
-def _restarted(memory: Any, restored: int, ranks: int) -> Any:
+def _restarted(memory: Watched, restored: int, ranks: int) -> Watched:
     match memory:
         case SpikeMemory(trouble=trouble) if trouble is not None and restored <= trouble.step:
             return evolve(memory, trouble=None)

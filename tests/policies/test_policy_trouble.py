@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
 import pytest
 from story import NAN, Story, ending, policy_of
 
+from launcher.codec import decode, encode
 from launcher.events import ActionDone, Decision, IncidentClosed, IncidentOpened, RunAmended
 from policies.load import load_policy
+from policies.state import EngineState
 
 
 def calm(story: Story, steps: int = 100) -> Story:
@@ -85,6 +88,17 @@ def test_two_rules_that_see_trouble_at_once_tell_one_story(story: Story) -> None
     for _ in range(20):
         story.steps(1, loss=2.0, grad_norm=1.0, skipped=1.0, loss_scale=4.0)
     assert "healed" not in states(story)
+
+
+def test_what_the_engine_remembers_of_trouble_survives_a_snapshot(story: Story) -> None:
+    for metrics in (
+        {"loss": 5.0, "grad_norm": 4.0},
+        {"loss": 1e300},
+        {"loss_scale": 4.0, "skipped": 1.0},
+        {"loss": NAN},
+    ):
+        story.steps(1, **metrics)
+        assert decode(EngineState, json.loads(json.dumps(encode(EngineState, story.state)))) == story.state
 
 
 def test_lost_nodes_come_before_the_numbers_of_the_same_moment(story: Story) -> None:
