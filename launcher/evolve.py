@@ -10,9 +10,9 @@ T = TypeVar("T")
 def evolve(value: T, **changes: Any) -> T:
     """A copy with some fields changed. Raises TypeError for a field there is not. `__post_init__` is not called."""
     fields = value.__dict__
-    copy: T = object.__new__(type(value))
-    changed = copy.__dict__
-    changed.update(fields, **changes)
+    changed = {**fields, **changes}
     if len(changed) != len(fields):
         raise TypeError(f"{type(value).__name__} has no {', '.join(sorted(changes.keys() - fields.keys()))}")
+    copy: T = object.__new__(type(value))
+    object.__setattr__(copy, "__dict__", changed)
     return copy

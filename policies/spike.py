@@ -54,9 +54,9 @@ class Habit:
     far: float = 0.0
     clear: float = 0.0
 
-    def plus(self, rows: int, far: int, clear: int) -> Habit:
+    def plus(self, rows: int, far: int = 0, clear: int = 0) -> Habit:
         left = (1 - 1 / HABIT_OF) ** rows
-        return Habit(self.rows * left + rows, self.far * left + far, self.clear * left + clear)
+        return Habit(self.rows * left + HABIT_OF * (1 - left), self.far * left + far, self.clear * left + clear)
 
     def rate(self, jumps: float) -> float:
         return (jumps + PRIOR_JUMPS) / (self.rows + PRIOR_ROWS)
@@ -100,7 +100,8 @@ class SpikeMemory:
     loss: Baseline = UNKNOWN
     norm: Baseline = UNKNOWN
     highest: float = 0.0
-    habit: Habit = NO_HABIT
+    habit: Habit = NO_HABIT  # as of `calm_rows` ago
+    calm_rows: int = 0
     trouble: Trouble | None = None
 
 
@@ -113,13 +114,13 @@ def spike(detector: Spike, memory: SpikeMemory, event: StepDone, *, learning: bo
     norm = event.metrics.get(detector.norm, math.nan)
     log_norm = math.log(norm) if 0 < norm < math.inf else None
     if learning or not memory.loss.is_learned or event.step < detector.warmup:
-        return _learn(evolve(memory, trouble=None), loss, log_norm), None
+        return _learn(evolve(memory, trouble=None, calm_rows=0) if trouble else memory, loss, log_norm), None
     norm_is_up = norm == math.inf or (log_norm is not None and _is_up(memory.norm, log_norm))
     if trouble is None:
         far, clear = _limits(detector, memory.loss)
         if loss - memory.loss.level <= clear and not norm_is_up:
-            return _learn(memory, loss, log_norm, memory.habit.plus(1, 0, 0)), None
-        trouble = Trouble(event.step, event.at, memory.loss.level, far, clear, memory.habit)
+            return _learn(memory, loss, log_norm), None
+        trouble = Trouble(event.step, event.at, memory.loss.level, far, clear, memory.habit.plus(memory.calm_rows))
     above = loss - trouble.level
     exploded = above > EXPLODED * memory.highest
     rise = None if log_norm is None or not memory.norm.is_learned else log_norm - memory.norm.level
@@ -130,11 +131,11 @@ def spike(detector: Spike, memory: SpikeMemory, event: StepDone, *, learning: bo
     return evolve(memory, trouble=trouble), _word(trouble, event) if trouble.is_told else None
 
 
-def _learn(memory: SpikeMemory, loss: float, log_norm: float | None, habit: Habit | None = None) -> SpikeMemory:
+def _learn(memory: SpikeMemory, loss: float, log_norm: float | None) -> SpikeMemory:
     known = learned(memory.loss, loss)
     norm = memory.norm if log_norm is None else learned(memory.norm, log_norm)
     highest = max(memory.highest, abs(known.level))
-    return evolve(memory, loss=known, norm=norm, highest=highest, habit=habit or memory.habit)
+    return evolve(memory, loss=known, norm=norm, highest=highest, calm_rows=memory.calm_rows + 1)
 
 
 def _is_up(norm: Baseline, log_norm: float) -> bool:
@@ -206,8 +207,9 @@ def _is_healing(trouble: Trouble, within: int) -> bool:
 def _over(memory: SpikeMemory, trouble: Trouble, event: StepDone) -> tuple[SpikeMemory, Word | None]:
     """The trouble is over. What it was made of is noise from now on, or, if it never ended, the new level."""
     healed = trouble.back_rows >= BACK_ROWS
+    habit = trouble.habit
     if healed and not trouble.is_due:
-        memory = evolve(memory, habit=memory.habit.plus(trouble.count, trouble.far_rows, trouble.clear_rows))
+        habit = habit.plus(trouble.count, trouble.far_rows, trouble.clear_rows)
     if healed:
         memory = evolve(memory, loss=_with(memory.loss, [loss for loss, _ in trouble.values], back=BACK_ROWS))
         memory = evolve(memory, norm=_with(memory.norm, [norm for _, norm in trouble.values], back=BACK_ROWS))
@@ -217,7 +219,7 @@ def _over(memory: SpikeMemory, trouble: Trouble, event: StepDone) -> tuple[Spike
             memory = _learn(memory, loss, log_norm)
     outcome = "the loss is back" if healed else f"after {trouble.count} rows this is the new level"
     word = Word("healed" if healed else "stayed", trouble.step, trouble.at, f"{outcome} at step {event.step}")
-    return evolve(memory, trouble=None), word if trouble.is_told else None
+    return evolve(memory, trouble=None, habit=habit, calm_rows=0), word if trouble.is_told else None
 
 
 def _with(baseline: Baseline, values: list[float | None], back: int) -> Baseline:

@@ -41,8 +41,8 @@ def watched(policy: Policy, state: EngineState, event: Event) -> tuple[EngineSta
     for rule in policy.rules:
         if watcher := WATCHERS.get(rule.when.detector):
             watch, nothing = watcher
-            before = memories.get(rule.name, nothing)
-            memories[rule.name], word = watch(_parameters(rule), before, event, learning=learning)
+            detector, before = getattr(rule.when, rule.when.detector), memories.get(rule.name, nothing)
+            memories[rule.name], word = watch(detector, before, event, learning=learning)
             if word:
                 words[rule.name] = word
     return (evolve(state, memories=memories) if memories else state), words
@@ -118,10 +118,6 @@ def _closed(
 ) -> IncidentClosed:
     number = state.attempt.number if state.attempt else 0
     return IncidentClosed(at=event.at, incident=story.incident, attempt=number, outcome=outcome, why=why)
-
-
-def _parameters(rule: Rule) -> Any:
-    return getattr(rule.when, rule.when.detector)
 
 
 def _restored(state: EngineState, event: AttemptStarted) -> int:
