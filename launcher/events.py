@@ -294,7 +294,8 @@ class StepDone(Event):
 
     `metrics` holds the trainer's numbers (loss, grad_norm, lr, ...; not-a-number and infinities as
     such). `samples` is the half-open range of absolute sample indices consumed. `blocked_s` is the part
-    of `step_s` spent blocked by a save.
+    of `step_s` spent blocked by a save. `compute_s`: of each rank, in their order, the seconds in which it computed and
+    did not wait for others. `checksums`: what ranks must hold the same bits of -> rank -> its checksum.
     """
 
     attempt: int
@@ -303,6 +304,8 @@ class StepDone(Event):
     samples: tuple[int, int] | None = None
     step_s: float = 0.0
     blocked_s: float = 0.0
+    compute_s: tuple[float, ...] = ()
+    checksums: dict[str, dict[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -524,6 +527,8 @@ def _rich(cls: type[Event], name: str, value: Any) -> Any:
         return {node: tuple(ranks) for node, ranks in value.items()}
     if name in ("metrics", "result"):
         return {key: _number(item) for key, item in value.items()}
-    if name in ("nodes", "ranks", "restore", "parent", "samples") and isinstance(value, list):
+    if name == "checksums":
+        return {what: {int(rank): number for rank, number in of.items()} for what, of in value.items()}
+    if name in ("nodes", "ranks", "restore", "parent", "samples", "compute_s") and isinstance(value, list):
         return tuple(value)
     return value

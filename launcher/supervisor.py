@@ -400,9 +400,14 @@ class Supervisor:
             case "step_done" if message["step"] > self._last_step.get(attempt, -1):
                 samples = tuple(message["samples"]) if message["samples"] else None
                 metrics = {key: float(value) for key, value in message["metrics"].items()}
+                checksums = {
+                    what: {int(rank): number for rank, number in of.items()}
+                    for what, of in message.get("checksums", {}).items()
+                }
                 return StepDone(
                     at=at, attempt=attempt, step=message["step"], metrics=metrics, samples=samples,
                     step_s=message["step_s"], blocked_s=message["blocked_s"],
+                    compute_s=tuple(message.get("compute_s", ())), checksums=checksums,
                 )  # fmt: skip
             case "rank_exited" if (attempt, message["rank"]) not in self._exits and self.run_.pending is None:
                 about = {key: message[key] for key in ("rank", "step", "error_type", "error")}

@@ -171,6 +171,16 @@ def test_steps_done_while_it_was_written_count_for_probation() -> None:
     assert tale.run.is_good(tale.run.checkpoints[10, 1])
 
 
+def test_a_skipped_step_is_no_proof_of_health_and_no_doubt() -> None:
+    tale = Tale(probation=3).train(10).steps(1, grad_norm=math.inf, skipped=1.0)
+    tale = tale.save(step=11).verify().steps(3, grad_norm=math.inf, skipped=1.0)
+    assert tale.run.checkpoints[11, 1].healthy_steps == 0
+    assert not tale.run.checkpoints[11, 1].doubted
+
+    tale.steps(3)
+    assert tale.run.checkpoints[11, 1].healthy_steps == 3
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("when", ["the step before it was committed", "during its probation"])
 def test_a_checkpoint_with_numbers_gone_wrong_is_never_good(bad: float, when: str) -> None:
