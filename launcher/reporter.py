@@ -285,8 +285,8 @@ def connect(env=None):
     env = os.environ if env is None else env
     rank = int(env.get("OPT_LAUNCH_RANK", env.get("RANK", "0")))
     speaks = "OPT_LAUNCH_RANKS_PER_NODE" not in env or env.get("LOCAL_RANK", "0") == "0"
-    line = (env.get("OPT_LAUNCH_PAGE", ""), env.get("OPT_LAUNCH_SOCKET", ""), rank) if speaks else ()
-    reporter = Reporter(*line)
+    page, socket_path = env.get("OPT_LAUNCH_PAGE", ""), env.get("OPT_LAUNCH_SOCKET", "")
+    reporter = Reporter(page, socket_path, rank) if speaks else Reporter(rank=rank)
     reporter.asked = json.loads(env.get("OPT_LAUNCH_SETTINGS") or "{}")
     reporter.skips = json.loads(env.get("OPT_LAUNCH_SKIPS") or "[]")
     return reporter

@@ -32,7 +32,7 @@ def published():
     size = CONFIG.shape
     theirs = OPTForCausalLM(
         OPTConfig(
-            vocab_size=CONFIG.vocabulary,
+            vocab_size=CONFIG.token_ids,
             hidden_size=size.d_model,
             word_embed_proj_dim=size.d_model,
             num_hidden_layers=size.layers,
@@ -45,7 +45,7 @@ def published():
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.normal_(0, 0.2)
-    tokens = torch.randint(3, CONFIG.vocabulary, (4, CONFIG.seq_len))
+    tokens = torch.randint(3, CONFIG.token_ids, (4, CONFIG.seq_len))
     with torch.no_grad():
         logits = theirs(tokens).logits
     prefix = "model.decoder."
