@@ -58,7 +58,8 @@ def _run(env: Mapping[str, str], reporter: Reporter) -> int:
     world = parallel.join(config, env)
     root = Path(env["OPT_LAUNCH_CHECKPOINTS"])
     start = resume.find_start(env, root, attached=reporter.attached)
-    trainer = Trainer(config, world, reporter)
+    tokens = (root.parent if reporter.attached else root) / "tokens"  # of a run, or where there is none beside it
+    trainer = Trainer(config, world, reporter, tokens)
     if start.folder is None:
         parallel.initialise(trainer.model, config)
     else:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from launcher.reporter import SAVE, SET, STOP, Reporter
-from model import checksums, live, parallel
+from model import checksums, corpus, live, parallel
 from model.config import TrainerConfig
-from model.data import Corpus, find_documents, merge, next_samples, sequence_of, split
+from model.data import Corpus, merge, next_samples, sequence_of, split
 from model.optim import Optimizer, learning_rate
 from model.parallel import Numbers, World
 from model.scaler import LossScale
@@ -28,15 +29,14 @@ _BITS = {"save": SAVE, "stop": STOP, "set": SET}
 class Trainer:
     """The distributed model, its data, and where the run is."""
 
-    def __init__(self, config: TrainerConfig, world: World, reporter: Reporter) -> None:
+    def __init__(self, config: TrainerConfig, world: World, reporter: Reporter, folder: Path) -> None:
+        """A collective. `folder`: for files of tokens, the same for all ranks. Raises ValueError for unusable data."""
         self.config, self.world, self.reporter = config, world, reporter
-        train, held_out = split(find_documents(config.data), config.held_out)
+        with reporter.phase("data"):
+            documents, self.tokenizer = corpus.load(config, world, folder)
+        train, held_out = split(documents, config.held_out)
         self.corpus = Corpus(train, config.seq_len)
         self.held_out = Corpus(held_out, config.seq_len, may_be_empty=True)
-        if not parallel.agree(self.corpus.fingerprint, world):
-            raise ValueError(
-                f"data: {len(train)} files here, other files on other ranks; give all nodes the same files"
-            )
         self.model = parallel.build(config, world)
         self.optimizer = Optimizer(self.model, config, world.tensor_rank)
         self.tensors = self.optimizer.tensors()
@@ -246,8 +246,8 @@ class Trainer:
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must have in common with the run that goes on from it."""
-        names = ("size", "tokenizer", "seq_len", "seed")
-        return {name: getattr(self.config, name) for name in names} | {"data": self.corpus.fingerprint}
+        same = {name: getattr(self.config, name) for name in ("size", "seq_len", "seed")}
+        return same | {"tokenizer": self.tokenizer, "data": self.corpus.fingerprint}
 
     def go_to(self, state: Mapping[str, Any]) -> None:
         """Be where the checkpoint of this state was. Settings are those asked for now; what differs is said."""

@@ -160,7 +160,7 @@ def _trainer(env: Mapping[str, str]) -> tuple[World, Trainer, Listener]:
     parallel.be_deterministic()
     config = TrainerConfig.from_mapping(json.loads(env["SETTINGS"]))
     world, listener = parallel.join(config, env), Listener()
-    trainer = Trainer(config, world, listener)
+    trainer = Trainer(config, world, listener, Path(env["FOLDER"]))
     parallel.initialise(trainer.model, config)
     return world, trainer, listener
 
