@@ -71,6 +71,10 @@ SIZES: dict[str, SizeDefaults] = {
 }
 
 
+BYTES = "bytes"
+OPT_VOCABULARY = 50272  # token ids of the published models
+
+
 class Parallel(Section):
     """How the ranks share the model: their product is the number of ranks."""
 
@@ -88,15 +92,26 @@ class Checkpoint(Section):
     memory: Annotated[Any, Field(exclude=True)] = None  # known, and refused until it is built
 
 
-class Trainer(Section):
-    """Our own trainer. `data`: text files or globs, or the word python for the standard library's sources.
+class LossScale(Section):
+    """Of fp16: the first scale of the loss, after how many clean steps it is doubled, and its floor; metaseq's."""
 
-    `batch_tokens` is the global batch; `micro_batch` sequences go through a rank at once.
+    init: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0
+    window: StepCount = 256
+    min: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2**-5
+
+
+class Trainer(Section):
+    """Our own trainer. `data`: text or .jsonl files or globs, or the word python for the standard library's sources.
+
+    `tokenizer`: bytes, or the path of a tokenizer.json. `batch_tokens` is the global batch; `micro_batch` sequences go
+    through a rank at once.
     """
 
     size: Size
     data: Annotated[Texts, Field(min_length=1)] = ("python",)
-    tokenizer: str = "bytes"
+    text_key: Annotated[str, Field(min_length=1)] = "text"
+    tokenizer: Annotated[str, Field(min_length=1)] = BYTES
+    vocabulary: Annotated[int, Field(ge=264, multiple_of=8, lt=LIMIT)] | None = None
     held_out: Fraction = 0.05
     steps: StepCount
     batch_tokens: Positive
@@ -110,6 +125,9 @@ class Trainer(Section):
     attention_dropout: Fraction = 0.1
     seed: Annotated[int, Field(ge=0, lt=LIMIT)] = 1
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    loss_scale: LossScale = LossScale()
+    layer_norms: Annotated[Steps, Field(ge=0, lt=LIMIT)] = 0
+    checksum_every: Annotated[Steps, Field(ge=0, lt=LIMIT)] = 100
     parallel: Parallel = Parallel()
     validate_every: Annotated[Steps, Field(ge=0, lt=LIMIT)] = 0
     checkpoint: Checkpoint = Checkpoint()

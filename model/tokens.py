@@ -39,9 +39,7 @@ class Tokenizer:
 def load_tokenizer(config: TrainerConfig) -> Tokenizer:
     """The tokenizer asked for. Raises ValueError where its file is none, or has more tokens than the model."""
     if config.tokenizer == BYTES:
-        return Tokenizer(
-            BYTES, lambda texts: [np.frombuffer(text.encode(), np.uint8) for text in texts], END_OF_DOCUMENT
-        )
+        return Tokenizer(BYTES, lambda texts: [list(text.encode()) for text in texts], END_OF_DOCUMENT)
     import tokenizers
 
     path = os.path.expanduser(config.tokenizer)

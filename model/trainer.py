@@ -133,9 +133,11 @@ class Trainer:
         if self.scale:
             metrics |= {"loss_scale": self.scale.scale, "loss_scale_window": self.scale.window}
             self.scale = self.scale.after(overflow=overflow, least=self.config.loss_scale_min)
+        if overflow:
+            metrics["skipped"] = 1.0
         if self.val_loss is not None:
             metrics["val_loss"] = self.val_loss
-        return metrics | norms | ({"skipped": 1.0} if overflow else {})
+        return metrics | norms
 
     def _rank_batch(self, samples: list[int]) -> torch.Tensor:
         """Tokens [sequences of this data-parallel rank, seq_len + 1]."""

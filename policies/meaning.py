@@ -22,7 +22,10 @@ BUILT = frozenset(
 )
 # What our own trainer reports of its steps. None of it is ever negative; of a foreign trainer, whose loss may be,
 # that is known for some names only.
-TRAINER_METRICS = ("loss", "grad_norm", "lr", "tokens", "tokens_per_s", "activation_norm", "val_loss")
+TRAINER_METRICS = (
+    *("loss", "grad_norm", "clip_fraction", "activation_norm", "param_norm", "lr", "tokens", "tokens_per_s"),
+    *("loss_scale", "loss_scale_window", "skipped", "val_loss"),
+)
 NEVER_NEGATIVE = frozenset({"grad_norm", "tokens", "tokens_per_s", "activation_norm"})
 REJECTED_CHECKPOINT = 79  # the exit status of a rank that refused its checkpoint; always handled by the engine
 

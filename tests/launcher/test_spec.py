@@ -186,7 +186,7 @@ def test_values_that_do_not_fit_together_are_a_mistake(tmp_path: Path, text: str
 
 
 ASKED = {
-    "trainer.tokenizer": "gpt2", "trainer.dtype": "fp16", "trainer.checkpoint.memory": "{every: 5}",
+    "trainer.checkpoint.memory": "{every: 5}",
     "health.before_start": "standard", "health.every": "60s",
     "on_good_checkpoint": "{run: [x]}",
 }  # fmt: skip

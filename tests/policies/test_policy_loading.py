@@ -373,14 +373,16 @@ def test_a_norm_is_never_negative_whoever_trains(tmp_path: Path, facts: RunFacts
 
 
 def test_the_known_metrics_are_those_that_our_trainer_reports() -> None:
-    tree = ast.parse((FOLDER.parent / "model" / "train.py").read_text())
-    (step,) = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "train_step")
+    tree = ast.parse((FOLDER.parent / "model" / "trainer.py").read_text())
+    reporting = ("train_step", "_update")
+    steps = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name in reporting]
     named: set[str] = set()
-    for node in ast.walk(step):
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).startswith("metrics"):
-            place = node.targets[0]
-            keys = node.value.keys if isinstance(node.value, ast.Dict) else [getattr(place, "slice", None)]
-            named |= {key.value for key in keys if isinstance(key, ast.Constant)}
+    for node in (inner for step in steps for inner in ast.walk(step)):
+        if isinstance(node, (ast.Assign, ast.AugAssign)):
+            place = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            if ast.unparse(place).startswith("metrics"):
+                keys = node.value.keys if isinstance(node.value, ast.Dict) else [getattr(place, "slice", None)]
+                named |= {key.value for key in keys if isinstance(key, ast.Constant)}
     assert named == set(TRAINER_METRICS)
 
 
