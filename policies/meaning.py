@@ -16,7 +16,7 @@ Flaw = tuple[tuple[str | int, ...], str]
 # and is then refused by name.
 BUILT = frozenset(
     {"detector exit", "detector node_lost", "detector hang", "detector non_finite", "detector threshold"}
-    | {"detector draining", "action replace", "action shrink", "action requeue"}
+    | {"detector draining", "detector sdc", "action replace", "action shrink", "action requeue"}
     | {"action restart", "action exclude", "action collect", "action save", "action hold", "action stop"}
     | {"action notify"}
 )
@@ -45,6 +45,7 @@ class RunFacts:
     saves: bool = False
     metrics: frozenset[str] | None = None
     least_hang_s: float | None = None
+    checksum_every: int | None = None  # steps; 0: the trainer takes none; None: not known
     requeues: bool = True  # whether a scheduler can begin the job anew
     shrinks: bool = True  # whether the run may go on with fewer nodes
 
@@ -121,7 +122,7 @@ def deed_flaws(rung: Rung, channels: frozenset[str]) -> Iterator[Flaw]:
 def _never(rule: Rule, before: Sequence[Rule]) -> Iterator[Flaw]:
     """Why a rule can never fire."""
     detector, span = rule.when.detector, rule.for_
-    if span and detector in ("exit", "node_lost", "draining"):
+    if span and detector in ("exit", "node_lost", "draining", "sdc"):
         yield ("for",), f"'for' has no meaning with '{detector}': remove it"
     if span and detector == "hang" and span.steps is not None:
         yield ("for",), "'for' counts steps, but in a hang none are done: the rule can never fire"
@@ -195,6 +196,8 @@ def _rung(rule: Rule, rung: Rung) -> Iterator[Flaw]:
         yield (), f"after '{detector}' the run must be restarted, held or stopped: this rung does none of it"
     if detector in INFRASTRUCTURE and rung.save:
         yield ("save",), f"after '{detector}' there is nothing left that could save"
+    if detector == "sdc" and (rung.save or (rung.restart and rung.restart.save_first)):
+        yield ("save",) if rung.save else ("restart", "save_first"), "after 'sdc' the weights are damaged: save nothing"
     if detector in INFRASTRUCTURE and rung.restart and rung.restart.save_first:
         yield ("restart", "save_first"), f"after '{detector}' there is nothing left that could save"
     yield from _blamed(rung, detector)
@@ -202,7 +205,7 @@ def _rung(rule: Rule, rung: Rung) -> Iterator[Flaw]:
 
 def _blamed(rung: Rung, detector: str) -> Iterator[Flaw]:
     """What is wrong with the actions about the nodes that a detector blames."""
-    blames = detector in (*INFRASTRUCTURE, "draining")
+    blames = detector in (*INFRASTRUCTURE, "draining", "sdc")
     if rung.exclude == "failed":
         yield ("exclude",), "'exclude: failed' needs a 'check' in the same rung"
     elif rung.exclude and not blames:
@@ -211,11 +214,22 @@ def _blamed(rung: Rung, detector: str) -> Iterator[Flaw]:
         yield ("exclude",), "a draining node works: use 'replace'"
     if rung.replace and not blames:
         yield ("replace",), f"'{detector}' blames no node: nothing would be replaced"
+    elif rung.replace and detector == "sdc":
+        yield (
+            ("replace",),
+            "'replace' saves first, and after 'sdc' the weights are damaged: use 'exclude'",
+        )
     elif rung.replace and detector != "draining":
         yield ("replace",), f"after '{detector}' there is nothing left that could save: use 'exclude'"
 
 
 def _unfit(rule: Rule, facts: RunFacts) -> Iterator[Flaw]:
+    if (sdc := rule.when.sdc) and facts.checksum_every is not None:
+        if not facts.checksum_every:
+            yield ("when", "sdc"), "trainer.checksum_every is 0, so nothing is compared: the rule can never fire"
+        elif sdc.every % facts.checksum_every:
+            message = f"every {sdc.every} is no multiple of trainer.checksum_every = {facts.checksum_every}"
+            yield ("when", "sdc", "every"), message
     for index, rung in enumerate(rule.do):
         yield from ((("do", index, *path), message) for path, message in _unknown_channel(rung, facts.channels))
         if rung.requeue and not facts.requeues:

@@ -115,8 +115,7 @@ UNBUILT_DETECTORS = {
     "spike": "{window: 200 steps, above: 6 sigma, warmup: 500 steps}", "scale_collapse": "{below: 1.0, halvings: 8}",
     "drift": "{}", "plateau": "{window: 5000 steps, less_than: 0.1 %}", "straggler": "{slower_than: 1.3 x median}",
     "slow": "{}", "gpu_fault": "{xid: [48, 63-64]}", "storage_stall": "{at_least: 2m}",
-    "scheduler": "{states: [PREEMPTED]}", "time_left": "{below: 10m}", "disk": "{below: 5 %}", "sdc": "{every: 100 steps}",
-    "log": "{match: NaN, from: rank0}",
+    "scheduler": "{states: [PREEMPTED]}", "time_left": "{below: 10m}", "disk": "{below: 5 %}", "log": "{match: NaN, from: rank0}",
 }  # fmt: skip
 
 
@@ -127,7 +126,7 @@ def test_a_detector_that_does_not_exist_yet_is_refused_by_name(tmp_path: Path, n
 
 
 def test_every_detector_is_either_built_or_refused() -> None:
-    built = {"exit", "node_lost", "hang", "draining", "non_finite", "threshold"}
+    built = {"exit", "node_lost", "hang", "draining", "non_finite", "threshold", "sdc"}
     assert built | set(UNBUILT_DETECTORS) == set(When.model_fields)
 
 
@@ -350,7 +349,7 @@ def test_a_trainer_that_only_prints_may_be_silent_for_long_unless_the_policy_say
     ("when", "expected"),
     [
         ("threshold: {metric: lsos, above: 3}", "5:32: our trainer reports no metric 'lsos' (did you mean 'loss'?)"),
-        ("threshold: {metric: speed, above: 3}", "5:32: our trainer reports no metric 'speed' (it reports: loss, grad_norm, lr, tokens, tokens_per_s, activation_norm, val_loss)"),
+        ("threshold: {metric: mfu, above: 3}", f"5:32: our trainer reports no metric 'mfu' (it reports: {', '.join(TRAINER_METRICS)})"),
         ("non_finite: {metrics: [loss, gradnorm]}", "5:41: our trainer reports no metric 'gradnorm' (did you mean 'grad_norm'?)"),
         ("threshold: {metric: loss, below: -5}", "5:45: loss is never negative: the rule can never fire"),
         ("threshold: {metric: loss, below: 0}", "5:45: loss is never negative: the rule can never fire"),
@@ -362,6 +361,27 @@ def test_a_metric_that_our_trainer_never_reports_like_that_is_a_mistake(
     assert mistakes(tmp_path, rule(when, "{hold: {}}"), RunFacts()) == [expected]
     assert mistakes(tmp_path, rule(when, "{hold: {}}"), RunFacts(own_trainer=False)) == []
     assert mistakes(tmp_path, rule(when, "{hold: {}}")) == []
+
+
+def test_the_norm_of_a_layer_can_be_watched(tmp_path: Path) -> None:
+    when = "threshold: {metric: grad_norm.layers.3, above: 3}"
+    assert mistakes(tmp_path, rule(when, "{hold: {}}"), RunFacts()) == []
+
+
+@pytest.mark.parametrize(
+    ("when", "do", "facts", "expected"),
+    [
+        ("sdc: {}", "{exclude: blamed, restart: {from: before_incident}}", RunFacts(checksum_every=50), []),
+        ("sdc: {every: 70}", "{hold: {}}", RunFacts(checksum_every=50), ["5:25: every 70 is no multiple of trainer.checksum_every = 50"]),
+        ("sdc: {}", "{hold: {}}", RunFacts(checksum_every=0), ["5:17: trainer.checksum_every is 0, so nothing is compared: the rule can never fire"]),
+        ("sdc: {}", "{save: now, hold: {}}", RunFacts(), ["7:16: after 'sdc' the weights are damaged: save nothing"]),
+        ("sdc: {}", "{replace: blamed}", RunFacts(), ["7:19: 'replace' saves first, and after 'sdc' the weights are damaged: use 'exclude'"]),
+    ],
+)  # fmt: skip
+def test_a_rule_about_corruption_must_be_able_to_fire_and_save_nothing(
+    tmp_path: Path, when: str, do: str, facts: RunFacts, expected: list[str]
+) -> None:
+    assert mistakes(tmp_path, rule(when, do), facts) == expected
 
 
 @pytest.mark.parametrize("facts", [None, RunFacts(), RunFacts(own_trainer=False)])
