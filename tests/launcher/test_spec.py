@@ -1,6 +1,7 @@
 """RUN.yaml: what is refused, what wins, and where each value came from."""
 
 # ruff: noqa: E501  messages are compared whole
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 from launcher.errors import ConfigError
 from launcher.network import addresses
 from launcher.preflight import NOT_BUILT
-from launcher.sections import SIZES
+from launcher.sections import OPT_VOCABULARY, SIZES
 from launcher.spec import ResolvedSpec, dump_resolved, load_spec, read_resolved
+from model.config import OPT_VOCABULARY as TRAINERS_VOCABULARY
 from model.config import SIZES as MODEL_SIZES
 from model.config import TrainerConfig
 from policies.units import format_duration, parse_duration, parse_rate, parse_span, parse_steps
@@ -185,6 +187,25 @@ def test_values_that_do_not_fit_together_are_a_mistake(tmp_path: Path, text: str
     assert mistakes(tmp_path, text) == [expected.replace("FOLDER", str(tmp_path), 1)]
 
 
+def test_a_tokenizer_that_is_none_or_has_too_many_tokens_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "none.json").write_text("{}")
+    vocabulary = {chr(65 + number): number for number in range(300)}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "A"}
+    (tmp_path / "good.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+
+    def found(*overrides: str) -> list[str]:
+        return mistakes(tmp_path, RUN, *overrides)
+
+    assert "is neither 'bytes' nor the path of a tokenizer.json" in found("trainer.tokenizer=gpt2")[0]
+    assert "gone.json is no tokenizer.json that can be read" in found(f"trainer.tokenizer={tmp_path}/gone.json")[0]
+    assert "none.json is no tokenizer.json that can be read" in found(f"trainer.tokenizer={tmp_path}/none.json")[0]
+    good = f"trainer.tokenizer={tmp_path}/good.json"
+    assert found(good) == []
+    (small,) = found(good, "trainer.vocabulary=296")
+    assert "its 300 token ids are more than the 296 of the model: set vocabulary to 304" in small
+    assert "8" in found("trainer.vocabulary=270")[0]
+
+
 ASKED = {
     "trainer.checkpoint.memory": "{every: 5}",
     "health.before_start": "standard", "health.every": "60s",
@@ -339,9 +360,16 @@ def test_the_trainer_takes_what_the_spec_resolves_to(tmp_path: Path) -> None:
     assert trainer is not None
     config = TrainerConfig.from_mapping(trainer.model_dump(exclude_none=True))
     assert (config.steps, config.save_every, config.fsdp, config.tensor, config.lr) == (300, 25, 2, 2, 6e-4)
+    asked = ("trainer.dtype=fp16", "trainer.loss_scale={init: 16, min: 0.25}", "trainer.layer_norms=50 steps")
+    trainer = resolved(tmp_path, RUN, *asked, "trainer.checksum_every=0").spec.trainer
+    assert trainer is not None
+    config = TrainerConfig.from_mapping(trainer.model_dump(exclude_none=True))
+    assert (config.loss_scale_init, config.loss_scale_window, config.loss_scale_min) == (16, 256, 0.25)
+    assert (config.dtype, config.layer_norms, config.checksum_every) == ("fp16", 50, 0)
 
 
-def test_the_spec_and_the_trainer_agree_on_heads() -> None:
+def test_the_spec_and_the_trainer_agree_on_heads_and_the_size_of_the_vocabulary() -> None:
+    assert OPT_VOCABULARY == TRAINERS_VOCABULARY
     assert {size: SIZES[size].heads for size in MODEL_SIZES} == {size: one.heads for size, one in MODEL_SIZES.items()}
 
 
