@@ -278,6 +278,29 @@ def release(run: RunName, root: Root = RUNS) -> None:
 
 
 @app.command()
+def pause(
+    run: RunName,
+    reason: Annotated[str, typer.Option(help="Why; it is shown to whoever looks.")] = "",
+    now: Annotated[bool, typer.Option("--now", help="Save nothing: steps since the last checkpoint are lost.")] = False,
+    yes: Yes = False,
+    root: Root = RUNS,
+) -> None:
+    """Save, end the ranks and keep the nodes, free for something else. With --now it asks first, as stop does."""
+    from launcher.view.locate import find_run
+
+    paths = find_run(root, run)
+    if now:
+        _ask(f"Pause run {paths.name} without saving?", yes, f"pause {paths.name} --now")
+    _command(root, paths.name, "pause", reason=reason, now=now)
+
+
+@app.command()
+def unpause(run: RunName, root: Root = RUNS) -> None:
+    """Let a paused run go on from where it was."""
+    _command(root, run, "unpause")
+
+
+@app.command()
 def replace(
     run: RunName,
     node: Annotated[str, typer.Argument(metavar="NODE", help="A node that trains.")],

@@ -13,6 +13,8 @@ RUNNING, SUSPECT
 RECOVERING  attempt_started                                    STARTING
 any live    run_held                                           HELD
 HELD        run_released, a person's decision with one of these RECOVERING
+any live    run_paused                                         PAUSED
+PAUSED      run_unpaused                                       RECOVERING
 any live    run_ended                                          SUCCEEDED, FAILED, STOPPED
 any         run_resumed                                        PENDING
 """
@@ -49,9 +51,11 @@ from launcher.events import (
     RunAmended,
     RunEnded,
     RunHeld,
+    RunPaused,
     RunReleased,
     RunResumed,
     RunSubmitted,
+    RunUnpaused,
     StepDone,
     StepsMoving,
     StepsStopped,
@@ -60,7 +64,7 @@ from launcher.events import (
 from launcher.evolve import evolve
 from launcher.incidents import action_done, close_incidents, decided, recovered, spared
 from launcher.lineage import committed, healthy_step, rejected, removed, save_failed, set_aside, verified
-from launcher.run import Attempt, Node, NodeState, Run, RunState
+from launcher.run import HALTED, Attempt, Node, NodeState, Run, RunState
 
 
 def fold(events: Iterable[Event], run: Run | None = None) -> Run:
@@ -129,6 +133,7 @@ def _held(run: Run, event: RunHeld) -> Run:
         state=RunState.HELD,
         hold_reason=event.reason,
         hold_requested="",
+        paused_by="",
         pending=None,
         replace=None,
         replacing_since=None,
@@ -141,6 +146,27 @@ def _released(run: Run, event: RunReleased) -> Run:
     if run.state is not RunState.HELD:
         return run
     return evolve(run, state=RunState.RECOVERING, hold_reason="", pending=None, recovering_since=event.at)
+
+
+def _paused(run: Run, event: RunPaused) -> Run:
+    """What is pending waits, as does the wish to replace a node: nothing is forgotten by a pause."""
+    if run.state.is_terminal:
+        return run
+    return evolve(
+        run,
+        state=RunState.PAUSED,
+        paused_by=event.reason,
+        replacing_since=None,
+        steps_stopped=False,
+        save_requested_at=None,
+        recovering_since=None,
+    )
+
+
+def _unpaused(run: Run, event: RunUnpaused) -> Run:
+    if run.state is not RunState.PAUSED:
+        return run
+    return evolve(run, state=RunState.RECOVERING, paused_by="", recovering_since=event.at)
 
 
 def _ended(run: Run, event: RunEnded) -> Run:
@@ -156,6 +182,7 @@ def _ended(run: Run, event: RunEnded) -> Run:
         stop_now=False,
         hold_requested="",
         hold_reason="",
+        paused_by="",
         steps_stopped=False,
         recovering_since=None,
     )
@@ -176,6 +203,7 @@ def _resumed(run: Run, event: RunResumed) -> Run:
         replacing_since=None,
         hold_reason="",
         hold_requested="",
+        paused_by="",
         stop_requested="",
         stop_now=False,
         ended_reason="",
@@ -264,8 +292,8 @@ def _attempt_started(run: Run, event: AttemptStarted) -> Run:
     nodes = {name: evolve(node, excluded="") for name, node in run.nodes.items()}  # it held for this choice
     return evolve(
         run,
-        # A hold or an end that came in between stands: these ranks will not be started.
-        state=run.state if run.state is RunState.HELD or run.state.is_terminal else RunState.STARTING,
+        # A halt or an end that came in between stands: these ranks will not be started.
+        state=run.state if run.state in HALTED or run.state.is_terminal else RunState.STARTING,
         attempts=(*run.attempts, attempt),
         head=event.restore,
         restarts=run.restarts + (1 if run.attempts else 0),
@@ -301,7 +329,7 @@ def _attempt_ended(run: Run, event: AttemptEnded) -> Run:
     if not _is_current(run, event.attempt):
         return run
     run = _end_attempt(run, event.at, event.reason)
-    if run.state is RunState.HELD:
+    if run.state in HALTED:
         return run
     if run.job_ending:
         return evolve(run, state=RunState.PENDING, pending=None)
@@ -361,6 +389,9 @@ def _command(run: Run, event: CommandReceived) -> Run:
     if event.verb == "hold" and not run.state.is_terminal and run.state is not RunState.HELD:
         reason = f"{event.author}: {event.args.get('reason') or 'no reason given'}"
         run = evolve(run, hold_requested=reason, hold_requested_at=event.at)
+    if event.verb == "pause" and "refused" not in event.args:
+        now, since = event.args.get("now") is True, run.pause_requested_at if run.paused_by else event.at
+        run = evolve(run, paused_by=str(event.args.get("reason")), pause_requested_at=since, pause_now=now)
     if event.verb == "save":
         run = evolve(run, save_requested_at=event.at, save_beyond=run.step)
     return run
@@ -376,6 +407,8 @@ _HANDLERS = {
     EpochStarted: _epoch_started,
     RunHeld: _held,
     RunReleased: _released,
+    RunPaused: _paused,
+    RunUnpaused: _unpaused,
     RunEnded: _ended,
     RunResumed: _resumed,
     JobEnding: _job_ending,

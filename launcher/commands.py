@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from launcher import control, deeds, replacement, wire
+from launcher import control, deeds, pausing, replacement, wire
 from launcher.abilities import Abilities
 from launcher.events import (
     AttemptEnded,
@@ -14,7 +14,12 @@ from launcher.events import (
     CommandAnswered,
     CommandReceived,
     Event,
+    RunEnded,
+    RunHeld,
+    RunPaused,
     RunReleased,
+    RunResumed,
+    RunUnpaused,
 )
 from launcher.paths import RunPaths
 from launcher.run import Run, RunState
@@ -34,7 +39,8 @@ class Commands:
         self._paths, self._run, self._emit = paths, run, emit
         self._trainer, self._channels = trainer, channels
         self._known: dict[str, wire.Link | None] = {}  # who waits for the answer, if anybody does by wire
-        self._saves: set[str] = set()
+        self._saves: set[str] = set()  # commands that are answered when it is done
+        self._pauses: set[str] = set()
 
     def remember(self, id_: str) -> None:
         """A command of the journal, already executed or about to be."""
@@ -68,6 +74,8 @@ class Commands:
             event = deeds.checked(event, self._run(), self._trainer, self._channels)
         elif event.verb == "replace":
             event = replacement.checked(event, self._run(), self._trainer)
+        elif event.verb == "pause":
+            event = pausing.checked(event, self._run(), self._trainer)
         self._emit(event)
 
     # ------------------------------------------------------------ done
@@ -94,6 +102,20 @@ class Commands:
             case "release" if state is RunState.HELD:
                 self._emit(RunReleased(at=time.time(), author=command.author))
                 self._say(command.id, True, "released")
+            case "pause" if refused := command.args.get("refused"):
+                self._say(command.id, False, str(refused))
+            case "pause" if state is RunState.PAUSED:
+                self._say(command.id, True, self._paused(run))
+            case "pause":
+                self._pauses.add(command.id)
+            case "unpause" if state is RunState.PAUSED:
+                self._emit(RunUnpaused(at=time.time(), author=command.author))
+                self._say(command.id, True, "unpaused")
+            case "unpause" if run.paused_by:
+                self._say(command.id, False, f"{deeds.what_ends(run)}: unpause it once it is")
+            case "unpause":
+                hint = ": opt-launch release lets it go on" * (state is RunState.HELD)
+                self._say(command.id, False, f"not paused: the run is {state}{hint}")
             case "release":
                 self._say(command.id, False, f"not held: the run is {state}")
             case "do" | "replace" if "actions" not in command.args:
@@ -121,14 +143,22 @@ class Commands:
             case CommandAnswered():
                 self._answer(event)
             case CheckpointCommitted() if run.save_requested_at is None:
-                self._answer_saves(True, f"step {event.step} saved")
+                self._answer_all(self._saves, True, f"step {event.step} saved")
             case CheckpointFailed() | AttemptEnded():
-                self._answer_saves(False, event.reason)
+                self._answer_all(self._saves, False, event.reason)
+            case RunPaused():
+                self._answer_all(self._pauses, True, self._paused(run))
+            case RunHeld() | RunEnded() | RunResumed():
+                self._answer_all(self._pauses, False, f"not paused: the run is {run.state}")
 
-    def _answer_saves(self, ok: bool, message: str) -> None:
-        for id_ in sorted(self._saves):
+    @staticmethod
+    def _paused(run: Run) -> str:
+        return f"paused at step {run.step:,}; the nodes are kept"
+
+    def _answer_all(self, waiting: set[str], ok: bool, message: str) -> None:
+        for id_ in sorted(waiting):
             self._say(id_, ok, message)
-        self._saves.clear()
+        waiting.clear()
 
     def _say(self, id_: str, ok: bool, message: str) -> None:
         self._emit(CommandAnswered(at=time.time(), id=id_, ok=ok, message=message))

@@ -127,6 +127,20 @@ class RunReleased(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunPaused(Event):
+    """No rank runs, because a person wants it so; the allocation is kept. `reason`: who, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunUnpaused(Event):
+    """A person let a paused run go on. Nothing was wrong with it: budgets count as before."""
+
+    author: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunEnded(Event):
     """The last event of a run, until it is resumed."""
 

@@ -21,6 +21,7 @@ from launcher.events import (
     CheckpointVerified,
     Event,
     RunReleased,
+    RunUnpaused,
     Warned,
 )
 from launcher.foreign import CheckpointFiles
@@ -60,7 +61,7 @@ class Finder(Chores):
         """Go on from an event that counts."""
         self._run = run
         match event:
-            case AttemptStarted() | AttemptEnded() | RunReleased():
+            case AttemptStarted() | AttemptEnded() | RunReleased() | RunUnpaused():
                 self.searched, self.inspected = False, frozenset()
 
     # ------------------------------------------------------------ looking

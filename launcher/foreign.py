@@ -164,6 +164,7 @@ def abilities_of(telemetry: Telemetry | None, can: Capabilities, checkpoints: Ch
         save_s=by_signal.within if by_signal else SAVE_LIMIT_S,
         resume_args=can.resume.args if isinstance(can.resume, ResumeArgs) else (),
         resumes_itself=checkpoints is None and can.resume != "none",
+        begins_anew=can.resume == "none",
         done_step=can.done.step if can.done else None,
         refusal={"goes_on": "", "exits": SAVE_ENDS, "never": NO_SAVE}[saves],
     )

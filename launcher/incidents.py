@@ -33,7 +33,7 @@ def decided(run: Run, event: Decision) -> Run:
         return run
     return evolve(
         run,
-        state=RunState.RECOVERING,
+        state=run.state if run.state is RunState.PAUSED else RunState.RECOVERING,
         pending=event,
         pending_done=frozenset(),
         hold_reason="",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.events import AttemptStarted, Decision, Event, RunEnded, RunHeld, RunReleased
+from launcher.events import AttemptStarted, Decision, Event, RunEnded, RunHeld, RunPaused, RunReleased, RunUnpaused
 
 
 def news(event: Event, name: str) -> str:
@@ -18,6 +18,10 @@ def news(event: Event, name: str) -> str:
             return f"HELD: {event.reason}: opt-launch release {name}, or opt-launch stop {name}"
         case RunReleased():
             return f"released by {event.author}"
+        case RunPaused():
+            return f"PAUSED: {event.reason}: opt-launch unpause {name}, or opt-launch stop {name}"
+        case RunUnpaused():
+            return f"unpaused by {event.author}"
         case RunEnded():
             return event.state + (f": {event.reason}" if event.reason else "")
     return ""

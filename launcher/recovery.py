@@ -25,12 +25,13 @@ from launcher.events import (
     JobEnding,
     RunEnded,
     RunHeld,
+    RunPaused,
 )
 from launcher.reporter import SAVE, STOP
 from launcher.run import Attempt, Node, NodeState, Run, RunState
 
 COLLECT_LIMIT_S = 10.0
-REPLACE_LIMIT_S = 1800.0  # nothing is wrong and nobody waits: as long as any save may take
+GENTLE_LIMIT_S = 1800.0  # nothing is wrong and nobody waits: as long as any save may take
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ def _next(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         return _hold(run, fleet, limits)
     if run.state is RunState.HELD:
         return _clear(run, fleet, "held") if run.live_attempt else []
+    if run.paused_by:
+        return _pause(run, fleet, limits)
     if run.job_ending:
         return _hand_over(run, fleet, limits)
     if run.pending is not None:
@@ -177,6 +180,33 @@ def _hold(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     return _end_gently(run, run.live_attempt, fleet, limits.trainer, run.hold_requested_at, reason)
 
 
+def _pause(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
+    """A person wants no ranks for a while. What is being done about a failure comes first, but for its new attempt."""
+    if run.pending is not None and (run.live_attempt or "restart" not in run.pending.actions):
+        return _carry_out(run, fleet, limits, run.pending)
+    if run.live_attempt is None:
+        return _stay_paused(run, fleet)
+    if run.pause_now:
+        return _clear(run, fleet, f"paused by {run.paused_by}")
+    trainer, nodes = limits.trainer, (run.nodes.get(name) for name in run.live_attempt.slots)
+    doubtful = trainer.signal or any(node is None or node.state is not NodeState.ALIVE for node in nodes)
+    limit_s = trainer.save_s if doubtful else GENTLE_LIMIT_S
+    reason = f"paused by {run.paused_by}"
+    return _end_gently(run, run.live_attempt, fleet, trainer, run.pause_requested_at, reason, limit_s)
+
+
+def _stay_paused(run: Run, fleet: Fleet) -> list[Move]:
+    """No job is begun anew for a run that would do nothing in it: at the time limit of this one the run ends."""
+    if run.state is not RunState.PAUSED:
+        return [Emit(RunPaused(at=fleet.now, reason=run.paused_by))]
+    if run.job_over:
+        return [Emit(RunEnded(at=fleet.now, state="STOPPED", reason=run.job_over))]
+    if run.job_ending and not run.job_decided:
+        reason = f"paused by {run.paused_by}, until {run.job_ending}"
+        return [Emit(RunEnded(at=fleet.now, state="STOPPED", reason=reason))]
+    return []
+
+
 def _hand_over(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     """The job ends: save, and have another go on. What the scheduler has decided already is not asked of it."""
     if run.live_attempt is not None:
@@ -200,7 +230,7 @@ def lost_nodes(run: Run) -> tuple[str, ...]:
 def _make_way(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities, since: float) -> list[Move]:
     """A spare is to take the place of a node that still works: have the trainer save and end."""
     why = f"{run.replace.rule}: {run.replace.why}"[:500] if run.replace else "a node was to be replaced"
-    limit_s = trainer.save_s if trainer.signal else REPLACE_LIMIT_S
+    limit_s = trainer.save_s if trainer.signal else GENTLE_LIMIT_S
     return _end_gently(run, attempt, fleet, trainer, since, why, limit_s)
 
 

@@ -34,6 +34,9 @@ class RunState(StrEnum):
         return self in (RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED)
 
 
+HALTED = frozenset({RunState.PAUSED, RunState.HELD})  # no ranks run until a person says so
+
+
 class NodeState(StrEnum):
     ALIVE = "ALIVE"
     SUSPECT = "SUSPECT"
@@ -174,6 +177,9 @@ class Run:
     job_over: str = ""  # why it does not
     hold_requested: str = ""  # why
     hold_requested_at: float = 0.0
+    paused_by: str = ""  # who wants it paused, and why; it is once its state says so
+    pause_requested_at: float = 0.0
+    pause_now: bool = False  # without a last checkpoint
     save_requested_at: float | None = None
     save_beyond: int = 0  # steps that were done before the save was asked for: it is of a later one
     commands: Mapping[str, CommandReceived] = field(default_factory=dict)  # not yet answered

@@ -38,6 +38,7 @@ from launcher.events import (
     Notified,
     RankExited,
     RunHeld,
+    RunPaused,
     RunResumed,
     StepDone,
     Tick,
@@ -165,10 +166,12 @@ class Supervisor:
         return 0
 
     def _begin_anew(self, former: Run) -> None:
-        """The scheduler has begun the job anew: the processes that the journal knows are gone. A hold stays."""
+        """The scheduler has begun the job anew: the processes that the journal knows are gone. A halt stays."""
         self.emit(RunResumed(at=time.time(), author="the scheduler"))
         if former.state is RunState.HELD:
             self.emit(RunHeld(at=time.time(), reason=former.hold_reason))
+        if former.paused_by:
+            self.emit(RunPaused(at=time.time(), reason=former.paused_by))
         self.succession.begun()
 
     def _remember_all(self) -> None:

@@ -24,8 +24,10 @@ from launcher.events import (
     RankExited,
     RunEnded,
     RunHeld,
+    RunPaused,
     RunReleased,
     RunResumed,
+    RunUnpaused,
     StepDone,
     StepsMoving,
     StepsStopped,
@@ -76,6 +78,18 @@ def _(_event: RunHeld, state: EngineState) -> EngineState:
     return evolve(state, is_held=True)
 
 
+@_observe.register
+def _(event: RunPaused, state: EngineState) -> EngineState:
+    return evolve(state, commands={**state.commands, f"{event.at}": "pause"})
+
+
+@_observe.register
+def _(_event: RunUnpaused, state: EngineState) -> EngineState:
+    """Nothing was wrong: ladders, budgets and what is pending stand."""
+    commands = {key: verb for key, verb in state.commands.items() if verb != "pause"}
+    return evolve(state, commands=commands, attempt=None, stopped=None, streaks={})
+
+
 @_observe.register(RunReleased)
 @_observe.register(RunResumed)
 def _(event: Event, state: EngineState) -> EngineState:
@@ -99,8 +113,6 @@ def _(event: JobEnding, state: EngineState) -> EngineState:
 def _(event: CommandReceived, state: EngineState) -> EngineState:
     if event.verb in ("stop", "pause", "hold"):
         return evolve(state, commands={**state.commands, event.id: event.verb})
-    if event.verb == "unpause":
-        return evolve(state, commands={key: verb for key, verb in state.commands.items() if verb != "pause"})
     return state
 
 
@@ -183,12 +195,11 @@ def _(event: AttemptStarted, state: EngineState) -> EngineState:
         best_before=max(state.best_step, restored),
         committed_before=max(state.best_committed, restored),
     )
-    commands = {key: verb for key, verb in state.commands.items() if verb != "pause"}
     before = state.attempt
     if before is not None and not before.has_stepped:
         own = (one for one in before.exits if not is_broken_link(one))
         state = evolve(state, failed_early=(*state.failed_early, *own)[-FIRST_EXITS:])
-    return evolve(state, attempt=attempt, pending=None, is_held=False, stopped=None, streaks={}, commands=commands)
+    return evolve(state, attempt=attempt, pending=None, is_held=False, stopped=None, streaks={})
 
 
 @_observe.register

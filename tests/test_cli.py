@@ -23,6 +23,7 @@ from launcher.events import (
     Event,
     RunEnded,
     RunHeld,
+    RunPaused,
     RunSubmitted,
     StepDone,
 )
@@ -149,6 +150,14 @@ def test_wait_times_out_with_124(tmp_path: Path, root: Path, flags: tuple[str, .
     outcome = call("wait", "a", "--timeout", "1s", *flags, cwd=tmp_path)
     assert (outcome.code, outcome.out) == (124, "")
     assert "timed out" in outcome.err
+
+
+def test_wait_waits_through_a_pause(tmp_path: Path, root: Path) -> None:
+    make_run(root, "a", RunPaused(at=AT + 4, reason="ann: lunch"))
+    outcome = call("wait", "a", "--timeout", "1s", cwd=tmp_path)
+    assert outcome.code == 124
+    told = "a: PAUSED at step 1: ann: lunch; waiting for it has timed out\n  try:   opt-launch unpause a\n"
+    assert outcome.err == told
 
 
 def test_wait_gives_up_on_a_run_of_which_nothing_lives(tmp_path: Path, root: Path) -> None:

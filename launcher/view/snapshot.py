@@ -15,7 +15,7 @@ from launcher.backends.choice import how_ended, living
 from launcher.fold import View
 from launcher.journal import newest_epoch
 from launcher.paths import RunPaths
-from launcher.run import Incident, Node, NodeState, Run, RunState
+from launcher.run import HALTED, Incident, Node, NodeState, Run, RunState
 from launcher.snapshots import read_view
 
 SCHEMA = 1
@@ -72,7 +72,7 @@ def snapshot_of(name: str, view: View, live: Live, now: float) -> dict[str, Any]
             "run": run.name or name,
             "state": run.state.value,
             "alive": not run.state.is_terminal,
-            "reason": run.hold_reason or run.ended_reason,
+            "reason": run.hold_reason or run.paused_by or run.ended_reason,
             "attempt": run.attempt.number if run.attempt else 0,
             "branched_from": asdict(run.branched_from) if run.branched_from else None,
             "step": run.step,
@@ -140,7 +140,7 @@ def _recent_losses(books: Account) -> list[float | None]:
 
 def _told(run: Run, live: Live) -> str:
     """The supervisor knows best what it is about to do, except of a run that waits for a person."""
-    return "" if run.state is RunState.HELD else str(live.get("next_action") or "")
+    return "" if run.state in HALTED else str(live.get("next_action") or "")
 
 
 def next_action(run: Run) -> str:
@@ -152,6 +152,8 @@ def next_action(run: Run) -> str:
             return f"nothing, until a person says: opt-launch resume {run.name}"
         case RunState.HELD:
             return f"waits for a person: opt-launch release {run.name}"
+        case RunState.PAUSED:
+            return f"nothing, until a person says: opt-launch unpause {run.name}"
         case RunState.PENDING:
             return f"start attempt {len(run.attempts) + 1} with {run.nodes_wanted} nodes; {len(run.nodes)} answered"
         case RunState.STARTING:

@@ -94,7 +94,7 @@ def test_what_is_declared_reads_back_as_it_was(tmp_path: Path) -> None:
     ("declared", "abilities"),
     [
         ("", Abilities(resumes_itself=True)),
-        ("capabilities: {resume: none}", Abilities()),
+        ("capabilities: {resume: none}", Abilities(begins_anew=True)),
         ("telemetry: {preset: reporter}", Abilities(resumes_itself=True)),
         ("telemetry: {preset: nanogpt}", Abilities(resumes_itself=True, saves="never", refusal=NO_SAVE)),
         ("capabilities: {save_now: none}", Abilities(resumes_itself=True, saves="never", refusal=NO_SAVE)),

@@ -16,7 +16,7 @@ from launcher.backends.report import NodeReport, drain_changes
 from launcher.backends.slurm_words import reports
 from launcher.crew import assign
 from launcher.events import ActionDone, CommandReceived, JobEnding, NodeDraining, NodeUndrained
-from launcher.recovery import REPLACE_LIMIT_S, Emit, Inventory, Limits, Requeue, Send
+from launcher.recovery import GENTLE_LIMIT_S, Emit, Inventory, Limits, Requeue, Send
 from launcher.replacement import checked
 from launcher.reporter import SAVE, STOP
 from launcher.run import RunState
@@ -374,7 +374,7 @@ def test_a_save_may_take_its_time() -> None:
     world = world_of(spares=1)
     world.tale.draining("n1")
     world.turn()
-    world.tale.at += REPLACE_LIMIT_S - 10
+    world.tale.at += GENTLE_LIMIT_S - 10
     assert {move.message["type"] for move in world.moves() if isinstance(move, Send)} == {"to_rank"}
     world.tale.at += 20
     assert {move.message["type"] for move in world.moves() if isinstance(move, Send)} == {"kill"}
