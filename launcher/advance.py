@@ -221,6 +221,8 @@ def _agent_joined(run: Run, event: AgentJoined) -> Run:
         node = evolve(node, excluded=known.excluded)
     if known:
         node = evolve(node, draining=known.draining)
+    if run.state is RunState.PENDING and run.recovering_since is None:
+        run = evolve(run, recovering_since=event.at)
     return _with_node(run, node)
 
 

@@ -123,6 +123,7 @@ class Capabilities(Section):
     skip: Literal["none"] = "none"
     save_now: Save | None = None
     lr: Literal["none"] = "none"
+    elastic: bool = False  # fit for any WORLD_SIZE, and so are its checkpoints
     done: Done | None = None
     exit_codes: dict[Annotated[str, AfterValidator(_exit_code)], ExitMeaning] = Field(default_factory=dict)
 

@@ -53,11 +53,18 @@ def place_of(asked: Asked, environment: Mapping[str, str], host: str) -> Place:
     if spares >= place.count:
         raise WrongUse(f"{spares} of {place.count} nodes cannot be spares", f"--spares {spares}", "start more tasks")
     least, most = asked.nodes or (1, place.count)
-    if not any(least <= count <= most for count in (place.count, place.count - spares)):
+    fits = least <= place.count - spares if least < most else place.count in (least, least + spares)
+    if asked.nodes and not fits:
         told = f"{least}" if least == most else f"{least}:{most}"
         where = f"in job {place.job}" if place.job else f"on {host}"
         raise WrongUse(f"--nnodes is {told}, and this is one of {place.count} tasks", where, _ONE_A_NODE)
     return place
+
+
+def training(asked: Asked, count: int) -> int:
+    """How many of `count` nodes train. Of a range at most its end: what is beyond it waits, as with torchrun."""
+    nodes = count - (asked.spares or 0)
+    return min(nodes, asked.nodes[1]) if asked.is_elastic and asked.nodes else nodes
 
 
 def _in_a_job(environment: Mapping[str, str], host: str) -> Place:

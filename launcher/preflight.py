@@ -79,9 +79,12 @@ def _cluster(spec: RunSpec) -> Iterator[Problem]:
         message = f"min_nodes is {least}, more than the {cluster.nodes} nodes of the run"
         yield message, ("cluster.min_nodes", "cluster.nodes")
     if spec.trainer is None:
-        if least is not None and least < cluster.nodes:
-            message = f"whether a command can go on with fewer nodes than {cluster.nodes} is not known: leave it out"
-            yield message, ("cluster.min_nodes", "cluster.nodes", "trainer")
+        if least is not None and least < cluster.nodes and not spec.can.elastic:
+            message = (
+                f"whether the command can go on with fewer nodes than {cluster.nodes} is not known: if it and its "
+                "checkpoints fit any WORLD_SIZE, say capabilities: {elastic: true}; else leave this out"
+            )
+            yield message, ("cluster.min_nodes", "cluster.nodes", "trainer", "capabilities.elastic")
         return
     fewer = sizes.asked(spec)
     if fewer and all(fewer.values()):

@@ -65,12 +65,16 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Limits:
-    """The part of the spec that recovery needs. `smaller`: numbers of nodes below the wanted one, largest first."""
+    """The part of the spec that recovery needs. `smaller`: numbers of nodes below the wanted one, largest first.
+
+    `begins_smaller`: also in a new allocation, whose nodes come one by one, those that are there are enough in time.
+    """
 
     wait_for_node_s: float = 120.0
     continue_by: Literal["requeue", "chain", "none"] = "requeue"  # when the scheduler ends the job
     trainer: Abilities = field(default_factory=Abilities)
     smaller: tuple[int, ...] = ()
+    begins_smaller: bool = False
 
 
 @dataclass(frozen=True)
@@ -460,10 +464,13 @@ def _available(run: Run, fleet: Fleet) -> list[Node]:
 
 
 def _size(run: Run, fleet: Fleet, limits: Limits, there: int) -> int | None:
-    """How many nodes to begin with; None: more are to be waited for. A new allocation begins whole."""
-    may_shrink = run.pending is not None and "shrink" in run.pending.actions and _has_waited(run, fleet, limits)
-    smaller = limits.smaller if run.state is RunState.RECOVERING else ()
-    return size_of(run, there, smaller, may_shrink=may_shrink)
+    """How many nodes to begin with; None: more are to be waited for. Most new allocations begin whole."""
+    has_waited = _has_waited(run, fleet, limits)
+    if run.state is not RunState.RECOVERING:
+        begins = limits.begins_smaller and has_waited
+        return size_of(run, there, limits.smaller if begins else (), may_shrink=begins)
+    may_shrink = run.pending is not None and "shrink" in run.pending.actions and has_waited
+    return size_of(run, there, limits.smaller, may_shrink=may_shrink)
 
 
 def _has_waited(run: Run, fleet: Fleet, limits: Limits) -> bool:
@@ -471,7 +478,7 @@ def _has_waited(run: Run, fleet: Fleet, limits: Limits) -> bool:
 
 
 def _wait_for_nodes(run: Run, fleet: Fleet, limits: Limits, nodes: list[Node]) -> list[Move]:
-    if not _has_waited(run, fleet, limits):
+    if run.state is RunState.PENDING or not _has_waited(run, fleet, limits):
         return []
     waited = f"waited {limits.wait_for_node_s:.0f}s"
     have = ", ".join(sorted(node.name for node in nodes)) or "none"

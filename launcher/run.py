@@ -183,7 +183,7 @@ class Run:
     save_requested_at: float | None = None
     save_beyond: int = 0  # steps that were done before the save was asked for: it is of a later one
     commands: Mapping[str, CommandReceived] = field(default_factory=dict)  # not yet answered
-    recovering_since: float | None = None
+    recovering_since: float | None = None  # since when nodes are waited for; in a new allocation: for the others
     restarts: int = 0
     lost_steps: int = 0
     ended_reason: str = ""

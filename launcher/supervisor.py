@@ -83,7 +83,10 @@ class Supervisor:
         self.job_id = os.environ.get("OPT_LAUNCH_JOB", "")
         self.host = os.environ.get("OPT_LAUNCH_HOST", "127.0.0.1")
         cluster = self.spec.cluster
-        self.limits = Limits(cluster.wait_for_node, cluster.continue_by, self.spec.abilities, smaller(self.spec))
+        self.limits = Limits(
+            cluster.wait_for_node, cluster.continue_by, self.spec.abilities, smaller(self.spec),
+            begins_smaller=cluster.backend == "own",
+        )  # fmt: skip
         self.done_codes = frozenset(self.spec.can.codes("done"))
         self.fold = Fold(self.policy)
         self.snapshots = Snapshots(paths, policy_version(paths))

@@ -174,6 +174,31 @@ def test_a_new_allocation_begins_whole() -> None:
     assert set(world.run.attempts[-1].slots) == {"n0", "n1"}
 
 
+def test_where_nodes_come_one_by_one_those_that_are_there_are_enough_in_time() -> None:
+    tale = Tale(nodes=3, spares=0)
+    world = Simulation(tale, dead=frozenset({"n2"}), limits=Limits(WAIT_S, smaller=(2, 1), begins_smaller=True))
+    since = tale.at
+
+    world.until(running(1))
+    began = world.run.attempts[0]
+    world.dead = frozenset()
+    turns(world, 50)
+
+    assert (set(began.slots), began.started_at - since < WAIT_S + 5) == ({"n0", "n1"}, True)
+    assert len(world.run.attempts) == 1, "a node that is late does not disturb those that train"
+
+
+def test_fewer_than_the_least_number_of_nodes_wait_for_more() -> None:
+    limits = Limits(WAIT_S, smaller=(2,), begins_smaller=True)
+    world = Simulation(Tale(nodes=3, spares=0), dead=frozenset({"n1", "n2"}), limits=limits)
+
+    turns(world, 200)
+    assert (world.run.state, world.run.attempts) == ("PENDING", ())
+    world.dead = frozenset({"n2"})
+
+    world.until(running(1))
+
+
 def test_smaller_runs_have_their_ranks_without_gaps_and_nodes_keep_what_they_can() -> None:
     tale = Tale(nodes=4, spares=0).train(5)
     nodes = [node for node in tale.run.nodes.values() if node.name != "n1"]

@@ -158,7 +158,7 @@ def test_a_wrong_value_is_shown_at_its_place(tmp_path: Path, text: str, expected
         (changed("spares: 1", "min_nodes: 3"), "10:51: min_nodes is 3, more than the 2 nodes of the run"),
         (changed("spares: 1", "backend: slurm, slurm: {time: 10m, lead: 10m}"), "10:70: the job ends after 600 s and is to be saved 600 s before: nothing would be trained"),
         (changed("ranks_per_node: 2, spares: 1", "ranks_per_node: 1, min_nodes: 1").replace("fsdp: 2", "fsdp: 1"), "10:51: no number of nodes below 2 fits: 1: its ranks (1) are no multiple of tensor 2"),
-        ("name: a\ncommand: [x]\ncluster: {nodes: 2, min_nodes: 1}\n", "3:32: whether a command can go on with fewer nodes than 2 is not known: leave it out"),
+        ("name: a\ncommand: [x]\ncluster: {nodes: 2, min_nodes: 1}\n", "3:32: whether the command can go on with fewer nodes than 2 is not known: if it and its checkpoints fit any WORLD_SIZE, say capabilities: {elastic: true}; else leave this out"),
         (changed("keep: 5", "keep_every: 60"), "9:45: keep_every 60 is not a multiple of every 25"),
         (changed("probation: 20", "probation: 125"), "9:53: the 5 newest checkpoints reach back 125 steps: all are removed before their probation of 125 steps ends, and none is ever good"),
         (changed("lr: 6.0e-4", "data: [gone.txt]"), "7:10: FOLDER/gone.txt: no such file"),

@@ -135,7 +135,16 @@ def test_alone_on_a_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    "flags", [[], ["--nnodes", "3"], ["--nnodes", "2", "--spares", "1"], ["--node-rank", "9"], ["--nnodes", "1:4"]]
+    "flags",
+    [
+        [],
+        ["--nnodes", "3"],
+        ["--nnodes", "2", "--spares", "1"],
+        ["--node-rank", "9"],
+        ["--nnodes", "1:4"],
+        ["--nnodes", "1:2"],
+        ["--nnodes", "2:4", "--spares", "1"],
+    ],
 )
 def test_a_task_of_a_step_is_where_slurm_says(flags: list[str]) -> None:
     assert place(*flags, **STEP) == Place("n07", 1, 3, "12", "12", "0")
@@ -168,6 +177,7 @@ def test_hosts_without_slurm_go_by_the_flags() -> None:
         ([], {"SLURM_JOB_ID": "12", "SLURM_JOB_NUM_NODES": "4"}, "one task in a job of 4 nodes: one a node is needed"),
         (["--nnodes", "4"], STEP, "--nnodes is 4, and this is one of 3 tasks"),
         (["--nnodes", "4:8"], STEP, "--nnodes is 4:8, and this is one of 3 tasks"),
+        (["--nnodes", "3:8", "--spares", "1"], STEP, "--nnodes is 3:8, and this is one of 3 tasks"),
         (["--standalone"], STEP, "--nnodes is 1, and this is one of 3 tasks"),
         (["--spares", "3"], STEP, "3 of 3 nodes cannot be spares"),
         (["--spares", "1"], {}, "1 of 1 nodes cannot be spares"),
