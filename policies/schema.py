@@ -7,10 +7,12 @@ actions are optional fields, not a union, so a mistake has one plain message. Pu
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Strict, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Strict, Tag
 from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
 
 from launcher.events import Json
 from policies.units import Duration, RateText, Span, SpanText, Steps, WindowText
@@ -21,15 +23,27 @@ ACTIONS = (
     *("collect", "save", "check", "exclude", "replace", "shrink", "requeue", "set", "skip"),
     *("restart", "run", "notify", "hold", "stop"),
 )
+ORIGINS = ("latest", "last_good", "before_incident")  # beside `step N`: where a restart may go back to
+ORIGIN = re.compile(rf"{'|'.join(ORIGINS)}|step [0-9]{{1,15}}")
 INFRASTRUCTURE = ("exit", "node_lost", "hang")  # judged before the numerics of the same moment
 
 # ---------------------------------------------------------------- actions
 
 
+def _an_origin(value: object) -> str:
+    if isinstance(value, str) and ORIGIN.fullmatch(value):
+        return value
+    numbers = re.findall("[0-9]+", str(value))
+    meant = f"step {numbers[0]}" if len(numbers) == 1 else ""
+    raise PydanticCustomError("not_one_of", "not one of them", {"options": [*ORIGINS, "step N"], "meant": meant})
+
+
 class Restart(Grammar):
     """Begin a new attempt from a checkpoint; `save_first` saves what there is before."""
 
-    from_: Annotated[str, Field(alias="from", pattern=r"^(latest|last_good|before_incident|step [0-9]{1,15})$")]
+    from_: Annotated[
+        str, BeforeValidator(_an_origin), Field(alias="from", json_schema_extra={"pattern": f"^({ORIGIN.pattern})$"})
+    ]
     save_first: bool = False
 
 

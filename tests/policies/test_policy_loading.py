@@ -100,6 +100,7 @@ def test_a_wrong_word_is_shown_at_its_place(tmp_path: Path, text: str, expected:
         (rule(do="{replace: blamed, collect: [stacks]}", more="    mode: advise\n"), "7:19: after 'exit' there is nothing left that could save: use 'exclude'"),
         (rule("draining: {}", "{replace: blamed, restart: {from: latest}}"), "7:19: 'replace' and 'restart' in one rung contradict each other"),
         (rule("non_finite: {}", "{replace: blamed}"), "7:19: 'non_finite' blames no node: nothing would be replaced"),
+        (rule(do="{restart: {from: lates}}"), "7:26: 'lates' is not one of latest, last_good, before_incident, step N (did you mean 'latest'?)"),
         (rule(do="{shrink: true, hold: {}}"), "7:18: 'shrink' says how a restart goes on without enough nodes: it needs 'restart'"),
         (rule(do="{requeue: true, stop: x}"), "7:19: 'requeue' says how a restart goes on without enough nodes: it needs 'restart'"),
         (rule("draining: {}", "{save: now}", "    for: 3s\n"), "8:10: 'for' has no meaning with 'draining': remove it"),
