@@ -104,6 +104,9 @@ def test_only_a_policy_that_says_so_lets_a_run_go_on_smaller() -> None:
 
     world.until(lambda run: run.state is RunState.HELD)
 
+    assert len(world.run.attempts) == 1
+    assert "2 nodes are needed, waited 30s, have: n0" in world.run.hold_reason
+
 
 def test_a_healthy_smaller_run_is_not_disturbed_when_nodes_are_back() -> None:
     world = world_of()
@@ -227,6 +230,7 @@ def test_shrinking_comes_before_giving_the_job_back() -> None:
 
     world.lose("n1", shrink=True, requeue=True)
     world.until(lambda run: bool(run.job_ending))
+    assert len(world.run.attempts) == 2
 
 
 # ---------------------------------------------------------------- replacing nodes that work
@@ -358,6 +362,8 @@ def test_a_trainer_that_is_done_meanwhile_is_not_started_again() -> None:
     world.all_exit(0)
 
     world.until(lambda run: run.state is RunState.SUCCEEDED)
+
+    assert len(world.run.attempts) == 1
 
 
 def test_a_trainer_that_is_done_is_not_asked_to_make_way() -> None:
