@@ -24,12 +24,13 @@ from typing import Any
 from launcher.backends import slurm_calls
 from launcher.backends.report import NodeReport
 from launcher.backends.scratch import sweep_scratch
-from launcher.backends.slurm_calls import call, cancel, job_states, own_id, plain_id, show_job
+from launcher.backends.slurm_calls import call, cancel, job_states, plain_id, show_job
 from launcher.backends.slurm_jobs import POLL_S, are_alive, jobs_of, write_jobs
 from launcher.backends.slurm_words import is_over, is_queued, reports
 from launcher.errors import LaunchError, Unreachable
 from launcher.network import reachable_address
 from launcher.paths import RunPaths
+from launcher.place import own_id
 from launcher.sections import RunSpec
 from launcher.snapshots import read_run
 

@@ -84,16 +84,6 @@ def is_batch(job_id: str) -> bool:
     return said is not None and "BatchFlag=1" in said.stdout.split()
 
 
-def own_id(environment: Mapping[str, str]) -> str:
-    """The id of the job we are in, with the number of its life if it was requeued.
-
-    An element of an array goes by ARRAY_INDEX: the number in SLURM_JOB_ID is the whole array's for one of them.
-    """
-    array, life = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_RESTART_COUNT", "0")
-    job = f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment["SLURM_JOB_ID"]
-    return job if life == "0" else f"{job}.{life}"
-
-
 def plain_id(job_id: str) -> str:
     """Without the number of the job's life."""
     return job_id.split(".", maxsplit=1)[0]

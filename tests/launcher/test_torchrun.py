@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from launcher.errors import WrongUse
-from launcher.place import Place, place_of
+from launcher.place import Place, place_of, slurm_job
 from launcher.torchrun import Asked, parse
 
 PYTHON = "/venv/bin/python"
@@ -157,6 +157,14 @@ def test_a_task_of_a_step_is_where_slurm_says(flags: list[str]) -> None:
 )  # fmt: skip
 def test_each_start_has_an_id_of_its_own(environment: dict[str, str], job_id: str) -> None:
     assert place(**{**STEP, **environment}).job_id == job_id
+
+
+def test_an_element_of_an_array_is_no_other_element_and_not_all_of_them() -> None:
+    last = {**STEP, "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "7", "SLURM_RESTART_COUNT": "1"}
+    assert place(**last) == Place("n07", 1, 3, "12_7", "12_7.1", "0")
+    assert [slurm_job(job_id) for job_id in ("12_7.1+4", "12_7", "12.2", "12+1", "own+1f3a")] == [
+        "12_7", "12_7", "12", "12", "",
+    ]  # fmt: skip
 
 
 def test_the_batch_script_of_a_job_of_one_node_needs_no_srun() -> None:

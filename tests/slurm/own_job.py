@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
 import subprocess
 import sys
@@ -28,10 +29,11 @@ SCRIPT = """\
 #SBATCH --time=30
 #SBATCH --output={folder}/job.out
 #SBATCH --open-mode=append
+{more}
 
 srun --no-kill --kill-on-bad-exit=0 --wait=0 --cpus-per-task=2 \\
-    {program} run --nnodes $SLURM_NNODES --node_rank $SLURM_NODEID --nproc-per-node 2 --spares {spares} \\
-    --rdzv-backend c10d --rdzv-endpoint $(hostname):29500 --name {name} {flags} \\
+    {program} run --nnodes {nnodes} --node_rank $SLURM_NODEID --nproc-per-node 2 --spares {spares} \\
+    --rdzv-backend c10d --rdzv-endpoint $(hostname):29500 --name {name}$SLURM_ARRAY_TASK_ID {flags} \\
     {trainer}
 echo "srun has ended with $?"
 """
@@ -41,7 +43,15 @@ class OwnJob(SlurmRun):
     """Two nodes train, `spares` more are in the allocation. `output`: what srun showed."""
 
     def __init__(
-        self, cluster: Cluster, name: str, *flags: str, spares: int = 1, steps: int = 60, **options: Any
+        self,
+        cluster: Cluster,
+        name: str,
+        *flags: str,
+        spares: int = 1,
+        steps: int = 60,
+        nnodes: str = "$SLURM_NNODES",
+        more: str = "",
+        **options: Any,
     ) -> None:
         self.cluster, self.paths, self.steps = cluster, RunPaths(cluster.runs / name), steps
         self.asked = cluster.runs / f"{name}.asked"
@@ -51,7 +61,7 @@ class OwnJob(SlurmRun):
         trainer = [COUNTING, "--run", self.paths.root, "--steps", steps, *given(options)]
         script = SCRIPT.format(
             nodes=2 + spares, folder=self.asked, program=PROGRAM, spares=spares, name=name, flags=shlex.join(flags),
-            trainer=shlex.join(map(str, trainer)),
+            trainer=shlex.join(map(str, trainer)), nnodes=nnodes, more=more,
         )  # fmt: skip
         self.script = self.asked / "job.sh"
         self.script.write_text(script)
@@ -66,6 +76,12 @@ class OwnJob(SlurmRun):
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
         self.job = said.stdout.strip()
+
+    def element(self, index: int) -> OwnJob:
+        """The run of one element, where the script is an array of jobs."""
+        one = copy.copy(self)
+        one.paths, one.job = RunPaths(self.cluster.runs / f"{self.paths.name}{index}"), f"{self.job}_{index}"
+        return one
 
     def begins(self, life: str = "") -> None:
         """Wait until the run is that of this life of the job. What Slurm has a requeued job wait is taken from it."""
