@@ -81,7 +81,7 @@ def test_an_elastic_trainer_goes_on_with_the_node_that_is_left(tmp_path: Path) -
         run.clean_up()
 
     assert [dict(one.slots) for one in end.attempts] == [{"node0": (0, 1), "node1": (2, 3)}, {"node0": (0, 1)}]
-    assert [one.rule for one in run.decisions()] == ["node-lost"]
+    assert [one.rule for one in run.decisions()] == ["node-failure"]
     assert (end.attempts[1].restore or (0,))[0] >= 20
     first = run.lines(2)[0].step
     assert first + run.run.lost_steps == run.lines(1)[-1].step + 1

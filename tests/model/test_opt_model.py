@@ -15,12 +15,14 @@ CONFIG = TrainerConfig.from_mapping(TRAINER | {"data": "unused"})
 PARALLEL = [(2, 2), (4, 1), (1, 2)]
 
 
-def launch(ranks: Ranks, program: str, folder: Path, fsdp: int, tensor: int, **settings) -> None:
-    """Run a rank program on a mesh; fails with the ranks' logs."""
+def launch(ranks: Ranks, program: str, folder: Path, fsdp: int, tensor: int, **settings) -> int:
+    """Run a rank program on a mesh; how many ranks have found all they look at right. Fails with the ranks' logs."""
     asked = TRAINER | {"data": "unused", "parallel": {"fsdp": fsdp, "tensor": tensor}} | settings
     environment = {"SETTINGS": json.dumps(asked), "FOLDER": str(folder)}
     ranks.start(f"rank_programs:{program}", [environment] * (fsdp * tensor), folder)
-    assert set(ranks.wait()) == {0}, "\n".join(path.read_text() for path in sorted(folder.glob("*.log")))
+    statuses = ranks.wait()
+    assert set(statuses) == {0}, "\n".join(path.read_text() for path in sorted(folder.glob("*.log")))
+    return len(statuses)
 
 
 @pytest.fixture(scope="module")
