@@ -190,6 +190,8 @@ def _pause(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         return _carry_out(run, fleet, limits, run.pending)
     if run.live_attempt is None:
         return _stay_paused(run, fleet)
+    if run.live_attempt.done is not None:
+        return _keep_running(run, run.live_attempt, fleet, limits.trainer)  # it came to its end meanwhile
     if run.pause_now:
         return _clear(run, fleet, f"paused by {run.paused_by}")
     trainer, nodes = limits.trainer, (run.nodes.get(name) for name in run.live_attempt.slots)

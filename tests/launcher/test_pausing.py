@@ -99,6 +99,15 @@ def test_it_is_paused_in_every_state_in_which_it_lives(tale: Callable[[], Tale])
     world.until(lambda run: run.state is RunState.RUNNING)
 
 
+def test_a_run_that_comes_to_its_end_meanwhile_has_succeeded() -> None:
+    world = Simulation(pause(Tale().train(15)).done())
+    world.all_exit(0)
+
+    world.until(lambda run: run.state.is_terminal)
+
+    assert (world.run.state, len(world.run.attempts)) == ("SUCCEEDED", 1)
+
+
 def test_a_new_supervisor_keeps_it_paused() -> None:
     world = Simulation(pause(Tale().train(15)))
     world.until(paused)

@@ -59,3 +59,29 @@ def test_what_does_not_answer_any_more_is_ended_through_slurm(launch: Launch) ->
     while run.job_state() != "CANCELLED":
         assert time.monotonic() < deadline, run.job_state()
         time.sleep(0.2)
+
+
+def test_a_paused_run_stays_so_when_it_is_requeued_and_ends_at_its_time_limit_with_nothing_lost(
+    launch: Launch,
+) -> None:
+    run = launch(steps=200)
+    run.saved(10)
+
+    paused = run.call("pause", "--reason", "a look")
+    halted = run.run
+    assert (paused.returncode, halted.state, run.job_state()) == (0, "PAUSED", "RUNNING"), paused.stderr
+    run.cluster.call("scontrol", "requeue", run.job)
+    deadline = time.monotonic() + 90
+    while run.run.job_id != f"{run.job}.1" or run.run.state != "PAUSED":
+        assert time.monotonic() < deadline, run.story()
+        run.start_at_once()
+        time.sleep(0.3)
+    run.cluster.call("scontrol", "update", f"JobId={run.job}", "TimeLimit=1")
+    ended = run.ends("STOPPED")
+    resumed = run.call("resume", "--time", "20m")
+
+    assert ended.ended_reason.endswith(": a look, until the time limit of the job")
+    assert (len(ended.attempts), ended.head) == (1, halted.head)
+    assert resumed.returncode == 0, resumed.stderr
+    run.job = run.wait("a job", lambda now: now.job_id not in ("", f"{run.job}.1")).job_id
+    assert (run.ends().lost_steps, run.decisions()) == (0, [])
