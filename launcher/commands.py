@@ -114,7 +114,7 @@ class Commands:
             case "unpause" if run.paused_by:
                 self._say(command.id, False, f"{deeds.what_ends(run)}: unpause it once it is")
             case "unpause":
-                hint = ": opt-launch release lets it go on" * (state is RunState.HELD)
+                hint = ": opt-launch release lets it go on" if state is RunState.HELD else ""
                 self._say(command.id, False, f"not paused: the run is {state}{hint}")
             case "release":
                 self._say(command.id, False, f"not held: the run is {state}")

@@ -78,9 +78,10 @@ def what_ends(run: Run) -> str:
         return f"the run is being stopped, as {run.stop_requested} asked"
     if run.hold_requested:
         return f"the run is being held: {run.hold_requested}"
+    if run.state is RunState.PAUSED:
+        return f"the run is paused: {run.paused_by}; unpause it first"
     if run.paused_by:
-        is_so = run.state is RunState.PAUSED
-        return f"the run is {'' if is_so else 'being '}paused: {run.paused_by}" + "; unpause it first" * is_so
+        return f"the run is being paused: {run.paused_by}"
     return f"the job is ending: {run.job_ending}" if run.job_ending else ""
 
 
