@@ -391,7 +391,7 @@ def _command(run: Run, event: CommandReceived) -> Run:
     if event.verb == "hold" and not run.state.is_terminal and run.state is not RunState.HELD:
         reason = f"{event.author}: {event.args.get('reason') or 'no reason given'}"
         run = evolve(run, hold_requested=reason, hold_requested_at=event.at)
-    if event.verb == "pause" and "refused" not in event.args:
+    if event.verb == "pause" and "refused" not in event.args and run.state is not RunState.HELD:
         now, since = event.args.get("now") is True, run.pause_requested_at if run.paused_by else event.at
         run = evolve(run, paused_by=str(event.args.get("reason")), pause_requested_at=since, pause_now=now)
     if event.verb == "save":

@@ -106,8 +106,10 @@ class Commands:
                 self._say(command.id, False, str(refused))
             case "pause" if state is RunState.PAUSED:
                 self._say(command.id, True, self._paused(run))
-            case "pause":
+            case "pause" if run.paused_by:
                 self._pauses.add(command.id)
+            case "pause":
+                self._say(command.id, False, f"not paused: the run is {state}")
             case "unpause" if state is RunState.PAUSED:
                 self._emit(RunUnpaused(at=time.time(), author=command.author))
                 self._say(command.id, True, "unpaused")

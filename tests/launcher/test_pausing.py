@@ -232,6 +232,12 @@ def test_a_pause_that_would_lose_steps_is_refused_unless_it_is_to_be_at_once(
         assert "refused" not in asked(tale(), trainer, now=True).args
 
 
+def test_a_pause_that_was_given_before_a_hold_was_known_does_not_outlast_it() -> None:
+    tale = Tale().train(5)
+    wish = asked(tale)
+    assert tale.end_attempt().hold().tell(wish).run.paused_by == ""
+
+
 def test_nothing_else_is_begun_while_it_is_paused() -> None:
     world = Simulation(pause(Tale().train(15)))
     assert what_ends(world.run) == "the run is being paused: ann: a look at node n1"
