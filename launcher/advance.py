@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from launcher.drain import drained, undone
 from launcher.events import (
     ActionDone,
     AgentJoined,
@@ -38,6 +39,8 @@ from launcher.events import (
     CommandAnswered,
     CommandReceived,
     Decision,
+    DrainDone,
+    DrainUndone,
     EpochStarted,
     Event,
     JobEnding,
@@ -197,6 +200,8 @@ def _resumed(run: Run, event: RunResumed) -> Run:
         run,
         state=RunState.PENDING,
         nodes={},
+        broken={},
+        drain_refused="",
         pending=None,
         pending_done=frozenset(),
         replace=None,
@@ -421,6 +426,8 @@ _HANDLERS = {
     NodeDown: _node_down,
     NodeDraining: _node_draining,
     NodeUndrained: _node_undrained,
+    DrainDone: drained,
+    DrainUndone: undone,
     StepsStopped: _steps_stopped,
     StepsMoving: _steps_moving,
     AttemptStarted: _attempt_started,

@@ -229,6 +229,30 @@ class NodeUndrained(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DrainDone(Event):
+    """What came of having the scheduler keep a node that we left out from everybody: `reason` stands there if `ok`.
+
+    `refused`: we may not; else another's hand is on the node, or there are limits.
+    """
+
+    node: str
+    decision: str
+    ok: bool
+    reason: str
+    detail: str
+    refused: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrainUndone(Event):
+    """The node takes part again: what came of having the scheduler open it, if the reason there was still ours."""
+
+    node: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankProgress:
     """One rank's place at a moment; `os_state` is the kernel's letter (T = stopped, Z = dead)."""
 

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from launcher.events import AttemptStarted, Decision, Event, RunEnded, RunHeld, RunPaused, RunReleased, RunUnpaused
+from launcher.events import (
+    AttemptStarted,
+    Decision,
+    DrainDone,
+    DrainUndone,
+    Event,
+    RunEnded,
+    RunHeld,
+    RunPaused,
+    RunReleased,
+    RunUnpaused,
+)
 
 
 def news(event: Event, name: str) -> str:
@@ -14,6 +25,10 @@ def news(event: Event, name: str) -> str:
         case Decision():
             advised = "" if event.mode == "act" else f" ({event.mode} only)"
             return f"{event.rule}: {event.why}: {', '.join(event.actions)}{advised}"
+        case DrainDone():
+            return f"{event.node}: {event.detail}" + (f" in Slurm: {event.reason}" if event.ok else "")
+        case DrainUndone():
+            return f"{event.node}: {event.detail}"
         case RunHeld():
             return f"HELD: {event.reason}: opt-launch release {name}, or opt-launch stop {name}"
         case RunReleased():

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from launcher.accounting import PARTS, Account, sample_faults
-from launcher.events import AttemptStarted, Event, RunAmended
+from launcher.events import AttemptStarted, DrainDone, DrainUndone, Event, RunAmended
 from launcher.fold import View
 from launcher.journal import read_journal
 from launcher.ledger import Ledger
@@ -39,6 +39,7 @@ def report(paths: RunPaths, now: float | None = None) -> dict[str, Any]:
         "amendments": [
             _amendment(event) for event in journal.events if isinstance(event, RunAmended) and event.changes
         ],
+        "drains": [_drain(event) for event in journal.events if isinstance(event, DrainDone | DrainUndone)],
         "samples": {"ranges": len(books.kept_samples), "faults": sample_faults(books.kept_samples, books.first_sample)},
         "damage": [_damage(one) for one in journal.damage],
     }
@@ -82,6 +83,11 @@ def _attempt(attempt: Attempt, events: Sequence[Event]) -> dict[str, Any]:
 
 def _amendment(event: RunAmended) -> dict[str, Any]:
     return {"at": iso(event.at), "author": event.author, "changes": event.changes}
+
+
+def _drain(event: DrainDone | DrainUndone) -> dict[str, Any]:
+    reason = event.reason if isinstance(event, DrainDone) else ""
+    return {"at": iso(event.at), "node": event.node, "ok": event.ok, "detail": event.detail, "reason": reason}
 
 
 def _damage(damage: Damage) -> dict[str, Any]:
@@ -133,7 +139,7 @@ def _differences(environments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def to_markdown(body: Mapping[str, Any]) -> str:
     """A short logbook to read in the morning."""
-    parts = (_header, _time, _attempts, _amendments, _incidents, _remarks)
+    parts = (_header, _time, _attempts, _amendments, _incidents, _drains, _remarks)
     sections = [part(body) for part in parts]
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
 
@@ -239,6 +245,12 @@ def _was_it_cured(incident: Mapping[str, Any], incidents: Sequence[Mapping[str, 
         if one["id"] > incident["id"] and one["rule"] == incident["rule"] and abs(one["step"] - incident["step"]) <= 1
     ]
     return f"not for long: the same again as {again[0]}" if again else "yes"
+
+
+def _drains(body: Mapping[str, Any]) -> list[str]:
+    rows = [(one["at"], one["node"], one["detail"], one["reason"] or "-") for one in body["drains"]]
+    head = ("when", "node", "what came of it", "reason given")
+    return ["## Nodes drained", "", *_table(head, rows)] if rows else []
 
 
 def _remarks(body: Mapping[str, Any]) -> list[str]:

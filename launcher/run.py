@@ -133,6 +133,23 @@ class Incident:
 
 
 @dataclass(frozen=True)
+class Broken:
+    """A node that a decision left out for what looks like hardware. `is_lost`: it was silent, and may be back."""
+
+    decision: str
+    why: str
+    is_lost: bool
+
+
+@dataclass(frozen=True)
+class Drained:
+    """A node that the scheduler keeps from everybody because we asked: with this reason, since `at`."""
+
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True)
 class Run:
     """All that follows from the journal so far, except what only accounting needs."""
 
@@ -183,6 +200,9 @@ class Run:
     save_requested_at: float | None = None
     save_beyond: int = 0  # steps that were done before the save was asked for: it is of a later one
     commands: Mapping[str, CommandReceived] = field(default_factory=dict)  # not yet answered
+    broken: Mapping[str, Broken] = field(default_factory=dict)  # nodes that nobody was asked to drain so far
+    drained: Mapping[str, Drained] = field(default_factory=dict)  # nodes that were, for us, and have not been used since
+    drain_refused: str = ""  # in this allocation: we may drain no node
     recovering_since: float | None = None  # since when nodes are waited for; in a new allocation: for the others
     restarts: int = 0
     lost_steps: int = 0

@@ -151,6 +151,7 @@ class Slurm(Section):
     """What the job asks of Slurm; what is not said is left to the site.
 
     `lead`: the run is saved so long before the limit. `chain`: jobs that are submitted ahead with continue_by: chain.
+    `drain`: nodes that are left out for what looks like hardware are drained, where Slurm lets us.
     """
 
     partition: Word | None = None
@@ -170,11 +171,15 @@ class Slurm(Section):
     python: Word | None = None
     lead: Annotated[Duration, Field(gt=0)] = 120.0
     chain: Annotated[int, Field(ge=1, le=20)] = 2
+    drain: bool = False
     extra: dict[Word, Annotated[str, Field(pattern=ONE_LINE)] | int | bool] = Field(default_factory=dict)
 
 
 class Cluster(Section):
-    """Where the ranks run. `silence`: an agent not heard for so long makes its node suspect (2s locally, else 10s)."""
+    """Where the ranks run. `silence`: an agent not heard for so long makes its node suspect (2s locally, else 10s).
+
+    `unsupervised`: agents that cannot have a supervisor for so long end their ranks and give the allocation back.
+    """
 
     backend: Literal["local", "slurm", "own"] = "local"
     nodes: Positive = 1
@@ -183,6 +188,7 @@ class Cluster(Section):
     min_nodes: Positive | None = None
     wait_for_node: Annotated[Duration, Field(ge=0)] = 120.0
     silence: Annotated[Duration, Field(gt=0)]
+    unsupervised: Annotated[Duration, Field(gt=0)] = 600.0
     continue_by: Literal["requeue", "chain", "none"] = "requeue"
     local: Local = Local()
     slurm: Slurm = Slurm()

@@ -27,6 +27,7 @@ from launcher.agent import EXIT_PAST_JOB
 from launcher.backends.choice import backend_of
 from launcher.backends.report import drain_changes
 from launcher.commands import Commands
+from launcher.drainer import drainer_of
 from launcher.environment import of_attempt
 from launcher.events import (
     AttemptStarted,
@@ -105,6 +106,7 @@ class Supervisor:
         backend = backend_of(self.spec)
         self._node_states = backend.node_states(paths, self.job_id)
         self.succession = Succession(paths, self.spec, self.job_id, backend, self._node_states, self.emit)
+        self.drainer = drainer_of(self.spec, self.emit)
         self._live_draft = paths.live.with_suffix(f".{os.getpid()}")
         self._ended_at: float | None = None
         self._polled_at = self._live_at = self._ticked_at = 0.0
@@ -233,6 +235,7 @@ class Supervisor:
             self.fleet.tell(text)
         self.keeper.durable(self.run_, event)
         self.succession.durable(self.run_, event)
+        self.drainer.durable(self.run_, event)
         self.commands.durable(self.run_, event)
 
     def _act_beside(self, decision: Decision) -> None:
@@ -299,7 +302,7 @@ class Supervisor:
     def _poll_backend(self) -> None:
         reports = self._node_states.read()
         if not self._in_flight:  # else the run may not yet know what was said before
-            for event in drain_changes(self.run_.nodes, reports, time.time()):
+            for event in drain_changes(self.run_, reports, time.time()):
                 self.emit(event)
         for name, report in reports.items():
             node = self.run_.nodes.get(name)

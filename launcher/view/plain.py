@@ -39,6 +39,8 @@ def plain(snap: dict[str, Any]) -> list[str]:
     if branch := snap["branched_from"]:
         lines.append(f"began from step {branch['step']:,} of run {branch['run']}")
     lines += [_node(node) for node in snap["nodes"]]
+    if refused := snap["drain_refused"]:
+        lines.append(f"no node is drained: {refused}")
     incidents = snap["incidents"][-SHOWN_INCIDENTS:]
     hidden = len(snap["incidents"]) - len(incidents)
     lines += [_incident(incident) for incident in reversed(incidents)]

@@ -91,6 +91,8 @@ def snapshot_of(name: str, view: View, live: Live, now: float) -> dict[str, Any]
             "median_step_s": books.median_step_s,
             "supervisor": {"pid": run.supervisor_pid, "host": run.supervisor_host, "epoch": run.epoch},
             "next_action": _told(run, live) or next_action(run),
+            "drained": {node: one.reason for node, one in run.drained.items()},
+            "drain_refused": run.drain_refused,
             "nodes": [_node(run, node, live) for node in _ordered(run)],
             "incidents": [_incident(incident) for incident in run.incidents],
             "checkpoints": _checkpoints(run),
@@ -210,12 +212,17 @@ def _node(run: Run, node: Node, live: Live) -> dict[str, Any]:
         "name": node.name,
         "role": role,
         "state": "GONE" if run.state.is_terminal else node.state.value,
-        "reason": node.excluded or node.draining,
+        "reason": "; ".join(filter(None, (node.excluded or node.draining, _drained(run, node)))),
         "agent_pid": node.pid,
         "host": node.host,
         "beat_s": _float(told.get("beat_s")),
         "ranks": [_rank(rank, _mapping(ranks.get(str(rank)))) for rank in slots],
     }
+
+
+def _drained(run: Run, node: Node) -> str:
+    drained = run.drained.get(node.name)
+    return f"drained in Slurm ({drained.reason})" if drained else ""
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -584,12 +584,13 @@ g idle"""
 
 
 def test_only_what_is_new_of_nodes_of_ours_that_are_up_is_told() -> None:
-    nodes = Tale(nodes=3).draining("n1").draining("n2").run.nodes
+    run = Tale(nodes=4).draining("n1").draining("n2").run
     said = {
         "n0": NodeReport("", draining="x"), "n1": NodeReport(""), "n2": NodeReport("", draining="y"),
         "n3": NodeReport("gone", draining=""), "other": NodeReport("", draining="z"),
+        "n4": NodeReport("", draining="w (opt-launch tale: hot)", drain_reason="opt-launch tale: hot"),
     }  # fmt: skip
-    assert list(drain_changes(nodes, said, 7.0)) == [
+    assert list(drain_changes(run, said, 7.0)) == [
         NodeDraining(at=7.0, node="n0", reason="x"),
         NodeUndrained(at=7.0, node="n1"),
     ]

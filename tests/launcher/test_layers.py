@@ -18,7 +18,7 @@ OURS = {"cli", "launcher", "model", "policies"}
 PURE = [
     "launcher.evolve", "launcher.events", "launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance",
     "launcher.accounting", "launcher.ledger", "launcher.codec", "launcher.fold",
-    "launcher.crew", "launcher.replacement", "launcher.recovery",
+    "launcher.crew", "launcher.drain", "launcher.replacement", "launcher.recovery",
     "launcher.backends.report", "launcher.backends.slurm_words",
     "launcher.abilities", "launcher.telemetry", "launcher.binding",
     "launcher.doctor.checks", "launcher.doctor.cluster_checks", "launcher.doctor.show",
@@ -37,9 +37,10 @@ LAYERS = [
     ["launcher.evolve", "launcher.events", "launcher.errors", "launcher.reporter", "launcher.warm"],
     ["launcher.abilities", "launcher.telemetry"],
     ["launcher.document", "launcher.validation", "launcher.paths", "launcher.arrivals", "launcher.wire"],
-    ["launcher.torchrun", "launcher.place", "launcher.foreground", "launcher.network", "launcher.binding"],
+    ["launcher.torchrun", "launcher.place", "launcher.foreground", "launcher.network", "launcher.sightings"],
+    ["launcher.binding"],
     ["policies"],
-    ["launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance"],
+    ["launcher.run", "launcher.drain", "launcher.incidents", "launcher.lineage", "launcher.advance"],
     ["launcher.grammar", "launcher.foreign", "launcher.sources", "launcher.sections"],
     ["launcher.sizes", "launcher.declared"],
     [

@@ -12,6 +12,8 @@ from launcher.events import (
     AttemptEnded,
     AttemptStarted,
     Decision,
+    DrainDone,
+    DrainUndone,
     EpochStarted,
     Event,
     RunEnded,
@@ -110,6 +112,19 @@ def test_a_rule_needed_again_at_the_same_step_has_not_held(paths: RunPaths) -> N
     body = report(paths)
     body["incidents"].append(body["incidents"][0] | {"id": 2})
     assert "- Cured: not for long: the same again as 2." in to_markdown(body)
+
+
+def test_what_came_of_drains_is_a_table_of_its_own(paths: RunPaths) -> None:
+    assert "## Nodes drained" not in to_markdown(report(paths))
+    writer = JournalWriter(paths, claim_epoch(paths), lambda _: None, lambda _: None)
+    why = "opt-launch demo: silent"
+    writer.put(DrainDone(at=BORN + 9, node="node1", decision="d0001", ok=True, reason=why, detail="drained"))
+    writer.put(DrainUndone(at=BORN + 10, node="node1", ok=True, detail="opened again"))
+    writer.close()
+
+    body = report(paths)
+    assert [(one["node"], one["detail"]) for one in body["drains"]] == [("node1", "drained"), ("node1", "opened again")]
+    assert f"| node1 | drained | {why} |" in to_markdown(body)
 
 
 def test_a_run_without_an_attempt_has_a_report(tmp_path: Path) -> None:
