@@ -16,8 +16,10 @@ CALL_LIMIT_S = 20.0
 ANEW_S = 20
 _LOOKS = ("SQUEUE_", "SINFO_", "SACCT_", "SLURM_TIME_FORMAT")
 _REQUEUE = """\
-scontrol requeue "$1" && scontrol update JobId="$1" StartTime="$2" && { [ -z "$3" ] || scontrol update JobId="$1" \
-ExcNodeList="$3"; }"""
+trap '' TERM CONT USR2
+scontrol requeue "$1" && scontrol update JobId="$1" StartTime="$2" && {
+  [ -z "$3" ] || scontrol update JobId="$1" ExcNodeList="$3"
+}"""
 
 
 def call(*command: str) -> subprocess.CompletedProcess[str] | None:
@@ -98,7 +100,10 @@ def life_of(job_id: str) -> int:
 
 
 def requeue(job_id: str, exclude: Sequence[str] = ()) -> None:
-    """Have the job begin anew, soon and without these nodes. Returns before it is done: it ends us too."""
+    """Have the job begin anew, soon and without these nodes. Returns before it is done: it ends us too.
+
+    And it would end what asks for it, before that has asked for all.
+    """
     null = subprocess.DEVNULL
     command = ["sh", "-c", _REQUEUE, "sh", plain_id(job_id), _soon(), ",".join(exclude)]
     subprocess.Popen(command, stdin=null, stdout=null, stderr=null)

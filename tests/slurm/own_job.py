@@ -6,11 +6,10 @@ import copy
 import shlex
 import subprocess
 import sys
-import time
 from typing import Any
 
 from cluster import ROOT, Cluster
-from live_run import COUNTING, LIMIT_S
+from live_run import COUNTING
 from own_run import PROGRAM, given
 from slurm_run import UNPRIVILEGED, SlurmRun
 
@@ -58,14 +57,17 @@ class OwnJob(SlurmRun):
         self.asked.mkdir()
         self.asked.chmod(0o1777)
         self.output = self.asked / "job.out"
-        trainer = [COUNTING, "--run", self.paths.root, "--steps", steps, *given(options)]
         script = SCRIPT.format(
             nodes=2 + spares, folder=self.asked, program=PROGRAM, spares=spares, name=name, flags=shlex.join(flags),
-            trainer=shlex.join(map(str, trainer)), nnodes=nnodes, more=more,
+            trainer=shlex.join(self.script_and_arguments(**options)), nnodes=nnodes, more=more,
         )  # fmt: skip
         self.script = self.asked / "job.sh"
         self.script.write_text(script)
         self.sbatch()
+
+    def script_and_arguments(self, **options: Any) -> list[str]:
+        """What opt-launch run is to run."""
+        return [str(COUNTING), "--run", str(self.paths.root), "--steps", str(self.steps), *given(options)]
 
     def sbatch(self) -> None:
         """Submit the script, for the first time or again."""
@@ -82,22 +84,6 @@ class OwnJob(SlurmRun):
         one = copy.copy(self)
         one.paths, one.job = RunPaths(self.cluster.runs / f"{self.paths.name}{index}"), f"{self.job}_{index}"
         return one
-
-    def begins(self, life: str = "") -> None:
-        """Wait until the run is that of this life of the job. What Slurm has a requeued job wait is taken from it."""
-        deadline = time.monotonic() + LIMIT_S
-        while self.run.job_id != f"{self.job}{life}":
-            assert time.monotonic() < deadline, self.story()
-            if life:
-                self.start_at_once()
-            time.sleep(0.3)
-
-    def becomes(self, state: str) -> None:
-        """Wait until the job is in this state."""
-        deadline = time.monotonic() + LIMIT_S
-        while self.job_state() != state:
-            assert time.monotonic() < deadline, self.story()
-            time.sleep(0.2)
 
     def story(self) -> str:
         shown = self.output.read_text(errors="replace") if self.output.exists() else "no output"
