@@ -63,12 +63,12 @@ def test_the_first_node_is_lost_and_with_it_srun_and_the_script(own_job: Make) -
 
 
 def test_a_job_that_is_requeued_or_cancelled_and_submitted_again_goes_on_until_it_has_succeeded(own_job: Make) -> None:
-    run = own_job(steps=200)
+    run = own_job(steps=120)
     run.saved(20)
 
     run.cluster.call("scontrol", "requeue", run.job)
     run.begins(".1")
-    run.saved(100)
+    run.saved(60)
     requeued = run.run
     run.cluster.call("scancel", run.job)
     run.becomes("CANCELLED")

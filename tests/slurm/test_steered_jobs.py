@@ -7,16 +7,13 @@ import time
 from collections.abc import Callable
 
 import pytest
-from slurm_run import SlurmRun
+from slurm_run import IN_AN_HOUR, SlurmRun
 
 from launcher.events import RunAmended
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 Launch = Callable[..., SlurmRun]
-
-
-IN_AN_HOUR = ("--set", "cluster.slurm.extra={begin: now+1hour}")
 
 
 def partition(run: SlurmRun) -> str:
