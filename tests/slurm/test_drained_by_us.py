@@ -9,6 +9,7 @@ import pytest
 from cluster import Cluster
 from slurm_run import SlurmRun
 
+from launcher.backends.slurm_drain import Answer, drain, undrain
 from launcher.events import DrainDone, DrainUndone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -36,7 +37,6 @@ def test_a_lost_node_is_drained_with_the_run_s_name_and_opened_when_it_takes_par
     cluster = run.cluster
     run.saved(10)
     first, second, third = run.node(0), run.node(1), run.node(2)
-    cluster.call("scontrol", "update", f"NodeName={third}", "Reason=looks odd")
 
     cluster.silence(second)
     seen = run.wait_for(DrainDone)
@@ -58,7 +58,7 @@ def test_a_lost_node_is_drained_with_the_run_s_name_and_opened_when_it_takes_par
     assert set(run.run.attempts[-1].slots) == {first, second}
     assert (undone.node, undone.ok, undone.detail) == (second, True, "opened again")
     assert reason(cluster, second) == "none"
-    assert (left.ok, left.refused, left.detail) == (False, False, "left as it is: Slurm says ALLOCATED (looks odd)")
+    assert (left.ok, left.detail) == (False, "left as it is: 1 drained within the hour, of 3 nodes")
     assert [(one["node"], one["ok"]) for one in report["drains"]] == [
         (one.node, one.ok) for one in (seen, undone, left)
     ]
@@ -80,3 +80,32 @@ def test_a_user_without_the_right_is_told_once_and_nothing_else_happens(launch: 
     assert [decision.detector for decision in run.decisions()] == ["node_lost", "node_lost"]
     assert len(run.of(DrainDone)) == 1
     assert reason(run.cluster, run.node(1)) in ("none", "Not responding")
+
+
+def test_only_what_nobody_else_has_a_hand_on_is_drained_and_opened(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, cluster.env[name])
+    ours, disks, gone = cluster.nodes[:3]
+    cluster.drain(disks, "new disks")
+    cluster.call("scontrol", "update", f"NodeName={gone}", "State=DOWN", "Reason=fire")
+
+    assert [drain(node, "opt-launch a: hot") for node in (ours, ours, disks, gone, "nowhere")] == [
+        Answer(True, "drained"),
+        Answer(True, "drained"),
+        Answer(False, "left as it is: Slurm says IDLE+DRAIN (new disks)"),
+        Answer(False, "left as it is: Slurm says DOWN (fire)"),
+        Answer(False, "Node nowhere not found"),
+    ]
+    assert reason(cluster, ours) == "opt-launch a: hot"
+    assert undrain(ours, "opt-launch b: hot") == Answer(
+        False, "left as it is: the reason is another's by now (opt-launch a: hot)"
+    )
+    assert [undrain(ours, "opt-launch a: hot") for _ in range(2)] == [
+        Answer(True, "opened again"),
+        Answer(True, "was opened by somebody else"),
+    ]
+    assert reason(cluster, ours) == "none"
+    cluster.call("scontrol", "update", f"NodeName={gone}", "State=RESUME")
+    cluster.restore()
