@@ -201,7 +201,9 @@ class Run:
     save_beyond: int = 0  # steps that were done before the save was asked for: it is of a later one
     commands: Mapping[str, CommandReceived] = field(default_factory=dict)  # not yet answered
     broken: Mapping[str, Broken] = field(default_factory=dict)  # nodes that nobody was asked to drain so far
-    drained: Mapping[str, Drained] = field(default_factory=dict)  # nodes that were, for us, and have not been used since
+    drained: Mapping[str, Drained] = field(
+        default_factory=dict
+    )  # nodes that were, for us, and have not been used since
     drain_refused: str = ""  # in this allocation: we may drain no node
     recovering_since: float | None = None  # since when nodes are waited for; in a new allocation: for the others
     restarts: int = 0
