@@ -51,7 +51,9 @@ def test_what_does_not_answer_any_more_is_ended_through_slurm(launch: Launch) ->
 
     assert stopped.returncode == 0, stopped.stderr
     assert "no supervisor answered 'stop' within 15s: its allocation is ended without one\n" in stopped.stderr
-    assert run.run.ended_reason.endswith("no supervisor answered")
+    # Slurm wakes what it ends, so that the supervisor may come to say so itself.
+    reason = run.run.ended_reason
+    assert reason.endswith("no supervisor answered") or reason == f"Slurm has ended job {run.job} for good"
     deadline = time.monotonic() + 60
     while run.job_state() != "CANCELLED":
         assert time.monotonic() < deadline, run.job_state()
