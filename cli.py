@@ -126,6 +126,7 @@ def submit(
     _print(paths.name, flush=True)
     if (closed := closed_above(paths.root, resolved.spec.access)) is not None:
         _tell(f"warning: {closed} is closed to group {resolved.spec.access.group}: chmod o+x, or another --root")
+    _tell_code(paths)
     if skipped := sizes.skipped(resolved.spec):
         _tell(f"cluster.min_nodes: {skipped}")
     if watch:
@@ -347,6 +348,7 @@ def resume(
     policy: Policies = None,
     partition: Annotated[str | None, typer.Option(help="Slurm's.")] = None,
     time: Annotated[str | None, typer.Option(help="The job's limit: 12h, 3-00:00:00.")] = None,
+    new_code: Annotated[bool, typer.Option("--new-code", help="Copy the code anew; else it stays as it was.")] = False,
     root: Root = RUNS,
 ) -> None:
     """Start a run again that has ended, or whose processes have all died; perhaps with changes. Prints its name."""
@@ -356,8 +358,10 @@ def resume(
 
     paths = find_run(root, run)
     flags = {"nodes": nodes, "spares": spares, "policy": policy, "partition": partition, "time": time}
-    start(paths, user_name(os.getuid()), changes or (), flags)
+    start(paths, user_name(os.getuid()), changes or (), flags, new_code=new_code)
     _print(paths.name)
+    if new_code:
+        _tell_code(paths)
 
 
 @app.command(name="wait")
@@ -555,6 +559,14 @@ def _sweep(root: Path, name: str) -> Any:
     from launcher.sweep.record import find_record
 
     return None if (root / name).exists() else find_record(root, name)
+
+
+def _tell_code(paths: Any) -> None:
+    from launcher.code.record import read_code
+    from launcher.view.code import told
+
+    if (code := read_code(paths)) and (line := told(paths, code)):
+        _tell(line)
 
 
 def _ask(question: str, yes: bool, what: str) -> None:

@@ -41,6 +41,7 @@ from launcher.events import (
     Decision,
     DrainDone,
     DrainUndone,
+    EnvironmentChanged,
     EpochStarted,
     Event,
     JobEnding,
@@ -325,6 +326,12 @@ def _set_back(run: Run, base: int) -> Run:
     return evolve(run, step=base, lost_steps=run.lost_steps + lost, incidents=incidents)
 
 
+def _environment_changed(run: Run, event: EnvironmentChanged) -> Run:
+    """It is told when it is known: that may be after the attempt."""
+    attempts = (evolve(one, differs=event.changes) if one.number == event.attempt else one for one in run.attempts)
+    return evolve(run, attempts=tuple(attempts))
+
+
 def _rank_exited(run: Run, event: RankExited) -> Run:
     if not _is_current(run, event.attempt):
         return run
@@ -431,6 +438,7 @@ _HANDLERS = {
     StepsStopped: _steps_stopped,
     StepsMoving: _steps_moving,
     AttemptStarted: _attempt_started,
+    EnvironmentChanged: _environment_changed,
     RankExited: _rank_exited,
     AttemptEnded: _attempt_ended,
     StepDone: _step_done,

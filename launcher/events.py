@@ -501,6 +501,14 @@ class Warned(Event):
     text: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentChanged(Event):
+    """An attempt runs on something else than the one before. `changes`: what -> what it was, and what it is."""
+
+    attempt: int
+    changes: dict[str, Json] = field(default_factory=dict)
+
+
 # ---------------------------------------------------------------- JSON
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.accounting import PARTS, Account, sample_faults
+from launcher.environment import changes
 from launcher.events import AttemptStarted, DrainDone, DrainUndone, Event, RunAmended
 from launcher.fold import View
 from launcher.journal import read_journal
@@ -18,7 +19,6 @@ from launcher.view.snapshot import finite, iso, read_live, snapshot_of
 from launcher.view.words import cost, counted, deeds, duration, number, percent
 
 _MAX_CELL = 120
-_IDENTITIES = ("hostname", "node", "nodes", "pid", "started_at", "at", "attempt")  # differ without changing a bit
 
 
 def report(paths: RunPaths, now: float | None = None) -> dict[str, Any]:
@@ -122,16 +122,10 @@ def comparability(run: Run, environments: Mapping[int, Mapping[str, Any]]) -> di
     known = [environments[one.number] for one in stepped if one.number in environments]
     if not known or len(known) < len(stepped):
         return {"comparable": None, "why": "the hardware of the attempts was not recorded"}
-    changed = sorted(_differences(known))
+    changed = sorted({key for one in known[1:] for key in changes(known[0], one)})
     if changed:
         return {"comparable": False, "why": f"these changed between attempts: {', '.join(changed)}"}
     return {"comparable": True, "why": "every attempt had the same shape and the same hardware"}
-
-
-def _differences(environments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    for key in {key for one in environments for key in one} - set(_IDENTITIES):
-        if any(one.get(key) != environments[0].get(key) for one in environments):
-            yield key
 
 
 # ---------------------------------------------------------------- the logbook as text
@@ -139,7 +133,7 @@ def _differences(environments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def to_markdown(body: Mapping[str, Any]) -> str:
     """A short logbook to read in the morning."""
-    parts = (_header, _time, _attempts, _amendments, _incidents, _drains, _remarks)
+    parts = (_header, _time, _attempts, _environment, _amendments, _incidents, _drains, _remarks)
     sections = [part(body) for part in parts]
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
 
@@ -203,6 +197,16 @@ def _attempts(body: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
     head = ("attempt", "started", "steps", "to first step", "nodes", "ended by")
     return ["## Attempts", "", *(_table(head, rows) if rows else ["None was started."])]
+
+
+def _environment(body: Mapping[str, Any]) -> list[str]:
+    rows = [
+        (one["attempt"], what, *("-" if value is None else value for value in values))
+        for one in body["environment_changes"]
+        for what, values in one["changes"].items()
+    ]
+    head = ("with attempt", "what", "before", "after")
+    return ["## What attempts ran on", "", *_table(head, rows)] if rows else []
 
 
 def _amendments(body: Mapping[str, Any]) -> list[str]:

@@ -103,6 +103,7 @@ class Attempt:
     reason: str = ""
     exits: Mapping[int, int] = field(default_factory=dict)  # rank -> code
     done: TrainerDone | None = None
+    differs: Mapping[str, object] = field(default_factory=dict)  # what it runs on -> before, now, where not the same
 
     @property
     def ranks(self) -> int:

@@ -213,7 +213,7 @@ PLACES: dict[str, str] = {
     "run": "the run folder",
     "scratch": "a folder of the node, with the sockets and pages of its ranks",
     "launcher": "the folder of the two files of ours that ranks load",
-    "cwd": "the working folder",
+    "cwd": "the folder in which the run was submitted",
     "node": "the name of the node",
 }
 
@@ -221,13 +221,15 @@ PLACES: dict[str, str] = {
 class Launch(Section):
     """How a rank is started. `threads` becomes OMP_NUM_THREADS; `first_step` is how long the first may take.
 
-    `prefix` wraps the ranks, and `python` is theirs: unset, that of the agent, or python3 behind a prefix.
+    `prefix` wraps the ranks, and `python` is theirs: unset, that of the agent, or python3 behind a prefix. `code`: a
+    copy of the user's code, taken when the run is submitted, or the code as it is; auto copies where that is possible.
     """
 
     prefix: Texts = ()
     python: Annotated[str, Field(min_length=1)] | None = None
     setup: Texts = ()
     env: dict[Variable, str] = Field(default_factory=dict)
+    code: Literal["auto", "snapshot", "in_place"] = "auto"
     bind: Literal["auto", "none", "cores"] = "auto"
     network: Network = Network()
     mode: Literal["per_rank", "per_node"] = "per_rank"

@@ -28,7 +28,6 @@ from launcher.backends.choice import backend_of
 from launcher.backends.report import drain_changes
 from launcher.commands import Commands
 from launcher.drainer import drainer_of
-from launcher.environment import of_attempt
 from launcher.events import (
     AttemptStarted,
     CommandReceived,
@@ -60,6 +59,7 @@ from launcher.sizes import smaller
 from launcher.snapshots import Snapshots, policy_version, read_fold, read_run
 from launcher.spec import read_resolved
 from launcher.succession import Succession
+from launcher.surroundings import Surroundings
 from launcher.warm import ENDS_OF_A_JOB, die_with
 from policies.load import read_policy
 
@@ -104,6 +104,7 @@ class Supervisor:
         channels = frozenset(self.spec.notify)
         self.commands = Commands(paths, lambda: self.run_, self.emit, self.spec.abilities, channels)
         backend = backend_of(self.spec)
+        self.surroundings = Surroundings(paths, self.spec.command or (), self.emit)
         self._node_states = backend.node_states(paths, self.job_id)
         self.succession = Succession(paths, self.spec, self.job_id, backend, self._node_states, self.emit)
         self.drainer = drainer_of(self.spec, self.emit)
@@ -252,8 +253,7 @@ class Supervisor:
     def _record_environment(self, event: AttemptStarted) -> None:
         contacts = self.fleet.contacts
         by_node = {node: contacts[node].environment for node in event.slots if node in contacts}
-        with contextlib.suppress(OSError):  # worth having, not worth a run
-            write_atomically(self.paths.environment(event.attempt), json.dumps(of_attempt(by_node)))
+        self.surroundings.record(event.attempt, by_node)
 
     def _lost(self, error: Exception) -> None:
         log.warning("epoch %d ends: %s", self.epoch, error)

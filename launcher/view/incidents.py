@@ -8,19 +8,25 @@ from launcher.events import Decision
 from launcher.journal import read_journal
 from launcher.paths import RunPaths
 from launcher.view.snapshot import snapshot
-from launcher.view.words import clock, cost, duration
+from launcher.view.words import changed, clock, cost, duration
 from policies.explain import explain
 from policies.load import read_policy
 from policies.schema import Policy
 
 
 def incidents_of(paths: RunPaths) -> list[dict[str, Any]]:
-    """As in the snapshot, with `explain`: the story of each decision. Raises ConfigError for a broken policy."""
+    """As in the snapshot, with `explain`: the story of each decision; `then`: in what the next attempt was different.
+
+    Raises ConfigError for a broken policy.
+    """
     policy = read_policy(paths.policy) if paths.policy.exists() else Policy(version=1, name="unknown", rules=())
     decisions = [event for event in read_journal(paths, steps=False).events if isinstance(event, Decision)]
+    snap = snapshot(paths)
     return [
-        incident | {"explain": [explain(policy, one) for one in decisions if one.incident == incident["id"]]}
-        for incident in snapshot(paths)["incidents"]
+        incident
+        | {"explain": [explain(policy, one) for one in decisions if one.incident == incident["id"]]}
+        | {"then": changed(snap, incident["attempt"] + 1)}
+        for incident in snap["incidents"]
     ]
 
 
@@ -32,4 +38,5 @@ def incidents_text(incidents: list[dict[str, Any]]) -> str:
 def _story(incident: dict[str, Any]) -> str:
     head = f"#{incident['id']} {clock(incident['opened_at'])} {incident['rule']}  {incident['state']}"
     seen = f"decided after {duration(incident['detected_s'])}"
-    return "\n".join([f"{head}  {', '.join(part for part in (seen, cost(incident)) if part)}", *incident["explain"]])
+    story = f"{head}  {', '.join(part for part in (seen, cost(incident)) if part)}"
+    return "\n".join(filter(None, [story, *incident["explain"], incident["then"]]))

@@ -95,6 +95,9 @@ def snapshot_of(name: str, view: View, live: Live, now: float) -> dict[str, Any]
             "drain_refused": run.drain_refused,
             "nodes": [_node(run, node, live) for node in _ordered(run)],
             "incidents": [_incident(incident) for incident in run.incidents],
+            "environment_changes": [
+                {"attempt": one.number, "changes": dict(one.differs)} for one in run.attempts if one.differs
+            ],
             "checkpoints": _checkpoints(run),
             "metrics": dict(run.metrics),
             "losses": _recent_losses(books),

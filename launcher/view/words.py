@@ -7,6 +7,7 @@ from typing import Any
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _GAP = "·"
+_SHOWN_CHANGES = 4
 
 
 def duration(seconds: float | None) -> str:
@@ -94,6 +95,14 @@ def cost(incident: dict[str, Any]) -> str:
     if incident["lost_steps"]:
         parts.append(f"{counted(incident['lost_steps'], 'step')} lost")
     return ", ".join(parts)
+
+
+def changed(snap: dict[str, Any], attempt: int) -> str:
+    """What an attempt ran on other than the one before, in a few words; "" where nothing changed."""
+    names = [name for one in snap["environment_changes"] if one["attempt"] == attempt for name in one["changes"]]
+    more = f" and {len(names) - _SHOWN_CHANGES} more" if len(names) > _SHOWN_CHANGES else ""
+    told = ", ".join(names[:_SHOWN_CHANGES]) + more
+    return f"attempt {attempt} differs from the one before: {told}" if names else ""
 
 
 def steps_of(node: dict[str, Any]) -> str:

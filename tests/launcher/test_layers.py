@@ -37,6 +37,7 @@ LAYERS = [
     ["launcher.evolve", "launcher.events", "launcher.errors", "launcher.reporter", "launcher.warm"],
     ["launcher.abilities", "launcher.telemetry"],
     ["launcher.document", "launcher.validation", "launcher.paths", "launcher.arrivals", "launcher.wire"],
+    ["launcher.code.git", "launcher.code.record", "launcher.code.present"],
     ["launcher.torchrun", "launcher.place", "launcher.foreground", "launcher.network", "launcher.sightings"],
     ["launcher.binding"],
     ["policies"],

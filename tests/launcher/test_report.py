@@ -137,10 +137,10 @@ def test_a_run_without_an_attempt_has_a_report(tmp_path: Path) -> None:
 
 def test_digests_are_comparable_only_when_all_attempts_had_the_same_hardware() -> None:
     run = fold([submitted(), *story()])
-    same = {"cpu": "x", "hostname": "a"}
+    same = {"cpu": "x", "nodes": ["a"]}
     assert comparability(run, {})["comparable"] is None
     assert comparability(run, {1: same})["comparable"] is None
-    assert comparability(run, {1: same, 2: same | {"hostname": "b"}})["comparable"] is True
+    assert comparability(run, {1: same, 2: same | {"nodes": ["b"]}})["comparable"] is True
     answer = comparability(run, {1: same, 2: {"cpu": "y"}})
     assert answer == {"comparable": False, "why": "these changed between attempts: cpu"}
     shrunk = [replace(one, slots={"node0": (0, 1)}) if one.number == 2 else one for one in run.attempts]
