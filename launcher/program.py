@@ -27,7 +27,8 @@ class Program:
 
     `speaker`: the rank whose output tells of the steps, and what to look for in it. `starts_ranks`: how many ranks the
     node's only process starts itself; 0 when each is one of ours. `python`, started through `prefix`, is the warm
-    process and so the ranks' own; one that is not ready within `start_limit_s` is started anew. `problem`: why no rank
+    process and so the ranks' own; one that is not ready within `start_limit_s` is started anew. `log_limit`: bytes that
+    are kept of what is printed on the node. `problem`: why no rank
     can be started on this node, "" when one can.
     """
 
@@ -42,6 +43,7 @@ class Program:
     prefix: tuple[str, ...] = ()
     speaker: tuple[Speaker, Patterns] | None = None
     start_limit_s: float = 1800.0
+    log_limit: int = 512 * 10**6
     problem: str = ""
 
 
@@ -68,6 +70,7 @@ def program_of(spec: RunSpec, paths: RunPaths, node: str, scratch: Path, host: s
         speaker=(told.speaker, told.patterns(spec.abilities.done_step)) if told and told.by_lines else None,
         prefix=tuple(_PLACE.sub(lambda match: places[match[1]], item) for item in launch.prefix),
         start_limit_s=launch.first_step,
+        log_limit=launch.log_limit,
         problem=_network_problem(launch.network.interface, host),
     )
 

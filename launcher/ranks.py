@@ -166,7 +166,7 @@ class Ranks:
         await self.end()
         if self._log is not None:
             self._log.close()
-        self._log = RankLog(log, self._arrivals)
+        self._log = RankLog(log, self._arrivals, self.program.log_limit)
         problem = await self._warm.ready()
         if attempt <= self._cleared or attempt != self.attempt:
             return

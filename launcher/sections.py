@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, model_validator
 from launcher.abilities import Abilities
 from launcher.foreign import Capabilities, CheckpointFiles, Telemetry, abilities_of
 from launcher.grammar import LIMIT, Positive, Section, StepCount, Texts
-from policies.units import Duration, Steps
+from policies.units import Bytes, Duration, Steps
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # safe as the name of a folder, a job and a file
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -223,6 +223,7 @@ class Launch(Section):
 
     `prefix` wraps the ranks, and `python` is theirs: unset, that of the agent, or python3 behind a prefix. `code`: a
     copy of the user's code, taken when the run is submitted, or the code as it is; auto copies where that is possible.
+    `log_limit`: bytes that are kept of what the ranks of a node print.
     """
 
     prefix: Texts = ()
@@ -235,6 +236,7 @@ class Launch(Section):
     mode: Literal["per_rank", "per_node"] = "per_rank"
     threads: Positive = 1
     first_step: Annotated[Duration, Field(gt=0)] = 1800.0
+    log_limit: Annotated[Bytes, Field(ge=10**6)] = 512 * 10**6
 
 
 class Health(Section):

@@ -5,6 +5,7 @@
     Span       "3 steps" or "10s"                    steps or seconds
     Rate       "10 per run", "2 per 24h"             a number of times in a window
     Gap        "5 x p99"                             a multiple of a percentile of step durations
+    Bytes      "512MB" "2GB"                         bytes, in powers of 1000, as an int
 
 A number without its unit is refused where it could be read two ways.
 """
@@ -18,6 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
+UNIT_BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 LONGEST_S = 10 * 366 * UNIT_S["d"]
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
@@ -25,6 +27,7 @@ _DURATION = re.compile(rf"(?:{_PART.pattern}\s*)+")
 _CLOCK = re.compile(r"(?:(\d+)-)?(\d{1,3}):([0-5]\d):([0-5]\d)")  # Slurm's days-hours:minutes:seconds
 _STEPS = re.compile(r"(\d+)\s*steps?")
 _RATE = re.compile(r"(\d+)\s+per\s+(.+)")
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(kB|MB|GB|TB)")
 _GAP = re.compile(r"(\d+(?:\.\d+)?)\s*x\s*(median|p(\d{1,2}))")
 
 
@@ -136,6 +139,19 @@ def parse_gap(value: object) -> Gap:
     raise ValueError(f"{value!r} is not a multiple of the usual step: write for example 5 x p99 or 8 x median")
 
 
+def parse_bytes(value: object) -> int:
+    """Bytes from "512MB" or "1.5 GB"."""
+    if isinstance(value, str) and (match := _BYTES.fullmatch(value.strip())):
+        return round(float(match[1]) * UNIT_BYTES[match[2]])
+    raise ValueError(f"{value!r} is not a size: write for example 512MB or 2GB")
+
+
+def format_bytes(count: int) -> str:
+    """A text that `parse_bytes` reads as so many bytes."""
+    unit = next((unit for unit in ("TB", "GB", "MB") if count % UNIT_BYTES[unit] == 0), "kB")
+    return f"{count / UNIT_BYTES[unit]:.3f}".rstrip("0").rstrip(".") + unit
+
+
 def _text(example: str, *, number: bool = False) -> WithJsonSchema:
     types: Any = ["string", "integer"] if number else "string"
     return WithJsonSchema({"type": types, "examples": [example]})
@@ -148,4 +164,5 @@ RateText = Annotated[Rate, BeforeValidator(parse_rate), PlainSerializer(str), _t
 WindowText = Annotated[
     Span | None, BeforeValidator(parse_window), PlainSerializer(lambda per: str(per or "run")), _text("24h")
 ]
+Bytes = Annotated[int, BeforeValidator(parse_bytes), PlainSerializer(format_bytes), _text("512MB")]
 GapText = Annotated[Gap, BeforeValidator(parse_gap), PlainSerializer(str), _text("5 x p99")]

@@ -36,7 +36,14 @@ IMPURE = {
 LAYERS = [
     ["launcher.evolve", "launcher.events", "launcher.errors", "launcher.reporter", "launcher.warm"],
     ["launcher.abilities", "launcher.telemetry"],
-    ["launcher.document", "launcher.validation", "launcher.paths", "launcher.arrivals", "launcher.wire"],
+    [
+        "launcher.document",
+        "launcher.validation",
+        "launcher.paths",
+        "launcher.arrivals",
+        "launcher.wire",
+    ],
+    ["launcher.log_parts"],
     ["launcher.code.git", "launcher.code.record", "launcher.code.present"],
     ["launcher.torchrun", "launcher.place", "launcher.foreground", "launcher.network", "launcher.sightings"],
     ["launcher.binding"],
