@@ -6,9 +6,9 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from launcher.paths import RunPaths, write_atomically
 
@@ -107,8 +107,9 @@ def read_code(paths: RunPaths) -> Code | None:
 def read_record(paths: RunPaths, number: int) -> Code:
     """Raises OSError."""
     body = json.loads(paths.code_record(number).read_text())
-    lists = {name: tuple(body[name]) for name in ("changed", "untracked", "linked")}
-    return Code(**(body | lists))
+    known = {one.name: body[one.name] for one in fields(Code) if one.name in body}
+    values: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in known.items()}
+    return Code(**values)
 
 
 def write_record(paths: RunPaths, code: Code) -> None:
