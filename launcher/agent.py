@@ -460,7 +460,7 @@ def main(argv: list[str]) -> int:
         die_with(os.getppid())
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     gc.freeze()  # what the imports made stays: no collection need look at it again
-    agent = Agent(RunPaths(Path(root)), node, int(index), foreground)
+    agent = Agent(RunPaths(Path(root).absolute()), node, int(index), foreground)
     return asyncio.run(agent.run(starts_supervisor="OPT_LAUNCH_FIRST" in os.environ))
 
 

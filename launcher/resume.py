@@ -44,6 +44,7 @@ def resume(
     Raises LaunchError if the run is alive, belongs to somebody else, or has succeeded and nothing more is asked of it;
     ConfigError for changes that cannot be. What fails leaves the run as it was, and its end in the journal.
     """
+    paths = RunPaths(paths.root.absolute())  # ranks may begin elsewhere than we
     check_that_it_is_ours(paths)
     spec = read_resolved(paths.spec)
     if spec.cluster.backend == "own":

@@ -103,12 +103,14 @@ def diff(root: Path, commit: str) -> bytes:
     return git(root, "diff", "--binary", "--no-ext-diff", "--no-color", commit) if commit else b""
 
 
-def read_work_tree(folder: Path) -> WorkTree:
-    """The work tree that a folder is in. Raises NoGit."""
-    return _read(root_of(folder))
+def read_work_tree(folder: Path, but: Path | None = None) -> WorkTree:
+    """The work tree that a folder is in; other work trees in the folder `but` are none of it. Raises NoGit."""
+    root = root_of(folder)
+    aside = os.path.realpath(but) if but else ""
+    return _read(root, "" if str(root).startswith(aside) else aside)
 
 
-def _read(root: Path) -> WorkTree:
+def _read(root: Path, aside: str) -> WorkTree:
     commit, branch = commit_of(root)
     untracked = untracked_in(root)
     tracked = dict.fromkeys(_names(git(root, "ls-files", "-z", "--cached")))  # twice where a merge is under way
@@ -122,7 +124,8 @@ def _read(root: Path) -> WorkTree:
         changed=changed_in(root, commit),
     )  # fmt: skip
     for path in folders:
-        tree = _with(tree, path.rstrip("/"))
+        if not (aside and f"{root}/{path}".startswith(f"{aside}/")):
+            tree = _with(tree, path.rstrip("/"), aside)
     return tree
 
 
@@ -134,11 +137,11 @@ def _ignored(root: Path) -> Iterator[str]:
             yield path.rstrip("/")
 
 
-def _with(tree: WorkTree, path: str) -> WorkTree:
+def _with(tree: WorkTree, path: str, aside: str) -> WorkTree:
     """With what is in a nested work tree: a submodule, or one that git would not add."""
     if not (tree.root / path / ".git").exists():
         return tree  # a submodule that was never fetched
-    inner = _read(tree.root / path)
+    inner = _read(tree.root / path, aside)
 
     def placed(names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(f"{path}/{name}" for name in names)

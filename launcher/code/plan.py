@@ -71,7 +71,7 @@ def _refused(message: str, where: Path, hint: str) -> LaunchError:
 
 
 def _snapshot(spec: RunSpec, folder: Path, runs: Path) -> Plan:
-    tree = read_work_tree(folder)
+    tree = read_work_tree(folder, but=runs)
     held = {*tree.untracked}
     within = os.path.relpath(folder, tree.root)
     _check_command(spec.command or (), within, tree.root)
@@ -81,19 +81,28 @@ def _snapshot(spec: RunSpec, folder: Path, runs: Path) -> Plan:
     for path in outputs:
         if beside := next((one for one in tree.files if _is_in(one, path) and one not in held), None):
             raise _Unfit(f"checkpoints lie beside code: {path}/ has {beside}, which git tracks")
-    copied = tuple(sorted(path for path in tree.files if not any(_is_in(path, one) for one in data)))
+    copied = tuple(sorted(path for path in tree.files if not _is_data(path, data)))
     linked = tuple(_outermost([*tree.ignored, *data]))
     if any(_is_in(within, path) for path in linked):
         raise _Unfit("git ignores this folder")
     _check_number(tree.root, copied, linked)
     sizes = {path: os.lstat(tree.root / path).st_size for path in copied}
     _check_size(tree.root, sizes)
-    tree = replace(tree, untracked=tuple(path for path in copied if path in held))
+    tree = replace(
+        tree,
+        untracked=tuple(path for path in copied if path in held),
+        changed=tuple(path for path in tree.changed if not _is_data(path, data)),
+        nested={path: commit for path, commit in tree.nested.items() if not _is_data(path, data)},
+    )
     return Plan("snapshot", folder, "", tree, copied, linked, tuple(outputs), sum(sizes.values()))
 
 
 def _is_in(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder + "/")
+
+
+def _is_data(path: str, data: Sequence[str]) -> bool:
+    return any(_is_in(path, one) for one in data)
 
 
 def _outermost(paths: Sequence[str]) -> Iterator[str]:

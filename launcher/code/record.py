@@ -54,7 +54,7 @@ class Code:
 
     def tree_in(self, paths: RunPaths) -> Path:
         """The copy of the work tree."""
-        return paths.root / self.tree
+        return paths.root.absolute() / self.tree
 
     def working_folder(self, paths: RunPaths) -> Path:
         """Where ranks begin."""

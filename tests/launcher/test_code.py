@@ -217,6 +217,9 @@ def test_folders_of_runs_are_not_code_whatever_git_thinks_of_them(repo: Path) ->
 
     assert tree(code.tree_in(paths))["runs"] == f"-> {repo}/runs"
     assert code.untracked == ()
+    write(code.tree_in(paths), train_py="of the trainer")
+    again = taken(paths, repo)
+    assert (again.nested, again.changed) == ({}, ()), "the first copy is none of it"
     beside = RunPaths(repo / "c")
     beside.make_folders()
     write(beside.root, secret="key", journal__x="1")
