@@ -443,6 +443,47 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path, root: Pat
     assert not root.exists()
 
 
+def git_repo(folder: Path, **files: str) -> Path:
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name.replace("_", ".")).write_text(text)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    return folder
+
+
+def test_a_dry_run_shows_what_of_the_code_would_be_copied_and_makes_nothing(tmp_path: Path) -> None:
+    repo = git_repo(
+        tmp_path / "repo", train_py="1", RUN_yaml="name: a\ncommand: [python, train.py]\n", _gitignore="out/\n"
+    )
+    (repo / "out").mkdir()
+    (repo / "out" / "x").write_text("x")
+    before, size = {*repo.rglob("*")}, sum(path.stat().st_size for path in repo.iterdir() if path.is_file())
+
+    outcome = call("submit", "RUN.yaml", "--dry-run", cwd=repo)
+
+    assert outcome.code == 0, outcome.err
+    assert f"# code     copied: 3 files, {size} B of {repo}, where nothing is committed (" in outcome.out
+    assert "#          untracked: .gitignore, RUN.yaml, train.py\n#          linked: out\n" in outcome.out
+    assert {*repo.rglob("*")} == before
+
+
+def test_code_that_is_too_large_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    repo = git_repo(tmp_path / "repo", train_py="1", RUN_yaml="name: a\ncommand: [python, train.py]\n")
+    with (repo / "weights.bin").open("wb") as file:
+        file.truncate(201 * 1000**2)
+
+    outcome = call("submit", "RUN.yaml", cwd=repo)
+
+    assert (outcome.code, outcome.out) == (3, "")
+    assert outcome.err == (
+        "error: the code is too large to be copied for the run: 201.0 MB, more than 200 MB: weights.bin 201.0 MB, "
+        "RUN.yaml 0.0 MB, train.py 0.0 MB\n"
+        f"  while: {repo}\n"
+        "  try:   have git ignore what is no code (.gitignore; it is linked, not copied), or launch.code: in_place\n"
+    )
+    assert [*(repo / "runs").iterdir()] == []
+
+
 def test_incidents_tell_the_story_of_every_decision(tmp_path: Path, root: Path) -> None:
     crash = Decision(
         at=AT + 5, id="d1", incident=1, attempt=1, rule="rank-exit", detector="exit", nodes=("node0",), ranks=(0,),

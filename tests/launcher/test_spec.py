@@ -16,7 +16,15 @@ from launcher.spec import ResolvedSpec, dump_resolved, load_spec, read_resolved
 from model.config import OPT_VOCABULARY as TRAINERS_VOCABULARY
 from model.config import SIZES as MODEL_SIZES
 from model.config import TrainerConfig
-from policies.units import format_duration, parse_duration, parse_rate, parse_span, parse_steps
+from policies.units import (
+    format_bytes,
+    format_duration,
+    parse_bytes,
+    parse_duration,
+    parse_rate,
+    parse_span,
+    parse_steps,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RUN = """\
@@ -405,3 +413,24 @@ def test_steps_spans_and_rates() -> None:
     for parse, text in ((parse_steps, "25"), (parse_steps, True), (parse_span, 3), (parse_rate, "ten per run")):
         with pytest.raises(ValueError, match="write"):
             parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("512MB", 512 * 10**6), ("1.5 GB", 15 * 10**8), ("2TB", 2 * 10**12), ("7kB", 7000)]
+)
+def test_sizes_are_read_and_written(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+    assert parse_bytes(format_bytes(count)) == count
+
+
+@pytest.mark.parametrize("wrong", ["512", 512, "1 MiB", "-1MB", "many", True])
+def test_what_is_no_size_is_refused_with_an_example(wrong: object) -> None:
+    with pytest.raises(ValueError, match="is not a size: write for example 512MB or 2GB"):
+        parse_bytes(wrong)
+
+
+@pytest.mark.parametrize("section", ["trainer: {size: tiny, steps: 1}", "command: [x]\ncluster: {backend: own}"])
+def test_a_copy_is_refused_where_there_is_nothing_of_the_user_to_copy(tmp_path: Path, section: str) -> None:
+    text = f"name: a\n{section}\npolicy: [infra]\nlaunch: {{code: snapshot}}\n"
+
+    assert any("'launch.code: snapshot' is for a command that is submitted" in one for one in mistakes(tmp_path, text))
