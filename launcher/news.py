@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from launcher.events import (
     AttemptStarted,
     Decision,
     DrainDone,
     DrainUndone,
+    EnvironmentChanged,
     Event,
     RunEnded,
     RunHeld,
@@ -14,6 +17,8 @@ from launcher.events import (
     RunReleased,
     RunUnpaused,
 )
+
+_SHOWN = 4
 
 
 def news(event: Event, name: str) -> str:
@@ -29,6 +34,8 @@ def news(event: Event, name: str) -> str:
             return f"{event.node}: {event.detail}" + (f" in Slurm: {event.reason}" if event.ok else "")
         case DrainUndone():
             return f"{event.node}: {event.detail}"
+        case EnvironmentChanged():
+            return differs(event.attempt, [*event.changes])
         case RunHeld():
             return f"HELD: {event.reason}: opt-launch release {name}, or opt-launch stop {name}"
         case RunReleased():
@@ -40,3 +47,9 @@ def news(event: Event, name: str) -> str:
         case RunEnded():
             return event.state + (f": {event.reason}" if event.reason else "")
     return ""
+
+
+def differs(attempt: int, names: Sequence[str]) -> str:
+    """That an attempt runs on something else than the one before, in a line."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"attempt {attempt} differs from the one before: {', '.join(names[:_SHOWN])}{more}"

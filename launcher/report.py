@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from launcher.accounting import PARTS, Account, sample_faults
+from launcher.code.record import read_code
 from launcher.environment import changes
 from launcher.events import AttemptStarted, DrainDone, DrainUndone, Event, RunAmended
 from launcher.fold import View
@@ -35,6 +37,7 @@ def report(paths: RunPaths, now: float | None = None) -> dict[str, Any]:
         "digest": comparability(run, _environments(paths, run)),
         "effective_loss": [{"step": step, "attempt": at, "loss": loss} for step, at, loss in books.loss_curve],
         "time": time_account(books),
+        "code": _code(paths),
         "attempts": [_attempt(one, journal.events) for one in run.attempts],
         "amendments": [
             _amendment(event) for event in journal.events if isinstance(event, RunAmended) and event.changes
@@ -60,6 +63,15 @@ def time_account(books: Account) -> dict[str, Any]:
         "total_gpu_hours": sum(books.gpu_hours.values()),
         "slots": books.slots,
     }
+
+
+def _code(paths: RunPaths) -> dict[str, Any] | None:
+    """The code that was taken down last; None where that is not known."""
+    try:
+        code = read_code(paths)
+    except (OSError, ValueError):
+        return None
+    return asdict(code) | {"label": code.label} if code else None
 
 
 def _attempt(attempt: Attempt, events: Sequence[Event]) -> dict[str, Any]:
@@ -152,6 +164,8 @@ def _header(body: Mapping[str, Any]) -> list[str]:
     ]
     if branch := body["branched_from"]:
         lines.insert(2, f"Began from step {branch['step']:,} of run {branch['run']} (attempt {branch['attempt']}).")
+    if code := body["code"]:
+        lines.append(f"Code: {code['label']}" + (f", of {code['root']}." if code["root"] else "."))
     if digest:
         mark = {True: "comparable", False: "not comparable", None: "comparability unknown"}
         lines.append(f"Final digest `{digest}`, {mark[body['digest']['comparable']]}: {body['digest']['why']}.")

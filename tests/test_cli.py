@@ -463,7 +463,7 @@ def test_a_dry_run_shows_what_of_the_code_would_be_copied_and_makes_nothing(tmp_
 
     assert outcome.code == 0, outcome.err
     assert f"# code     copied: 3 files, {size} B of {repo}, where nothing is committed (" in outcome.out
-    assert "#          untracked: .gitignore, RUN.yaml, train.py\n#          linked: out\n" in outcome.out
+    assert "#          untracked: .gitignore, RUN.yaml, train.py\n#          linked: out, runs\n" in outcome.out
     assert {*repo.rglob("*")} == before
 
 

@@ -97,6 +97,11 @@ def _snapshot(spec: RunSpec, folder: Path, runs: Path) -> Plan:
     return Plan("snapshot", folder, "", tree, copied, linked, tuple(outputs), sum(sizes.values()))
 
 
+def printable(path: str) -> str:
+    """A file's name for a person; git takes any."""
+    return "".join(sign if sign.isprintable() else "?" for sign in path)
+
+
 def _is_in(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder + "/")
 
@@ -174,13 +179,13 @@ def _of_runs(tree: WorkTree, runs: Path) -> Iterator[str]:
 def _check_number(root: Path, copied: Sequence[str], linked: Sequence[str]) -> None:
     if len(copied) + len(linked) > MOST_FILES:
         weights = dict.fromkeys((*copied, *linked), 1)
-        told = ", ".join(f"{name} {count:,}" for name, count in heaviest(weights))
+        told = ", ".join(f"{printable(name)} {count:,}" for name, count in heaviest(weights))
         raise _too_much(f"{len(weights):,} files, more than {MOST_FILES:,}: {told}", root)
 
 
 def _check_size(root: Path, sizes: dict[str, int]) -> None:
     if (total := sum(sizes.values())) > MOST_BYTES:
-        told = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in heaviest(sizes))
+        told = ", ".join(f"{printable(name)} {size / 1e6:,.1f} MB" for name, size in heaviest(sizes))
         raise _too_much(f"{total / 1e6:,.1f} MB, more than {MOST_BYTES / 1e6:.0f} MB: {told}", root)
 
 

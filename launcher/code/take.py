@@ -81,10 +81,11 @@ def _described(paths: RunPaths, code: Code) -> Code:
             return replace(code, version=version)
         root = root_of(folder)
         commit, branch = commit_of(root)
+        code = replace(code, version=version, root=str(root), commit=commit, branch=branch)
+        if code.is_callers:
+            return code  # somebody waits before the screen; what was changed is recorded with each attempt
         _write_diff(paths, code.number, root, commit)
-        return replace(
-            code, version=version, root=str(root), commit=commit, branch=branch, changed=changed_in(root, commit)
-        )
+        return replace(code, changed=changed_in(root, commit))
     except NoGit as error:
         return replace(code, version=version, why=code.why or str(error))
 

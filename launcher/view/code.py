@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launcher.code.plan import Plan
+from launcher.code.plan import Plan, printable
 from launcher.code.record import Code
 from launcher.paths import RunPaths
 from launcher.view.words import counted, size
@@ -48,4 +48,6 @@ def _at(root: str, commit: str, branch: str, changed: Sequence[str], untracked: 
 
 
 def _some(paths: Sequence[str]) -> str:
-    return ", ".join(paths[:_SHOWN]) + (f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else "")
+    return ", ".join(map(printable, paths[:_SHOWN])) + (
+        f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from launcher.news import differs
+
 _BARS = " ▁▂▃▄▅▆▇█"
 _GAP = "·"
-_SHOWN_CHANGES = 4
 
 
 def duration(seconds: float | None) -> str:
@@ -100,9 +101,7 @@ def cost(incident: dict[str, Any]) -> str:
 def changed(snap: dict[str, Any], attempt: int) -> str:
     """What an attempt ran on other than the one before, in a few words; "" where nothing changed."""
     names = [name for one in snap["environment_changes"] if one["attempt"] == attempt for name in one["changes"]]
-    more = f" and {len(names) - _SHOWN_CHANGES} more" if len(names) > _SHOWN_CHANGES else ""
-    told = ", ".join(names[:_SHOWN_CHANGES]) + more
-    return f"attempt {attempt} differs from the one before: {told}" if names else ""
+    return differs(attempt, names) if names else ""
 
 
 def steps_of(node: dict[str, Any]) -> str:

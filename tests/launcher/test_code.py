@@ -23,6 +23,7 @@ from launcher.errors import LaunchError, WrongUse
 from launcher.paths import RunPaths
 from launcher.program import program_of
 from launcher.sections import RunSpec
+from launcher.view.code import planned
 
 COMMAND: dict[str, Any] = {"name": "a", "command": ["python", "train.py"]}
 TRAINER = {"size": "tiny", "steps": 1}
@@ -185,6 +186,8 @@ def test_names_of_any_kind_are_copied(repo: Path, paths: RunPaths) -> None:
         (repo / name).write_text(name if name.isprintable() else "x")
 
     assert len([name for name in tree(taken(paths, repo).tree_in(paths)) if name.endswith(".py")]) == 7
+    (shown,) = [line for line in planned(plan(spec(), repo, paths.root.parent)) if line.startswith("untracked: ")]
+    assert shown == 'untracked: new?line.py, quote".py, with space.py, é.py, ?.py'
 
 
 def test_a_work_tree_without_a_commit_is_copied_too(tmp_path: Path, paths: RunPaths) -> None:
