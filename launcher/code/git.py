@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,11 +43,11 @@ class WorkTree:
         return bool(self.changed or self.untracked or not self.commit)
 
 
-def git(folder: Path, *arguments: str) -> bytes:
-    """What git says. Raises NoGit."""
+def git(folder: Path, *arguments: str, index: Path | None = None) -> bytes:
+    """What git says, perhaps of another index than the repository's. Raises NoGit."""
     # A hook or a script of the user's may have set which repository counts: here it is that of the folder.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    environment |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    environment |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", **({"GIT_INDEX_FILE": str(index)} if index else {})}
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
@@ -90,7 +92,10 @@ def commit_of(root: Path) -> tuple[str, str]:
 
 def changed_in(root: Path, commit: str) -> tuple[str, ...]:
     """The tracked files that are not as in the commit. Raises NoGit."""
-    return _names(git(root, "diff", "--name-only", "-z", "--no-ext-diff", commit)) if commit else ()
+    if not commit:
+        return ()
+    said = git(root, "status", "--porcelain", "-z", "--untracked-files=no", "--no-renames")
+    return tuple(line[3:] for line in _names(said))
 
 
 def untracked_in(root: Path) -> tuple[str, ...]:
@@ -100,7 +105,12 @@ def untracked_in(root: Path) -> tuple[str, ...]:
 
 def diff(root: Path, commit: str) -> bytes:
     """The changes of tracked files since the commit, as `git apply` takes them. Raises NoGit."""
-    return git(root, "diff", "--binary", "--no-ext-diff", "--no-color", commit) if commit else b""
+    if not changed_in(root, commit):
+        return b""
+    with tempfile.TemporaryDirectory() as folder:  # git diff writes what it has learnt about files into the index
+        index = Path(folder, "index")
+        shutil.copyfile(root / os.fsdecode(git(root, "rev-parse", "--git-path", "index").rstrip(b"\n")), index)
+        return git(root, "diff", "--binary", "--no-ext-diff", "--no-color", commit, index=index)
 
 
 def read_work_tree(folder: Path, but: Path | None = None) -> WorkTree:
