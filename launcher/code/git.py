@@ -107,9 +107,10 @@ def diff(root: Path, commit: str) -> bytes:
     """The changes of tracked files since the commit, as `git apply` takes them. Raises NoGit."""
     if not changed_in(root, commit):
         return b""
-    with tempfile.TemporaryDirectory() as folder:  # git diff writes what it has learnt about files into the index
+    # It would write what it has learnt about files into the index. The time of the index tells it whom to trust.
+    with tempfile.TemporaryDirectory() as folder:
         index = Path(folder, "index")
-        shutil.copyfile(root / os.fsdecode(git(root, "rev-parse", "--git-path", "index").rstrip(b"\n")), index)
+        shutil.copy2(root / os.fsdecode(git(root, "rev-parse", "--git-path", "index").rstrip(b"\n")), index)
         return git(root, "diff", "--binary", "--no-ext-diff", "--no-color", commit, index=index)
 
 

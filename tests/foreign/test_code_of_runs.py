@@ -96,10 +96,10 @@ def test_a_resume_goes_on_with_the_same_code_unless_new_code_is_asked_for(edited
     run.edit("two")
 
     resume.resume(run.paths, "ann")
-    run.reaches(25, attempt=2)
+    run.wait("words of attempt 2", lambda _: run.versions(2))
     run.kill_everything()
     resume.resume(run.paths, "ann", new_code=True)
-    run.reaches(35, attempt=3)
+    run.wait("words of attempt 3", lambda _: run.versions(3))
     run.wait_for(EnvironmentChanged)
     run.kill_everything()
 
