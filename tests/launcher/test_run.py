@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tale import Tale
 
-from launcher.events import CommandAnswered, CommandReceived, RunResumed, StepDone, TrainerDone
+from launcher.events import CommandAnswered, CommandReceived, EnvironmentChanged, RunResumed, StepDone, TrainerDone
 from launcher.run import NodeState, RunState
 
 Deed = Callable[[Tale], Tale]
@@ -110,6 +110,15 @@ def test_the_incident_is_over_with_the_first_step() -> None:
 
     assert tale.run.incidents[0].state == "RECOVERED"
     assert tale.run.incidents[0].recovered_at == tale.at - 1
+
+
+def test_what_an_attempt_found_different_may_be_told_when_it_is_over() -> None:
+    tale = Tale().train(5).decide().end_attempt().start()
+    before = tale.run
+    tale.tell(EnvironmentChanged(at=tale.at, attempt=1, changes={"cpu": ["x", "y"]}))
+
+    assert [one.differs for one in tale.run.attempts] == [{"cpu": ["x", "y"]}, {}]
+    assert (tale.run.state, tale.run.step) == (before.state, before.step)
 
 
 def test_a_late_word_of_an_older_attempt_changes_nothing() -> None:
