@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.advance import fold
 from launcher.backends.choice import is_waiting
 from launcher.errors import LaunchError
-from launcher.journal import read_journal
 from launcher.paths import RunPaths
+from launcher.snapshots import read_run
 from launcher.stop import stop
 from launcher.sweep.record import Record, runs_of
 from launcher.view.steer import steer
@@ -23,7 +22,7 @@ def unfinished(record: Record, root: Path) -> list[RunPaths]:
 
     In this order none begins because one before it has ended.
     """
-    runs = [paths for paths in runs_of(root, record) if not fold(read_journal(paths).events).state.is_terminal]
+    runs = [paths for paths in runs_of(root, record) if not read_run(paths).state.is_terminal]
     waiting = [paths for paths in reversed(runs) if is_waiting(paths)]
     return waiting + [paths for paths in runs if paths not in waiting]
 
