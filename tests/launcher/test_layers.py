@@ -25,6 +25,7 @@ PURE = [
     "launcher.checkpoints", "policies.schema", "policies.when", "policies.units", "policies.detectors",
     "policies.engine", "policies.exits", "policies.silence", "policies.explain", "policies.finding",
     "policies.ladder", "policies.meaning", "policies.observe", "policies.state",
+    "policies.answer", "policies.built_in", "policies.infrastructure", "policies.person",
 ]  # fmt: skip
 IMPURE = {
     "os", "time", "socket", "subprocess", "random", "threading", "multiprocessing", "asyncio", "signal", "io",

@@ -1,0 +1,41 @@
+"""What is decided without any rule: there is only one thing to do. Pure."""
+
+from __future__ import annotations
+
+from launcher.events import AttemptEnded, Event, Json
+from policies.answer import BUILT_IN, Outcome, decided, hold
+from policies.finding import Finding
+from policies.ladder import without_progress
+from policies.schema import Policy
+from policies.state import EngineState
+
+
+def rejected_checkpoint(_policy: Policy, state: EngineState, event: Event) -> Outcome:
+    """A rank refused its checkpoint: the next one by lineage, at nobody's cost."""
+    attempt = state.judged
+    if attempt is None or state.pending or attempt.rejected_at is None:
+        return state, ()
+    finding = Finding(
+        "exit",
+        key=str(attempt.number),
+        why="a rank refused its checkpoint",
+        onset_at=attempt.rejected_at,
+        onset_step=attempt.step,
+    )
+    actions: dict[str, Json] = {"restart": {"from": "latest", "save_first": False}}
+    return decided(state, event, finding, "checkpoint-rejected", actions, counts=False)
+
+
+def early_end(policy: Policy, state: EngineState, event: Event) -> Outcome:
+    """All ranks ended well before the goal: no fault, and on it goes, as long as something comes of it."""
+    attempt = state.judged
+    if attempt is None or state.pending or not isinstance(event, AttemptEnded) or not event.early:
+        return state, ()
+    finding = Finding(
+        "early_end", key=str(attempt.number), why=event.reason, onset_at=state.now, onset_step=attempt.step
+    )
+    state, exhausted = without_progress(policy, state)
+    if exhausted:
+        return hold(state, event, finding, BUILT_IN, f"{event.reason}; {exhausted}")
+    actions: dict[str, Json] = {"restart": {"from": "latest", "save_first": False}}
+    return decided(state, event, finding, "early-end", actions, counts=False)
