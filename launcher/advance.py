@@ -52,6 +52,7 @@ from launcher.events import (
     RunReleased,
     RunResumed,
     RunSubmitted,
+    SettingsApplied,
     StepDone,
     StepsMoving,
     StepsStopped,
@@ -61,6 +62,7 @@ from launcher.evolve import evolve
 from launcher.incidents import action_done, close_incidents, decided, recovered, spared
 from launcher.lineage import committed, healthy_step, rejected, removed, save_failed, set_aside, verified
 from launcher.run import Attempt, Node, NodeState, Run, RunState
+from launcher.settings import applied
 
 
 def fold(events: Iterable[Event], run: Run | None = None) -> Run:
@@ -85,6 +87,8 @@ def _submitted(run: Run, event: RunSubmitted) -> Run:
 
 
 def _asked(run: Run, event: Asked) -> Run:
+    """What a person asks for anew is what they want: a policy's change of it is forgotten."""
+    own = run.own_settings
     return evolve(
         run,
         nodes_wanted=event.nodes,
@@ -93,6 +97,8 @@ def _asked(run: Run, event: Asked) -> Run:
         target_step=event.target_step,
         probation=event.probation,
         save_every=event.save_every,
+        own_settings=event.settings,
+        settings={name: value for name, value in run.settings.items() if own.get(name) == event.settings.get(name)},
     )
 
 
@@ -257,8 +263,9 @@ def _attempt_started(run: Run, event: AttemptStarted) -> Run:
     run = _end_attempt(run, event.at, "superseded")
     base = event.restore[0] if event.restore else 0
     attempt = Attempt(
-        event.attempt, event.at, event.slots, event.incarnations, event.restore, event.resumes_itself, last_step=base
-    )
+        event.attempt, event.at, event.slots, event.incarnations, event.restore, event.resumes_itself, event.settings,
+        event.skips, last_step=base,
+    )  # fmt: skip
     if not event.resumes_itself:
         run = _set_back(run, base)
     nodes = {name: evolve(node, excluded="") for name, node in run.nodes.items()}  # it held for this choice
@@ -275,6 +282,7 @@ def _attempt_started(run: Run, event: AttemptStarted) -> Run:
         replace=None,
         replacing_since=None,
         steps_stopped=False,
+        asking=None,  # it begins with all of it
         save_requested_at=None,
         save_beyond=0,
         recovering_since=None,
@@ -337,6 +345,8 @@ def _step_done(run: Run, event: StepDone) -> Run:
         last_step_at=event.at,
     )
     run = evolve(_with_attempt(run, attempt), step=completed, stride=stride, metrics=event.metrics)
+    if event.samples is not None:
+        run = evolve(run, newest_samples=(event.step, *event.samples))
     if run.save_requested_at is not None and event.at <= run.save_requested_at:
         run = evolve(run, save_beyond=completed)
     if first:
@@ -393,6 +403,7 @@ _HANDLERS = {
     AttemptEnded: _attempt_ended,
     StepDone: _step_done,
     TrainerDone: _trainer_done,
+    SettingsApplied: applied,
     CheckpointCommitted: committed,
     CheckpointFailed: save_failed,
     CheckpointVerified: verified,

@@ -297,6 +297,8 @@ class Agent:
             "OPT_LAUNCH_CHECKPOINTS": str(self.paths.checkpoints),
             "OPT_LAUNCH_RESTORE": message["restore"],
             "OPT_LAUNCH_RESTORE_DIGEST": message["restore_digest"],
+            "OPT_LAUNCH_SETTINGS": json.dumps(message["settings"]),
+            "OPT_LAUNCH_SKIPS": json.dumps(message["skips"]),
         }
         if self.ranks.program.starts_ranks:
             shared["OPT_LAUNCH_RANKS_PER_NODE"] = str(self.ranks.program.starts_ranks)

@@ -16,7 +16,7 @@ from launcher.events import (
     Event,
     RunReleased,
 )
-from launcher.paths import RunPaths
+from launcher.paths import RunPaths, owner_of
 from launcher.run import Run, RunState
 
 
@@ -33,6 +33,7 @@ class Commands:
     ) -> None:
         self._paths, self._run, self._emit = paths, run, emit
         self._trainer, self._channels = trainer, channels
+        self._owner = owner_of(paths.root)
         self._known: dict[str, wire.Link | None] = {}  # who waits for the answer, if anybody does by wire
         self._saves: set[str] = set()
 
@@ -65,7 +66,7 @@ class Commands:
         """Journal a command; the actions of a person as they will be done, or why they will not."""
         self._known[event.id] = link
         if event.verb == "do":
-            event = deeds.checked(event, self._run(), self._trainer, self._channels)
+            event = deeds.checked(event, self._run(), self._trainer, self._channels, self._owner)
         elif event.verb == "replace":
             event = replacement.checked(event, self._run(), self._trainer)
         self._emit(event)

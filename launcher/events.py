@@ -63,7 +63,8 @@ class Branch:
 class Asked:
     """What a person asked for, as far as the state machine needs it. `ranks_per_node` ranks on `nodes` nodes.
 
-    `slots_per_node` of them a node has, where a rank stands for several.
+    `slots_per_node` of them a node has, where a rank stands for several. `settings`: what a policy may change, where
+    its value is known: lr (the peak), clip.
     """
 
     nodes: int
@@ -73,6 +74,7 @@ class Asked:
     probation: int
     save_every: int | None
     slots_per_node: int | None = None
+    settings: dict[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +257,8 @@ class StepsMoving(Event):
 class AttemptStarted(Event):
     """A set of ranks is about to be started together; journaled before the deed.
 
-    `resumes_itself`: where it begins only the trainer knows, and its first step will tell.
+    `resumes_itself`: where it begins only the trainer knows, and its first step will tell. `settings`: those that are
+    to be other than the run was asked for; `skips`: half-open ranges of absolute sample indices that are left out.
     """
 
     attempt: int
@@ -264,6 +267,8 @@ class AttemptStarted(Event):
     restore: CheckpointId | None
     why: str
     resumes_itself: bool = False
+    settings: dict[str, Json] = field(default_factory=dict)
+    skips: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,6 +308,32 @@ class StepDone(Event):
     samples: tuple[int, int] | None = None
     step_s: float = 0.0
     blocked_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingsApplied(Event):
+    """The trainer says with which settings it goes on from `step`. `id`: of the decision; "" at the attempt's start.
+
+    `asked`: a number, "x0.5" (of a value that only the trainer knows) or "reset". `problem`: why nothing was changed.
+    """
+
+    attempt: int
+    id: str
+    step: int
+    asked: dict[str, Json] = field(default_factory=dict)
+    effective: dict[str, Json] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def differing(self) -> tuple[str, ...]:
+        """The settings that are not what was asked for, as far as that can be told."""
+        return tuple(name for name, value in self.asked.items() if not _is_met(value, self.effective.get(name)))
+
+
+def _is_met(asked: Json, effective: Json) -> bool:
+    if isinstance(effective, bool) or not isinstance(effective, (int, float)) or not math.isfinite(effective):
+        return False
+    return isinstance(asked, str) or math.isclose(asked, effective, rel_tol=1e-6)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -524,6 +555,8 @@ def _rich(cls: type[Event], name: str, value: Any) -> Any:
         return {node: tuple(ranks) for node, ranks in value.items()}
     if name in ("metrics", "result"):
         return {key: _number(item) for key, item in value.items()}
+    if name == "skips":
+        return tuple((first, end) for first, end in value)
     if name in ("nodes", "ranks", "restore", "parent", "samples") and isinstance(value, list):
         return tuple(value)
     return value

@@ -9,6 +9,7 @@ from launcher.events import (
 )
 from launcher.evolve import evolve
 from launcher.run import ENDING, Incident, Node, NodeState, Run, RunState
+from launcher.settings import asked_to_set, asked_to_skip
 
 
 def decided(run: Run, event: Decision) -> Run:
@@ -29,6 +30,12 @@ def decided(run: Run, event: Decision) -> Run:
     if "replace" in event.actions:
         before = run.replace.nodes if run.replace else ()
         run = evolve(run, replace=evolve(event, nodes=tuple(dict.fromkeys((*before, *event.nodes)))))
+    if "set" in event.actions:
+        run = asked_to_set(run, event)
+    if "skip" in event.actions:
+        run = asked_to_skip(run, event)
+    if "run" in event.actions:
+        run = evolve(run, errands={**run.errands, event.id: event})
     if not event.actions.keys() & ENDING or (run.state is RunState.HELD and event.rule != PERSON):
         return run
     return evolve(
@@ -44,6 +51,10 @@ def decided(run: Run, event: Decision) -> Run:
 def action_done(run: Run, event: ActionDone) -> Run:
     if event.action == "replace":
         return _replacement_begun(run, event)
+    if event.action == "run":
+        return evolve(run, errands={id_: one for id_, one in run.errands.items() if id_ != event.decision})
+    if event.action == "set":
+        return evolve(run, asking=None) if run.asking and run.asking.id == event.decision else run
     if run.pending is None or event.decision != run.pending.id:
         return run
     return evolve(run, pending_done=run.pending_done | {event.action})

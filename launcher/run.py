@@ -11,6 +11,7 @@ from launcher.events import (
     CheckpointId,
     CommandReceived,
     Decision,
+    Json,
     TrainerDone,
 )
 
@@ -93,6 +94,9 @@ class Attempt:
     incarnations: Mapping[str, str]
     restore: CheckpointId | None
     resumes_itself: bool = False
+    settings: Mapping[str, Json] = field(default_factory=dict)
+    skips: tuple[tuple[int, int], ...] = ()
+    told_settings: bool = False  # whether the trainer has said that it began with them
     first_step_at: float | None = None
     last_step: int = 0
     last_step_at: float | None = None
@@ -130,6 +134,15 @@ class Incident:
 
 
 @dataclass(frozen=True)
+class Asking:
+    """Settings that the ranks are asked to go on with, by the decision of this id."""
+
+    id: str
+    at: float
+    settings: Mapping[str, Json]
+
+
+@dataclass(frozen=True)
 class Run:
     """All that follows from the journal so far, except what only accounting needs."""
 
@@ -157,6 +170,12 @@ class Run:
     nodes: Mapping[str, Node] = field(default_factory=dict)
     attempts: tuple[Attempt, ...] = ()
     checkpoints: Mapping[CheckpointId, Checkpoint] = field(default_factory=dict)
+    own_settings: Mapping[str, Json] = field(default_factory=dict)  # as the run was asked for
+    settings: Mapping[str, Json] = field(default_factory=dict)  # what a policy has changed them to
+    skips: tuple[tuple[int, int], ...] = ()  # ranges of absolute sample indices that are left out
+    asking: Asking | None = None  # of the ranks that train
+    newest_samples: tuple[int, int, int] | None = None  # (step, first, end) of the newest step
+    errands: Mapping[str, Decision] = field(default_factory=dict)  # decisions whose `run` has no outcome yet
     head: CheckpointId | None = None  # newest checkpoint of the current line
     incidents: tuple[Incident, ...] = ()
     pending: Decision | None = None  # a restart, hold or stop that is being carried out

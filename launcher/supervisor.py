@@ -28,6 +28,7 @@ from launcher.backends.choice import backend_of
 from launcher.backends.report import drain_changes
 from launcher.commands import Commands
 from launcher.environment import of_attempt
+from launcher.errands import Errands
 from launcher.events import (
     AttemptStarted,
     CommandReceived,
@@ -39,6 +40,7 @@ from launcher.events import (
     RankExited,
     RunHeld,
     RunResumed,
+    SettingsApplied,
     StepDone,
     Tick,
     TrainerDone,
@@ -51,9 +53,10 @@ from launcher.keepers import keeper_of
 from launcher.live import live_view
 from launcher.news import news
 from launcher.paths import RunPaths, write_atomically
-from launcher.recovery import Emit, Inspect, Limits, Requeue, Search, Send, plan
+from launcher.recovery import Emit, Errand, Inspect, Limits, Requeue, Search, Send, plan
 from launcher.recovery import Fleet as FleetView
 from launcher.run import ENDING, NodeState, Run, RunState
+from launcher.settings import asked_by
 from launcher.sizes import smaller
 from launcher.snapshots import Snapshots, policy_version, read_fold, read_run
 from launcher.spec import read_resolved
@@ -101,6 +104,7 @@ class Supervisor:
         backend = backend_of(self.spec)
         self._node_states = backend.node_states(paths, self.job_id)
         self.succession = Succession(paths, self.spec, self.job_id, backend, self._node_states, self.emit)
+        self.errands = Errands(paths, self.emit)
         self._live_draft = paths.live.with_suffix(f".{os.getpid()}")
         self._ended_at: float | None = None
         self._polled_at = self._live_at = self._ticked_at = 0.0
@@ -287,6 +291,8 @@ class Supervisor:
             self._write_live()
         if self.run_.state.is_terminal or self.succession.has_left(bool(self.fleet.answering())):
             self._ended_at = self._ended_at or now
+            if self.errands.busy:
+                return  # whose time is limited
             if now - self._ended_at > LEAVE_S or (now - self._ended_at > 1.0 and not self.fleet.answering()):
                 self.over.set()
 
@@ -342,6 +348,8 @@ class Supervisor:
                     self.keeper.search()
                 case Requeue(exclude):
                     self.succession.requeue(exclude)
+                case Errand(decision):
+                    self.errands.start(self.run_, decision)
 
     def _settled(self) -> bool:
         expected = self.run_.nodes_wanted + self.run_.spares_wanted
@@ -408,6 +416,9 @@ class Supervisor:
                 about = {key: message[key] for key in ("rank", "step", "error_type", "error")}
                 code = 0 if message["code"] in self.done_codes else message["code"]
                 return RankExited(at=at, attempt=attempt, node=node, code=code, **about)
+            case "settings_applied" if asked := asked_by(self.run_, message["id"] or ""):
+                about = {key: message[key] for key in ("step", "effective", "problem")}
+                return SettingsApplied(at=at, attempt=attempt, id=message["id"] or "", asked=asked, **about)
             case "done" if live.done is None:
                 result = {key: float(value) for key, value in message["result"].items()}
                 digest = message["final_digest"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from launcher.events import AttemptEnded, Event, Json
+from launcher.events import AttemptEnded, Event, Json, SettingsApplied
 from policies.answer import BUILT_IN, Outcome, decided, hold
 from policies.finding import Finding
 from policies.ladder import without_progress
 from policies.schema import Policy
 from policies.state import EngineState
+
+SETTINGS_DIFFER = "settings-differ"
 
 
 def rejected_checkpoint(_policy: Policy, state: EngineState, event: Event) -> Outcome:
@@ -39,3 +41,24 @@ def early_end(policy: Policy, state: EngineState, event: Event) -> Outcome:
         return hold(state, event, finding, BUILT_IN, f"{event.reason}; {exhausted}")
     actions: dict[str, Json] = {"restart": {"from": "latest", "save_first": False}}
     return decided(state, event, finding, "early-end", actions, counts=False)
+
+
+def settings_differ(_policy: Policy, state: EngineState, event: Event) -> Outcome:
+    """The ranks train with other settings than they were asked to: that is not what anybody wants trained."""
+    attempt = state.judged
+    if attempt is None or state.pending or not isinstance(event, SettingsApplied) or event.attempt != attempt.number:
+        return state, ()
+    if not event.differing and not event.problem:
+        return state, ()
+    differing = ", ".join(
+        f"{name}: asked {event.asked[name]}, effective {event.effective.get(name)}" for name in event.differing
+    )
+    finding = Finding(
+        "settings",
+        key=str(attempt.number),
+        why=event.problem or differing,
+        evidence={"asked": event.asked, "effective": event.effective},
+        onset_at=state.now,
+        onset_step=event.step,
+    )
+    return hold(state, event, finding, SETTINGS_DIFFER, "the trainer did not take the settings it was asked to")

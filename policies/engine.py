@@ -10,7 +10,7 @@ from __future__ import annotations
 from launcher.events import Decision, Event, Json, StepDone
 from launcher.evolve import evolve
 from policies.answer import Outcome, answer
-from policies.built_in import early_end, rejected_checkpoint
+from policies.built_in import early_end, rejected_checkpoint, settings_differ
 from policies.detectors import bad_metrics, look
 from policies.exits import failed_rank
 from policies.finding import Finding
@@ -32,7 +32,7 @@ def decide(policy: Policy, state: EngineState, event: Event) -> tuple[EngineStat
     """The new state, what is decided, and the time (Unix seconds) by which a Tick is wanted at the latest."""
     state = _with_streaks(policy, observe(state, event), event)
     decisions: list[Decision] = []
-    for judge in (person, rejected_checkpoint, early_end, infrastructure, _numerics):
+    for judge in (person, rejected_checkpoint, settings_differ, early_end, infrastructure, _numerics):
         state, more = judge(policy, state, event)
         decisions += more
     return state, tuple(decisions), next_deadline(policy, state)

@@ -10,6 +10,7 @@ from policies.units import format_duration
 _BUILT_IN = {
     "engine": "built in: a failure that no rule handles is held",
     "checkpoint-rejected": "built in: a damaged checkpoint is passed over, uncounted",
+    "settings-differ": "built in: settings that the trainer did not take are not trained with",
     "early-end": "built in: ranks that end before the goal are started again, uncounted",
     "person": "a person",
 }
@@ -59,6 +60,10 @@ def _action(name: str, value: Json) -> str:
     if isinstance(value, dict):
         if name == "restart":
             return f"restart from {value.get('from')}" + (" after a save" if value.get("save_first") else "")
+        if name == "set":
+            return "set " + ", ".join(f"{key} {item}" for key, item in value.items())
+        if name == "skip":
+            return f"skip {value.get('batches')} batches around the onset"
         return f"{name} {', '.join(str(item) for item in value.values())}".strip()
     return f"{name} if need be" if value is True else f"{name} {_short(value)}"
 

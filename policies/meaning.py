@@ -18,7 +18,7 @@ BUILT = frozenset(
     {"detector exit", "detector node_lost", "detector hang", "detector non_finite", "detector threshold"}
     | {"detector draining", "action replace", "action shrink", "action requeue"}
     | {"action restart", "action exclude", "action collect", "action save", "action hold", "action stop"}
-    | {"action notify"}
+    | {"action notify", "action set", "action skip", "action run"}
 )
 # What our own trainer reports of its steps. None of it is ever negative; of a foreign trainer, whose loss may be,
 # that is known for some names only.
@@ -31,8 +31,9 @@ REJECTED_CHECKPOINT = 79  # the exit status of a rank that refused its checkpoin
 class RunFacts:
     """What a policy must fit: the run it is for, and what a trainer that is not ours can do.
 
-    `goes_back`: it can begin from any checkpoint; `saves`: it can be told to, and goes on; `metrics`: what it tells of
-    its steps, None when that is not known; `least_hang_s`: it may stand still for so long without a word.
+    `goes_back`: it can begin from any checkpoint; `saves`: it can be told to, and goes on; `settings`, `skips`: what it
+    lets itself be told; `metrics`: what it tells of its steps, None when that is not known; `least_hang_s`: it may
+    stand still for so long without a word.
     """
 
     channels: frozenset[str] = frozenset()
@@ -40,6 +41,8 @@ class RunFacts:
     first_step_s: float | None = None
     goes_back: bool = False
     saves: bool = False
+    settings: frozenset[str] = frozenset({"lr", "clip", "loss_scale"})
+    skips: bool = True
     metrics: frozenset[str] | None = None
     least_hang_s: float | None = None
     requeues: bool = True  # whether a scheduler can begin the job anew
@@ -89,6 +92,8 @@ def _unbuilt(rung: Rung, whose: str = "") -> Iterator[Flaw]:
     for kind in rung.collect or ():
         if kind != "stacks":
             yield ("collect",), f"to collect '{kind}'{in_} is not built yet"
+    if rung.set and rung.set.optimizer:
+        yield ("set", "optimizer"), f"to set the optimizer{in_} is not built yet"
     if rung.hold and (rung.hold.retry or rung.hold.at_most):
         yield ("hold",), f"to retry a hold{in_} is not built yet"
 
@@ -183,6 +188,10 @@ def _contradictions(rung: Rung) -> Iterator[Flaw]:
     for name in ("shrink", "requeue"):
         if name in rung.actions and not rung.restart:
             yield (name,), f"'{name}' says how a restart goes on without enough nodes: it needs 'restart'"
+    if rung.skip and not rung.restart:
+        yield ("skip",), "'skip' leaves out of a restart what it would go over again: it needs 'restart'"
+    if rung.set and not rung.set.model_dump(exclude_none=True):
+        yield ("set",), "'set' changes nothing: lr, clip or loss_scale"
 
 
 def _rung(rule: Rule, rung: Rung) -> Iterator[Flaw]:
@@ -218,7 +227,10 @@ def _unfit(rule: Rule, facts: RunFacts) -> Iterator[Flaw]:
         if rung.requeue and not facts.requeues:
             message = f"'requeue' of rule '{rule.name}' needs backend slurm, and a 'continue_by' other than none"
             yield ("do", index, "requeue"), message
-        if not facts.own_trainer and rule.mode == "act":
+        if facts.own_trainer and rung.set and rung.set.loss_scale and "loss_scale" not in facts.settings:
+            message = f"'set: loss_scale' of rule '{rule.name}' needs trainer.dtype: fp16, which alone has one"
+            yield ("do", index, "set", "loss_scale"), message
+        if not facts.own_trainer and rule.mode != "advise":
             lacking = _lacking(rung, facts)
             yield from ((("do", index), f"{what} of rule '{rule.name}' needs {how}") for what, how in lacking)
 
@@ -236,3 +248,8 @@ def _lacking(rung: Rung, facts: RunFacts) -> Iterator[tuple[str, str]]:
     if not facts.saves and (rung.save or rung.replace or (rung.restart and rung.restart.save_first)):
         what = "'save'" if rung.save else "'replace'" if rung.replace else "'restart' with 'save_first'"
         yield what, "a command that goes on after 'capabilities.save_now', or 'telemetry: {preset: reporter}'"
+    if rung.skip and not facts.skips:
+        yield "'skip'", "a command that hears of it: 'capabilities.skip: reporter'"
+    for name in rung.set.model_dump(exclude_none=True) if rung.set else ():
+        if name not in facts.settings:
+            yield f"'set: {name}'", f"a command that hears of it: 'capabilities.{name}: reporter'"

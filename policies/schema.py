@@ -13,8 +13,8 @@ from pydantic import Discriminator, Field, Strict, Tag
 from pydantic.json_schema import SkipJsonSchema
 
 from launcher.events import Json
-from policies.units import Duration, RateText, Span, SpanText, Steps, WindowText
-from policies.when import Grammar, Names, Number, Positive, When
+from policies.units import BatchesText, ChangeText, Duration, RateText, ScaleText, Span, SpanText, Steps, WindowText
+from policies.when import Grammar, Names, Positive, When
 
 # The fixed order in which the actions of a rung are done, however they are written.
 ACTIONS = (
@@ -42,18 +42,23 @@ class Hold(Grammar):
 
 
 class Setting(Grammar):
-    """Change a setting of the training: `x0.9` multiplies, a number replaces."""
+    """Change a setting of the training: `x0.9` multiplies what it is now, a number replaces it.
 
-    lr: Number | str | None = None
-    clip: Number | str | None = None
-    loss_scale: Number | str | None = None
+    `lr` is the peak of the schedule. `loss_scale: reset` begins at the trainer's first scale again.
+    """
+
+    lr: ChangeText | None = None
+    clip: ChangeText | None = None
+    loss_scale: ScaleText | None = None
     optimizer: str | None = None
 
 
 class Rung(Grammar):
     """The actions of one step of a ladder, done in the order of ACTIONS, and how often the rung may be used.
 
-    `shrink` and `requeue` say what becomes of a restart that still lacks nodes when it has waited for them.
+    `skip`: that many batches around the onset are never trained on again. `shrink` and `requeue` say what becomes of a
+    restart that still lacks nodes when it has waited for them. `run`: a program and its arguments, started on the
+    supervisor's node without a shell, with the incident as JSON on its standard input.
     """
 
     collect: Annotated[tuple[Literal["stacks", "flight_recorder", "logs"], ...], Strict(False)] | None = None
@@ -64,7 +69,7 @@ class Rung(Grammar):
     shrink: bool | None = None
     requeue: bool | None = None
     set: Setting | None = None
-    skip: str | None = None
+    skip: BatchesText | None = None
     restart: Restart | None = None
     run: Names | None = None
     notify: Annotated[str, Field(min_length=1)] | None = None
@@ -88,6 +93,10 @@ class Rung(Grammar):
                 plain[name] = {"reason": value.reason or reason}
             elif name == "save":
                 plain[name] = {"when": value}
+            elif name == "set":
+                plain[name] = value.model_dump(exclude_none=True)
+            elif name == "skip":
+                plain[name] = {"batches": value}
             else:
                 plain[name] = list(value) if isinstance(value, tuple) else value
         return plain

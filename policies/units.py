@@ -5,6 +5,8 @@
     Span       "3 steps" or "10s"                    steps or seconds
     Rate       "10 per run", "2 per 24h"             a number of times in a window
     Gap        "5 x p99"                             a multiple of a percentile of step durations
+    Batches    "64 batches"                          a number of global batches
+    Change     x0.9 or 0.3 or reset                  of a setting: a factor, a value, or begin anew
 
 A number without its unit is refused where it could be read two ways.
 """
@@ -19,12 +21,16 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+LARGEST_FACTOR = 1e6
+MOST_BATCHES = 10**6
 LONGEST_S = 10 * 366 * UNIT_S["d"]
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
 _DURATION = re.compile(rf"(?:{_PART.pattern}\s*)+")
 _CLOCK = re.compile(r"(?:(\d+)-)?(\d{1,3}):([0-5]\d):([0-5]\d)")  # Slurm's days-hours:minutes:seconds
 _STEPS = re.compile(r"(\d+)\s*steps?")
 _RATE = re.compile(r"(\d+)\s+per\s+(.+)")
+_BATCHES = re.compile(r"(\d{1,9})\s*batch(?:es)?")
+_FACTOR = re.compile(r"x\s*(\d{1,9}(?:\.\d{1,17})?(?:e-?\d{1,2})?)")
 _GAP = re.compile(r"(\d+(?:\.\d+)?)\s*x\s*(median|p(\d{1,2}))")
 
 
@@ -136,6 +142,34 @@ def parse_gap(value: object) -> Gap:
     raise ValueError(f"{value!r} is not a multiple of the usual step: write for example 5 x p99 or 8 x median")
 
 
+def parse_batches(value: object) -> int:
+    """A number of global batches from "64 batches"."""
+    if isinstance(value, str) and (match := _BATCHES.fullmatch(value.strip())) and 0 < int(match[1]) <= MOST_BATCHES:
+        return int(match[1])
+    raise ValueError(f"{value!r} is not a number of batches: write for example 64 batches")
+
+
+def format_batches(batches: int) -> str:
+    """The text of a number of batches."""
+    return f"{batches} batch{'' if batches == 1 else 'es'}"
+
+
+def parse_change(value: object) -> float | str:
+    """What becomes of a setting: the text "x0.9" (a factor of what it is) or a positive number (its value)."""
+    if isinstance(value, str) and (match := _FACTOR.fullmatch(value.strip())):
+        if 0 < float(match[1]) < LARGEST_FACTOR:
+            return f"x{float(match[1]):g}"
+        raise ValueError(f"{value!r}: a factor lies between 0 and {LARGEST_FACTOR:g}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf:
+        return float(value)
+    raise ValueError(f"{value!r} is no change of a setting: write a factor such as x0.9, or a value above 0")
+
+
+def parse_scale_change(value: object) -> float | str:
+    """As `parse_change`, or the word "reset"."""
+    return "reset" if value == "reset" else parse_change(value)
+
+
 def _text(example: str, *, number: bool = False) -> WithJsonSchema:
     types: Any = ["string", "integer"] if number else "string"
     return WithJsonSchema({"type": types, "examples": [example]})
@@ -149,3 +183,7 @@ WindowText = Annotated[
     Span | None, BeforeValidator(parse_window), PlainSerializer(lambda per: str(per or "run")), _text("24h")
 ]
 GapText = Annotated[Gap, BeforeValidator(parse_gap), PlainSerializer(str), _text("5 x p99")]
+BatchesText = Annotated[int, BeforeValidator(parse_batches), PlainSerializer(format_batches), _text("64 batches")]
+_CHANGE = WithJsonSchema({"type": ["string", "number"], "examples": ["x0.9"]})
+ChangeText = Annotated[float | str, BeforeValidator(parse_change), _CHANGE]
+ScaleText = Annotated[float | str, BeforeValidator(parse_scale_change), _CHANGE]

@@ -46,6 +46,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "tuple[int, ...]": st.lists(st.integers(), max_size=3).map(tuple),
     "tuple[str, ...]": st.lists(texts, max_size=3).map(tuple),
     "tuple[int, int] | None": st.none() | st.tuples(st.integers(), st.integers()),
+    "tuple[tuple[int, int], ...]": st.lists(st.tuples(st.integers(), st.integers()), max_size=3).map(tuple),
     "tuple[Sealed, ...]": st.lists(sealed, max_size=3).map(tuple),
     "CheckpointId | None": st.none() | checkpoint_ids,
     "Branch | None": st.none() | st.builds(events.Branch, run=texts, step=st.integers(0), attempt=st.integers(1)),

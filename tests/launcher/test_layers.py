@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 OURS = {"cli", "launcher", "model", "policies"}
 
 PURE = [
+    "launcher.settings",
     "launcher.evolve", "launcher.events", "launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance",
     "launcher.accounting", "launcher.ledger", "launcher.codec", "launcher.fold",
     "launcher.crew", "launcher.replacement", "launcher.recovery",
@@ -39,7 +40,7 @@ LAYERS = [
     ["launcher.document", "launcher.validation", "launcher.paths", "launcher.arrivals", "launcher.wire"],
     ["launcher.torchrun", "launcher.place", "launcher.foreground", "launcher.network", "launcher.binding"],
     ["policies"],
-    ["launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance"],
+    ["launcher.run", "launcher.settings", "launcher.incidents", "launcher.lineage", "launcher.advance"],
     ["launcher.grammar", "launcher.foreign", "launcher.sources", "launcher.sections"],
     ["launcher.sizes", "launcher.declared"],
     [
