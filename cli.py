@@ -339,11 +339,26 @@ def wait_(run: RunName, timeout: Timeout = None, through_hold: ThroughHold = Fal
 
 
 @app.command()
-def incidents(run: RunName, as_json: AsJson = False, root: Root = RUNS) -> None:
-    """What went wrong, which rule decided, what was done and why."""
+def incidents(
+    run: RunName,
+    verb: Annotated[
+        Literal["approve", "hold", "release", "note"] | None, typer.Argument(metavar="[approve|hold|release|note]")
+    ] = None,
+    incident: Annotated[int | None, typer.Argument(metavar="[ID]", help="The number of an incident.")] = None,
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Of a note.")] = None,
+    as_json: AsJson = False,
+    root: Root = RUNS,
+) -> None:
+    """What went wrong, which rule decided, what was done and why. Or what you say to one of them.
+
+    approve: do what was asked about. hold: leave it, or end a restart in a hold. release: take that back. note: add
+    your words, also when the run has ended.
+    """
     from launcher.view.incidents import incidents_of, incidents_text
     from launcher.view.locate import find_run
 
+    if verb is not None:
+        return _say_of_incident(root, run, verb, incident, text)
     found = incidents_of(find_run(root, run))
     return _print_json(found) if as_json else _print(incidents_text(found))
 
@@ -508,6 +523,20 @@ def _command(root: Path, name: str, verb: str, **args: Any) -> None:
     from launcher.view.steer import steer
 
     _tell(steer(find_run(root, name), verb, args))
+
+
+def _say_of_incident(root: Path, name: str, verb: str, incident: int | None, text: str | None) -> None:
+    from launcher.view.locate import find_run
+    from launcher.view.steer import note
+
+    if incident is None:
+        raise typer.BadParameter("which incident?", param_hint="ID")
+    if (text is None) == (verb == "note"):
+        problem = "a note needs its text, in quotes" if verb == "note" else "only a note has a text"
+        raise typer.BadParameter(problem, param_hint="TEXT")
+    if text is not None:
+        return _tell(note(find_run(root, name), incident, text))
+    return _command(root, name, verb, incident=incident)
 
 
 def _ask(question: str, yes: bool, what: str) -> None:

@@ -59,9 +59,9 @@ from launcher.events import (
     TrainerDone,
 )
 from launcher.evolve import evolve
-from launcher.incidents import action_done, close_incidents, decided, recovered, spared
+from launcher.incidents import action_done, close_incidents, decided, no_more_asked, noted, recovered, spared
 from launcher.lineage import committed, healthy_step, rejected, removed, save_failed, set_aside, verified
-from launcher.run import Attempt, Node, NodeState, Run, RunState
+from launcher.run import Attempt, Node, NodeState, Note, Run, RunState
 from launcher.settings import applied
 
 
@@ -260,7 +260,7 @@ def _is_current(run: Run, attempt: int) -> bool:
 
 
 def _attempt_started(run: Run, event: AttemptStarted) -> Run:
-    run = _end_attempt(run, event.at, "superseded")
+    run = no_more_asked(_end_attempt(run, event.at, "superseded"))
     base = event.restore[0] if event.restore else 0
     attempt = Attempt(
         event.attempt, event.at, event.slots, event.incarnations, event.restore, event.resumes_itself, event.settings,
@@ -368,7 +368,11 @@ def _command(run: Run, event: CommandReceived) -> Run:
     if event.verb == "stop" and not run.state.is_terminal:
         now = run.stop_now or event.args.get("now") is True
         run = evolve(run, stop_requested=event.author, stop_requested_at=event.at, stop_now=now)
-    if event.verb == "hold" and not run.state.is_terminal and run.state is not RunState.HELD:
+    if event.verb == "note":
+        note = Note(event.at, event.author, str(event.args.get("text", "")))
+        run = noted(run, event.args.get("incident"), note)
+    may_be_held = not run.state.is_terminal and run.state is not RunState.HELD
+    if event.verb == "hold" and "incident" not in event.args and may_be_held:
         reason = f"{event.author}: {event.args.get('reason') or 'no reason given'}"
         run = evolve(run, hold_requested=reason, hold_requested_at=event.at)
     if event.verb == "save":

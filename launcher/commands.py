@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from launcher import control, deeds, replacement, wire
+from launcher import control, deeds, replacement, verdicts, wire
 from launcher.abilities import Abilities
 from launcher.events import (
     AttemptEnded,
@@ -69,6 +69,8 @@ class Commands:
             event = deeds.checked(event, self._run(), self._trainer, self._channels, self._owner)
         elif event.verb == "replace":
             event = replacement.checked(event, self._run(), self._trainer)
+        elif verdicts.is_verdict(event):
+            event = verdicts.checked(event, self._run())
         self._emit(event)
 
     # ------------------------------------------------------------ done
@@ -79,6 +81,9 @@ class Commands:
         if state.is_terminal:
             self._say(command.id, False, f"the run is {state}")
             return
+        if "refused" in command.args:
+            self._say(command.id, False, str(command.args["refused"]))
+            return
         match command.verb:
             case "stop":
                 self._say(command.id, True, "stopping at once" if run.stop_now else f"stopping {self._how}")
@@ -88,6 +93,12 @@ class Commands:
                 self._say(command.id, False, self._trainer.refusal)
             case "save":
                 self._saves.add(command.id)
+            case "note":
+                self._say(command.id, True, f"noted at incident {command.args['incident']}")
+            case "hold" if "incident" in command.args:
+                self._say(command.id, True, f"incident {command.args['incident']} is left as it is")
+            case "release" if "incident" in command.args and state is not RunState.HELD:
+                self._say(command.id, True, f"rule {command.args['rule']} may speak of it again")
             case "hold" if state is RunState.HELD:
                 self._say(command.id, False, f"held already: {run.hold_reason}")
             case "hold":
@@ -97,10 +108,10 @@ class Commands:
                 self._say(command.id, True, "released")
             case "release":
                 self._say(command.id, False, f"not held: the run is {state}")
-            case "do" | "replace" if "actions" not in command.args:
-                self._say(command.id, False, str(command.args.get("refused")))
-            case "do" | "replace" if ending := deeds.what_ends(run):
+            case "approve" | "do" | "replace" if ending := deeds.what_ends(run):
                 self._say(command.id, False, ending)
+            case "approve":
+                self._say(command.id, True, "approved")
             case "replace":
                 self._say(command.id, True, "saving; then a spare takes its place")
             case "do":

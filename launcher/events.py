@@ -15,7 +15,9 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 SCHEMA = 1
 
-PERSON = "person"  # the rule of decisions that a person made
+# Rules of decisions that no policy makes.
+PERSON = "person"
+RETRY = "hold-retry"
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 CheckpointId: TypeAlias = tuple[int, int]  # (step, attempt that wrote it)
@@ -416,8 +418,9 @@ class Decision(Event):
     """What a rule (or a person, or the engine itself) decided about a finding; journaled before the deed.
 
     `id` is unique in the run. `actions` maps action names to their parameters, in the fixed order of
-    the grammar; with mode `advise` nothing of it is done. `nodes` are those the finding is about; `blame`
-    says how sure that is. `delay_s`: wait so long before the restart (back-off).
+    the grammar; with mode `advise` nothing of it is done, and with mode `ask` not before a person says so or, where
+    `otherwise` is act, it is `due_at`. Without actions it closes what was asked. `nodes` are those the finding is
+    about; `blame` says how sure that is. `delay_s`: wait so long before the restart (back-off).
     """
 
     id: str
@@ -425,7 +428,7 @@ class Decision(Event):
     attempt: int
     rule: str
     detector: str
-    mode: Literal["act", "advise"] = "act"
+    mode: Literal["act", "advise", "ask"] = "act"
     rung: int = 0
     counts: bool = True
     actions: dict[str, Json] = field(default_factory=dict)
@@ -437,6 +440,8 @@ class Decision(Event):
     onset_at: float = 0.0
     onset_step: int = -1
     delay_s: float = 0.0
+    due_at: float = 0.0
+    otherwise: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

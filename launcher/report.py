@@ -223,6 +223,7 @@ def _incidents(body: Mapping[str, Any]) -> list[str]:
             f"- Decided: rule {one['rule']}: {deeds(one)}.",
             f"- Cost: {cost(one) or 'nothing yet'}.",
             f"- Cured: {_was_it_cured(one, body['incidents'])}.",
+            *(f"- Note of {note['author']}, {note['at']}: {note['text']}" for note in one["notes"]),
         ]
     return lines
 
@@ -230,7 +231,7 @@ def _incidents(body: Mapping[str, Any]) -> list[str]:
 def _was_it_cured(incident: Mapping[str, Any], incidents: Sequence[Mapping[str, Any]]) -> str:
     """Whether the deed was enough: steps went on, and the same rule was not needed at the same step again."""
     if incident["state"] != "RECOVERED":
-        return {"ADVISED": "nothing was done", "NOTED": "training went on"}.get(
+        return {"ADVISED": "nothing was done", "LEFT": "it was left as it is", "NOTED": "training went on"}.get(
             incident["state"], f"no, {incident['state'].lower()}"
         )
     again = [

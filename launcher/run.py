@@ -111,6 +111,15 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What a person has to say about an incident."""
+
+    at: float
+    author: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Incident:
     """Findings joined into one story with one outcome."""
 
@@ -130,7 +139,10 @@ class Incident:
     evidence: Mapping[str, object]
     recovered_at: float | None = None
     lost_steps: int | None = None
-    state: str = "OPEN"  # OPEN, RECOVERED, HELD, ENDED; NOTED or ADVISED where training went on
+    state: str = "OPEN"  # OPEN, RECOVERED, HELD, ENDED; NOTED, ADVISED, ASKED or LEFT where training went on
+    due_at: float = 0.0  # until when a person is asked
+    otherwise: str = ""  # what is done if nobody answers: act or nothing
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)

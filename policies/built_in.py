@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from launcher.events import AttemptEnded, Event, Json, SettingsApplied
+from launcher.events import RETRY, AttemptEnded, Event, Json, SettingsApplied
+from launcher.evolve import evolve
 from policies.answer import BUILT_IN, Outcome, decided, hold
 from policies.finding import Finding
 from policies.ladder import without_progress
@@ -62,3 +63,17 @@ def settings_differ(_policy: Policy, state: EngineState, event: Event) -> Outcom
         onset_step=event.step,
     )
     return hold(state, event, finding, SETTINGS_DIFFER, "the trainer did not take the settings it was asked to")
+
+
+def hold_retry(_policy: Policy, state: EngineState, event: Event) -> Outcome:
+    """A held run whose rule has it tried again every so often."""
+    retry = state.retry
+    if retry is None or not state.is_held or state.is_over or state.pending or state.commands:
+        return state, ()
+    if retry.due is None or state.now < retry.due:
+        return state, ()
+    held_s = state.now - retry.began.at
+    finding = Finding("hold", key=str(retry.due), why=f"tried again after {held_s:.0f}s", onset_at=retry.began.at)
+    actions: dict[str, Json] = {"restart": {"from": "latest", "save_first": False}}
+    state = evolve(state, retry=evolve(retry, due=None))
+    return decided(state, event, finding, RETRY, actions, retry.incident, counts=False)

@@ -10,13 +10,14 @@ from __future__ import annotations
 from launcher.events import Decision, Event, Json, StepDone
 from launcher.evolve import evolve
 from policies.answer import Outcome, answer
-from policies.built_in import early_end, rejected_checkpoint, settings_differ
+from policies.built_in import early_end, hold_retry, rejected_checkpoint, settings_differ
 from policies.detectors import bad_metrics, look
 from policies.exits import failed_rank
 from policies.finding import Finding
 from policies.infrastructure import infrastructure
 from policies.observe import observe
 from policies.person import person
+from policies.questions import answered, overtaken, vetoed
 from policies.schema import INFRASTRUCTURE, Policy, Rule
 from policies.silence import lost_nodes
 from policies.state import EngineState, RuleState, Streak
@@ -32,9 +33,11 @@ def decide(policy: Policy, state: EngineState, event: Event) -> tuple[EngineStat
     """The new state, what is decided, and the time (Unix seconds) by which a Tick is wanted at the latest."""
     state = _with_streaks(policy, observe(state, event), event)
     decisions: list[Decision] = []
-    for judge in (person, rejected_checkpoint, settings_differ, early_end, infrastructure, _numerics):
+    for judge in JUDGES:
         state, more = judge(policy, state, event)
         decisions += more
+    if state.story:
+        state = evolve(state, story=0)
     return state, tuple(decisions), next_deadline(policy, state)
 
 
@@ -42,6 +45,8 @@ def next_deadline(policy: Policy, state: EngineState) -> float | None:
     """When an answer may change though no event comes; always later than now."""
     answers = [look(rule, state)[1] for rule in policy.rules if rule.when.detector in INFRASTRUCTURE]
     answers += [lost_nodes(state, NodeLost())[1], failed_rank(state)[1]]
+    answers += [question.due for question in state.questions.values()]
+    answers += [state.retry.due] if state.retry else []
     return min((time for time in answers if time is not None and time > state.now), default=None)
 
 
@@ -103,3 +108,10 @@ def _with_streaks(policy: Policy, state: EngineState, event: Event) -> EngineSta
             before = state.streaks.get(rule.name, Streak(0, state.now, event.step))
             streaks[rule.name] = evolve(before, steps=before.steps + 1)
     return evolve(state, streaks=streaks)
+
+
+# In this order: what people say, what no rule need decide, what was asked, infrastructure before numerics.
+JUDGES = (
+    *(person, vetoed, rejected_checkpoint, settings_differ, early_end, hold_retry),
+    *(answered, infrastructure, _numerics, overtaken),
+)

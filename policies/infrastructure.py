@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from launcher.events import Decision, Event
 from launcher.evolve import evolve
-from policies.answer import BUILT_IN, Outcome, answer, decision_of, hold
+from policies.answer import BUILT_IN, Outcome, answer, asked_by, decision_of, hold
 from policies.detectors import look
 from policies.exits import failed_rank
 from policies.finding import Finding
@@ -30,7 +30,7 @@ def infrastructure(policy: Policy, state: EngineState, event: Event) -> Outcome:
             unhandled = finding
             state, more = answer(policy, rule, state, event, finding)
             decisions += more
-            if state.pending:
+            if state.pending or asked_by(rule.name, state):
                 return state, decisions
         if detector == "node_lost":
             unhandled = unhandled or lost_nodes(state, NodeLost())[0]

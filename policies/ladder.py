@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from launcher.evolve import evolve
 from policies.finding import Finding
+from policies.observe import PROGRESS_STEPS
 from policies.schema import Policy, Rule, Rung
 from policies.state import EngineState, Moment, RuleState, is_within
 
 # Seconds before the next attempt after the first, second, third and later failure before a first step.
 BACK_OFF_S = (0.0, 30.0, 120.0, 600.0)
-PROGRESS_STEPS = 20  # so many steps beyond the best so far are progress, even without a checkpoint
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,18 @@ def charged(policy: Policy, rule: Rule, state: EngineState, finding: Finding) ->
     spent = tuple(use for use in state.restarts if is_within(use, state.moment, rate.per))
     if len(spent) >= rate.times:
         return Charge(state, exhausted=f"budget 'restarts' ({rate}) is used up (rule '{rule.name}')")
+    if (share := policy.budget.lost_time) and (lost_s := _lost_s(state, share.per_s)) >= share.seconds:
+        told = f"{lost_s:.0f}s were lost to restarts: budget 'lost_time' ({share}) is used up (rule '{rule.name}')"
+        return Charge(state, exhausted=told)
     state, exhausted = without_progress(policy, state)
     if exhausted:
         return Charge(state, exhausted=f"{exhausted} (rule '{rule.name}')")
     state = evolve(state, restarts=(*spent, state.moment))
     return Charge(state, budget=f"restarts {len(spent) + 1} of {rate}; without progress {state.fruitless}")
+
+
+def _lost_s(state: EngineState, per_s: float) -> float:
+    return sum(loss.seconds for loss in state.losses if state.now - loss.at < per_s)
 
 
 def without_progress(policy: Policy, state: EngineState) -> tuple[EngineState, str]:

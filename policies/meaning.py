@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from policies.schema import INFRASTRUCTURE, Ask, Policy, Rule, Rung
+from policies.schema import INFRASTRUCTURE, Policy, Rule, Rung
 
 Flaw = tuple[tuple[str | int, ...], str]
 
@@ -51,12 +51,8 @@ class RunFacts:
 
 def policy_flaws(policy: Policy) -> Iterator[Flaw]:
     """Parts of a policy, outside its rules, that are not built."""
-    if policy.budget.lost_time is not None:
-        yield ("budget", "lost_time"), "budget 'lost_time' is not built yet"
     if policy.quiet is not None:
         yield ("quiet",), "'quiet' is not built yet"
-    if isinstance(policy.mode, Ask):
-        yield ("mode",), "mode 'ask' is not built yet"
 
 
 def rule_flaws(rule: Rule, before: Sequence[Rule], facts: RunFacts | None) -> Iterator[Flaw]:
@@ -78,8 +74,6 @@ def not_built(rule: Rule) -> Iterator[Flaw]:
     detector = rule.when.detector
     if f"detector {detector}" not in BUILT:
         yield ("when", detector), f"detector '{detector}' of rule '{rule.name}' is not built yet"
-    if isinstance(rule.mode, Ask):
-        yield ("mode",), f"mode 'ask' of rule '{rule.name}' is not built yet"
     for index, rung in enumerate(rule.do):
         yield from ((("do", index, *path), message) for path, message in _unbuilt(rung, f"rule '{rule.name}'"))
 
@@ -94,8 +88,6 @@ def _unbuilt(rung: Rung, whose: str = "") -> Iterator[Flaw]:
             yield ("collect",), f"to collect '{kind}'{in_} is not built yet"
     if rung.set and rung.set.optimizer:
         yield ("set", "optimizer"), f"to set the optimizer{in_} is not built yet"
-    if rung.hold and (rung.hold.retry or rung.hold.at_most):
-        yield ("hold",), f"to retry a hold{in_} is not built yet"
 
 
 def deed_flaws(rung: Rung, channels: frozenset[str]) -> Iterator[Flaw]:
@@ -188,6 +180,10 @@ def _contradictions(rung: Rung) -> Iterator[Flaw]:
     for name in ("shrink", "requeue"):
         if name in rung.actions and not rung.restart:
             yield (name,), f"'{name}' says how a restart goes on without enough nodes: it needs 'restart'"
+    if rung.hold and rung.hold.at_most and not rung.hold.retry:
+        yield ("hold", "at_most"), "'at_most' says how long to retry: it needs 'retry'"
+    elif rung.hold and rung.hold.at_most and rung.hold.retry and rung.hold.at_most < rung.hold.retry:
+        yield ("hold", "at_most"), "'at_most' is less than one 'retry': it would never be tried"
     if rung.skip and not rung.restart:
         yield ("skip",), "'skip' leaves out of a restart what it would go over again: it needs 'restart'"
     if rung.set and not rung.set.model_dump(exclude_none=True):

@@ -13,7 +13,20 @@ from pydantic import Discriminator, Field, Strict, Tag
 from pydantic.json_schema import SkipJsonSchema
 
 from launcher.events import Json
-from policies.units import BatchesText, ChangeText, Duration, RateText, ScaleText, Span, SpanText, Steps, WindowText
+from policies.units import (
+    BatchesText,
+    ChangeText,
+    Duration,
+    EveryText,
+    RateText,
+    ScaleText,
+    ShareText,
+    Span,
+    SpanText,
+    Steps,
+    WindowText,
+    format_duration,
+)
 from policies.when import Grammar, Names, Positive, When
 
 # The fixed order in which the actions of a rung are done, however they are written.
@@ -34,11 +47,14 @@ class Restart(Grammar):
 
 
 class Hold(Grammar):
-    """Keep the allocation and wait for a person."""
+    """Keep the allocation and wait for a person.
+
+    Meanwhile `retry` begins again from the newest checkpoint every so often, for `at_most` so long in all.
+    """
 
     reason: str = ""
-    retry: str | None = None
-    at_most: Duration | None = None
+    retry: EveryText | None = None
+    at_most: Annotated[Duration, Field(gt=0)] | None = None
 
 
 class Setting(Grammar):
@@ -90,7 +106,8 @@ class Rung(Grammar):
             if name == "restart":
                 plain[name] = {"from": value.from_, "save_first": value.save_first}
             elif name == "hold":
-                plain[name] = {"reason": value.reason or reason}
+                again = {"every_s": value.retry, "at_most_s": value.at_most}
+                plain[name] = {"reason": value.reason or reason, **{k: v for k, v in again.items() if v is not None}}
             elif name == "save":
                 plain[name] = {"when": value}
             elif name == "set":
@@ -108,8 +125,11 @@ class Rung(Grammar):
 class Ask(Grammar):
     """Wait for a person's yes so long, and then do, or leave, what was proposed."""
 
-    ask: Duration
+    ask: Annotated[Duration, Field(gt=0)]
     else_: Annotated[Literal["act", "nothing"], Field(alias="else")]
+
+    def __str__(self) -> str:
+        return f"ask {format_duration(self.ask)}, else {self.else_}"
 
 
 def _kind_of_mode(value: Any) -> str:
@@ -154,13 +174,14 @@ class Budget(Grammar):
     """What the run may spend before a person is called.
 
     `no_progress`: attempts in a row that end without progress. `first_step`: failures in a row before the
-    first step is done; between them the run waits longer and longer.
+    first step is done; between them the run waits longer and longer. `lost_time`: what restarts cost, in standing still
+    and in steps that are done again, before the run is back where it was.
     """
 
     restarts: RateText = Field(default="10 per run", validate_default=True)  # pyright: ignore[reportAssignmentType]
     no_progress: Positive = 3
     first_step: Positive = 4
-    lost_time: str | None = None
+    lost_time: ShareText | None = None
 
 
 class Quiet(Grammar):

@@ -5,6 +5,8 @@
     Span       "3 steps" or "10s"                    steps or seconds
     Rate       "10 per run", "2 per 24h"             a number of times in a window
     Gap        "5 x p99"                             a multiple of a percentile of step durations
+    Every      "every 10m"                           seconds between two times
+    Share      "20 % per 24h"                        a part of the time of a window
     Batches    "64 batches"                          a number of global batches
     Change     x0.9 or 0.3 or reset                  of a setting: a factor, a value, or begin anew
 
@@ -29,6 +31,7 @@ _DURATION = re.compile(rf"(?:{_PART.pattern}\s*)+")
 _CLOCK = re.compile(r"(?:(\d+)-)?(\d{1,3}):([0-5]\d):([0-5]\d)")  # Slurm's days-hours:minutes:seconds
 _STEPS = re.compile(r"(\d+)\s*steps?")
 _RATE = re.compile(r"(\d+)\s+per\s+(.+)")
+_SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,9})?)\s*%\s*per\s+(.+)")
 _BATCHES = re.compile(r"(\d{1,9})\s*batch(?:es)?")
 _FACTOR = re.compile(r"x\s*(\d{1,9}(?:\.\d{1,17})?(?:e-?\d{1,2})?)")
 _GAP = re.compile(r"(\d+(?:\.\d+)?)\s*x\s*(median|p(\d{1,2}))")
@@ -142,6 +145,44 @@ def parse_gap(value: object) -> Gap:
     raise ValueError(f"{value!r} is not a multiple of the usual step: write for example 5 x p99 or 8 x median")
 
 
+def parse_every(value: object) -> float:
+    """Seconds of "every 10m"."""
+    if isinstance(value, str) and value.startswith("every ") and (seconds := parse_duration(value[6:])) >= 1:
+        return seconds
+    raise ValueError(f"{value!r} does not say how often: write for example every 10m")
+
+
+def format_every(seconds: float) -> str:
+    """The text that `parse_every` reads as these seconds."""
+    return f"every {format_duration(seconds)}"
+
+
+@dataclass(frozen=True)
+class Share:
+    """So many percent of the time of a window."""
+
+    percent: float
+    per_s: float
+
+    @property
+    def seconds(self) -> float:
+        return self.percent / 100 * self.per_s
+
+    def __str__(self) -> str:
+        return f"{self.percent:g} % per {format_duration(self.per_s)}"
+
+
+def parse_share(value: object) -> Share:
+    """A share from "20 % per 24h"."""
+    if isinstance(value, Share):
+        return value
+    if isinstance(value, str) and (match := _SHARE.fullmatch(value.strip())):
+        percent, per_s = float(match[1]), parse_duration(match[2])
+        if 0 < percent <= 100 and per_s > 0:
+            return Share(percent, per_s)
+    raise ValueError(f"{value!r} is no share of a time: write for example 20 % per 24h")
+
+
 def parse_batches(value: object) -> int:
     """A number of global batches from "64 batches"."""
     if isinstance(value, str) and (match := _BATCHES.fullmatch(value.strip())) and 0 < int(match[1]) <= MOST_BATCHES:
@@ -187,3 +228,5 @@ BatchesText = Annotated[int, BeforeValidator(parse_batches), PlainSerializer(for
 _CHANGE = WithJsonSchema({"type": ["string", "number"], "examples": ["x0.9"]})
 ChangeText = Annotated[float | str, BeforeValidator(parse_change), _CHANGE]
 ScaleText = Annotated[float | str, BeforeValidator(parse_scale_change), _CHANGE]
+EveryText = Annotated[float, BeforeValidator(parse_every), PlainSerializer(format_every), _text("every 10m")]
+ShareText = Annotated[Share, BeforeValidator(parse_share), PlainSerializer(str), _text("20 % per 24h")]

@@ -32,4 +32,6 @@ def incidents_text(incidents: list[dict[str, Any]]) -> str:
 def _story(incident: dict[str, Any]) -> str:
     head = f"#{incident['id']} {clock(incident['opened_at'])} {incident['rule']}  {incident['state']}"
     seen = f"decided after {duration(incident['detected_s'])}"
-    return "\n".join([f"{head}  {', '.join(part for part in (seen, cost(incident)) if part)}", *incident["explain"]])
+    notes = [f"  note:    {one['author']}, {clock(one['at'])}: {one['text']}" for one in incident["notes"]]
+    about = ", ".join(part for part in (seen, cost(incident)) if part)
+    return "\n".join([f"{head}  {about}", *incident["explain"], *notes])

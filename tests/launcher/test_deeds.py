@@ -30,7 +30,7 @@ OURS = Abilities()
         ("{hold: {}, stop: enough}", ["1:18: 'hold' and 'stop' in one rung contradict each other"]),
         ("{exclude: blamed, save: now}", ["1:11: 'exclude: blamed' needs a finding that blames a node, and here is none"]),
         ("{save: now, times: 3}", ["1:20: this is done once, now: 'times' and 'per' are for the ladders of rules"]),
-        ("{hold: {retry: every 10m}}", ["1:8: to retry a hold is not built yet"]),
+        ("{hold: {at_most: 6h}}", ["1:18: 'at_most' says how long to retry: it needs 'retry'"]),
         ("{}", ["1:1: a rung without an action"]),
         ("save", ["1:1: the top level is a single value: a mapping of keys to values is expected"]),
     ],

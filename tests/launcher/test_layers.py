@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 OURS = {"cli", "launcher", "model", "policies"}
 
 PURE = [
-    "launcher.settings",
+    "launcher.settings", "launcher.verdicts", "policies.questions",
     "launcher.evolve", "launcher.events", "launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance",
     "launcher.accounting", "launcher.ledger", "launcher.codec", "launcher.fold",
     "launcher.crew", "launcher.replacement", "launcher.recovery",
@@ -62,6 +62,7 @@ LAYERS = [
         "launcher.reader",
         "launcher.journal",
         "launcher.snapshots",
+        "launcher.verdicts",
     ],
     ["launcher.rank_log", "launcher.rank_socket", "launcher.program", "launcher.machine", "launcher.warm_process"],
     [

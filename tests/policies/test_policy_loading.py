@@ -144,10 +144,8 @@ def test_an_action_that_does_not_exist_yet_is_refused_by_name(tmp_path: Path, ac
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (rule(more="    mode: {ask: 30m, else: act}\n"), "8:11: mode 'ask' of rule 'r' is not built yet"),
-        (rule(do="{hold: {retry: every 10m}}"), "7:16: to retry a hold (rule 'r') is not built yet"),
+        (rule(do="{restart: {from: latest}, set: {optimizer: adam}}"), "7:48: to set the optimizer (rule 'r') is not built yet"),
         ("version: 1\nname: m\nquiet: {after: [resume], for: 9 steps}\nrules:\n" + GOOD, "3:8: 'quiet' is not built yet"),
-        ("version: 1\nname: m\nbudget: {lost_time: 20 % per 24h}\nrules:\n" + GOOD, "3:21: budget 'lost_time' is not built yet"),
     ],
 )  # fmt: skip
 def test_other_grammar_that_does_not_exist_yet_is_refused_by_name(tmp_path: Path, text: str, expected: str) -> None:
