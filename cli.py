@@ -430,6 +430,25 @@ def validate(files: Annotated[list[str], typer.Argument(metavar="FILES", help="F
     _print("\n".join(check_policies(files)))
 
 
+@policy_app.command(name="set")
+def set_(
+    run: RunName,
+    change: Annotated[str, typer.Argument(metavar="KEY=VALUE", help="hang.mode=advise, budget.restarts='20 per run'")],
+    how_long: Annotated[str | None, typer.Option("--for", metavar="12h", help="Then as it was.")] = None,
+    root: Root = RUNS,
+) -> None:
+    """Change the policy of a run that goes on: a key of a rule, or of the budget. Checked as at submit."""
+    from launcher import policy_set
+
+    try:
+        asked = policy_set.asked(change)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="KEY=VALUE") from None
+    if how_long is not None:
+        asked["for_s"] = _seconds(how_long, "--for")
+    _command(root, run, policy_set.SET, **asked)
+
+
 @policy_app.command()
 def schema() -> None:
     """The grammar of policies as JSON Schema, for editors."""

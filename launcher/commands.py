@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from launcher import control, deeds, replacement, verdicts, wire
+from launcher import control, deeds, policy_set, replacement, verdicts, wire
 from launcher.abilities import Abilities
 from launcher.events import (
     AttemptEnded,
@@ -16,8 +17,22 @@ from launcher.events import (
     Event,
     RunReleased,
 )
-from launcher.paths import RunPaths, owner_of
+from launcher.paths import RunPaths
 from launcher.run import Run, RunState
+from policies.amended import key_of
+from policies.meaning import RunFacts
+from policies.schema import Policy
+from policies.units import format_duration
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """What commands are judged by: the trainer's abilities, what a policy must fit, the policy of now, the owner."""
+
+    trainer: Abilities
+    facts: RunFacts
+    policy: Callable[[], Policy]
+    owner: str
 
 
 class Commands:
@@ -28,12 +43,10 @@ class Commands:
         paths: RunPaths,
         run: Callable[[], Run],
         emit: Callable[[Event], Event],
-        trainer: Abilities,
-        channels: frozenset[str],
+        grounds: Grounds,
     ) -> None:
         self._paths, self._run, self._emit = paths, run, emit
-        self._trainer, self._channels = trainer, channels
-        self._owner = owner_of(paths.root)
+        self._trainer, self._grounds = grounds.trainer, grounds
         self._known: dict[str, wire.Link | None] = {}  # who waits for the answer, if anybody does by wire
         self._saves: set[str] = set()
 
@@ -66,9 +79,11 @@ class Commands:
         """Journal a command; the actions of a person as they will be done, or why they will not."""
         self._known[event.id] = link
         if event.verb == "do":
-            event = deeds.checked(event, self._run(), self._trainer, self._channels, self._owner)
+            event = deeds.checked(event, self._run(), self._trainer, self._grounds.facts.channels, self._grounds.owner)
         elif event.verb == "replace":
             event = replacement.checked(event, self._run(), self._trainer)
+        elif event.verb == policy_set.SET:
+            event = policy_set.checked(event, self._grounds.policy(), self._grounds.facts, self._grounds.owner)
         elif verdicts.is_verdict(event):
             event = verdicts.checked(event, self._run())
         self._emit(event)
@@ -93,6 +108,8 @@ class Commands:
                 self._say(command.id, False, self._trainer.refusal)
             case "save":
                 self._saves.add(command.id)
+            case policy_set.SET:
+                self._say(command.id, True, _told_of_change(command))
             case "note":
                 self._say(command.id, True, f"noted at incident {command.args['incident']}")
             case "hold" if "incident" in command.args:
@@ -151,3 +168,9 @@ class Commands:
             link.send({"type": "answer", "ok": event.ok, "message": event.message})
             self._known[event.id] = None
         control.drop_file(self._paths, event.id)
+
+
+def _told_of_change(command: CommandReceived) -> str:
+    for_s = command.args.get("for_s")
+    how_long = f" for {format_duration(for_s)}" if isinstance(for_s, (int, float)) else ""
+    return f"{key_of(command)} is {command.args['value']} now{how_long}; it was {command.args['before']}"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from launcher.accounting import PARTS, Account, sample_faults
-from launcher.events import AttemptStarted, Event, RunAmended
+from launcher.events import AttemptStarted, CommandReceived, Event, RunAmended
 from launcher.fold import View
 from launcher.journal import read_journal
 from launcher.ledger import Ledger
@@ -16,6 +16,7 @@ from launcher.reader import Damage
 from launcher.run import Attempt, Run
 from launcher.view.snapshot import finite, iso, read_live, snapshot_of
 from launcher.view.words import cost, counted, deeds, duration, number, percent
+from policies.amended import SET, key_of
 
 _MAX_CELL = 120
 _IDENTITIES = ("hostname", "node", "nodes", "pid", "started_at", "at", "attempt")  # differ without changing a bit
@@ -36,9 +37,7 @@ def report(paths: RunPaths, now: float | None = None) -> dict[str, Any]:
         "effective_loss": [{"step": step, "attempt": at, "loss": loss} for step, at, loss in books.loss_curve],
         "time": time_account(books),
         "attempts": [_attempt(one, journal.events) for one in run.attempts],
-        "amendments": [
-            _amendment(event) for event in journal.events if isinstance(event, RunAmended) and event.changes
-        ],
+        "amendments": [*_amendments_of(journal.events)],
         "samples": {"ranges": len(books.kept_samples), "faults": sample_faults(books.kept_samples, books.first_sample)},
         "damage": [_damage(one) for one in journal.damage],
     }
@@ -80,8 +79,17 @@ def _attempt(attempt: Attempt, events: Sequence[Event]) -> dict[str, Any]:
     }
 
 
-def _amendment(event: RunAmended) -> dict[str, Any]:
-    return {"at": iso(event.at), "author": event.author, "changes": event.changes}
+def _amendments_of(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
+    """What people have asked for otherwise, of the run or of its policy."""
+    for event in events:
+        if isinstance(event, RunAmended) and event.changes:
+            yield {"at": iso(event.at), "author": event.author, "changes": event.changes}
+        elif isinstance(event, CommandReceived) and event.verb == SET and "path" in event.args:
+            key, new = key_of(event), event.args["value"]
+            for_s = event.args.get("for_s")
+            told = f"{new} for {duration(for_s)}" if isinstance(for_s, (int, float)) else new
+            changes = {f"policy.{key}": [event.args["before"], told]}
+            yield {"at": iso(event.at), "author": event.author, "changes": changes}
 
 
 def _damage(damage: Damage) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from launcher import wire
 from launcher.agent import EXIT_PAST_JOB
 from launcher.backends.choice import backend_of
 from launcher.backends.report import drain_changes
-from launcher.commands import Commands
+from launcher.commands import Commands, Grounds
+from launcher.declared import facts_of
 from launcher.environment import of_attempt
 from launcher.errands import Errands
 from launcher.events import (
@@ -52,7 +53,7 @@ from launcher.journal import JournalWriter, claim_epoch, newest_epoch, seal
 from launcher.keepers import keeper_of
 from launcher.live import live_view
 from launcher.news import news
-from launcher.paths import RunPaths, write_atomically
+from launcher.paths import RunPaths, owner_of, write_atomically
 from launcher.recovery import Emit, Errand, Inspect, Limits, Requeue, Search, Send, plan
 from launcher.recovery import Fleet as FleetView
 from launcher.run import ENDING, NodeState, Run, RunState
@@ -99,8 +100,9 @@ class Supervisor:
         self._last_step: dict[int, int] = {}
         self._exits: set[tuple[int, int]] = set()
         self._down: set[str] = set()
-        channels = frozenset(self.spec.notify)
-        self.commands = Commands(paths, lambda: self.run_, self.emit, self.spec.abilities, channels)
+        facts = facts_of(self.spec)
+        grounds = Grounds(self.spec.abilities, facts, lambda: self.engine.policy or self.policy, owner_of(paths.root))
+        self.commands = Commands(paths, lambda: self.run_, self.emit, grounds)
         backend = backend_of(self.spec)
         self._node_states = backend.node_states(paths, self.job_id)
         self.succession = Succession(paths, self.spec, self.job_id, backend, self._node_states, self.emit)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from launcher.events import Decision, Event, Json, StepDone
 from launcher.evolve import evolve
+from policies.amended import with_amendments
 from policies.answer import Outcome, answer
 from policies.built_in import early_end, hold_retry, rejected_checkpoint, settings_differ
 from policies.detectors import bad_metrics, look
@@ -31,7 +32,9 @@ def initial(policy: Policy) -> EngineState:
 
 def decide(policy: Policy, state: EngineState, event: Event) -> tuple[EngineState, tuple[Decision, ...], float | None]:
     """The new state, what is decided, and the time (Unix seconds) by which a Tick is wanted at the latest."""
-    state = _with_streaks(policy, observe(state, event), event)
+    state = with_amendments(policy, observe(state, event), event)
+    policy = state.policy or policy
+    state = _with_streaks(policy, state, event)
     decisions: list[Decision] = []
     for judge in JUDGES:
         state, more = judge(policy, state, event)
@@ -47,6 +50,7 @@ def next_deadline(policy: Policy, state: EngineState) -> float | None:
     answers += [lost_nodes(state, NodeLost())[1], failed_rank(state)[1]]
     answers += [question.due for question in state.questions.values()]
     answers += [state.retry.due] if state.retry else []
+    answers += [one.until for one in state.amendments]
     return min((time for time in answers if time is not None and time > state.now), default=None)
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "RunFacts",
     "Source",
     "dump_policy",
+    "flaws_of",
     "json_schema",
     "load_policy",
     "read_policies",
@@ -153,6 +154,15 @@ def refit(policy: Policy, before: RunFacts, facts: RunFacts, name: str) -> tuple
     flaws = [flaw for rule in policy.rules for flaw in rule_flaws(rule, (), facts) if flaw not in known]
     rules = tuple(_following(rule, before.first_step_s, facts.first_step_s) for rule in policy.rules)
     return policy.model_copy(update={"rules": rules}), [Mistake(name, message) for _, message in flaws]
+
+
+def flaws_of(policy: Policy, facts: RunFacts) -> list[tuple[str, Flaw]]:
+    """What is wrong with the rules of a whole policy, each with the name of its rule."""
+    found: list[tuple[str, Flaw]] = []
+    for index, rule in enumerate(policy.rules):
+        flaws = [*rule_flaws(rule, policy.rules[:index], facts), *_unknown_metrics(rule, facts)]
+        found += [(rule.name, flaw) for flaw in flaws]
+    return found
 
 
 def json_schema() -> dict[str, Any]:

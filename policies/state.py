@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from launcher.events import RankExited, StepsStopped
+from launcher.events import Json, RankExited, StepsStopped
 from policies.finding import Finding
-from policies.schema import Span
+from policies.schema import Policy, Span
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,15 @@ class Retry:
 
 
 @dataclass(frozen=True)
+class Amendment:
+    """A value of the policy that a person has changed, until then (Unix seconds) or for good."""
+
+    path: tuple[str, ...]
+    value: Json
+    until: float | None = None
+
+
+@dataclass(frozen=True)
 class Loss:
     """What a restart has cost: seconds of training, known once a step is done again."""
 
@@ -150,6 +159,8 @@ class EngineState:
     incidents: int = 0
     decisions: int = 0
     pending: Pending | None = None
+    amendments: tuple[Amendment, ...] = ()
+    policy: Policy | None = None  # with the amendments; None while there is none
     questions: Mapping[int, Question] = field(default_factory=dict)  # by incident
     retry: Retry | None = None
     story: int = 0  # the incident that the present event has opened: what else it shows is part of it
