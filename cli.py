@@ -430,6 +430,20 @@ def validate(files: Annotated[list[str], typer.Argument(metavar="FILES", help="F
     _print("\n".join(check_policies(files)))
 
 
+@policy_app.command()
+def explain(
+    run: RunName,
+    incident: Annotated[int | None, typer.Argument(metavar="[ID]", help="The number of an incident.")] = None,
+    root: Root = RUNS,
+) -> None:
+    """Why a rule fired: of an incident. Or why each rule did not: what it sees now, and what its ladder has left."""
+    from launcher.view.explaining import explanation_of_incident, explanation_of_rules
+    from launcher.view.locate import find_run
+
+    paths = find_run(root, run)
+    _print(explanation_of_rules(paths) if incident is None else explanation_of_incident(paths, incident))
+
+
 @policy_app.command(name="set")
 def set_(
     run: RunName,

@@ -77,6 +77,7 @@ class _Collected:
     rules: dict[str, _Written] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    taken: set[Path] = field(default_factory=set)
     mistakes: list[Mistake] = field(default_factory=list)
 
 
@@ -199,6 +200,11 @@ def _shown(path: Path) -> str:
 
 def _take_in(path: Path, source: Source, collected: _Collected, *, nested: bool) -> None:
     """Read one file and what it includes into the collection."""
+    if path.resolve() in collected.taken:
+        message = f"'{source.name}' is taken in already: leave it out here"
+        collected.mistakes.append(replace(source.named_at, message=message))
+        return
+    collected.taken.add(path.resolve())
     try:
         document = read_document(path, _shown(path))
     except ConfigError as error:

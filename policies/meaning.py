@@ -115,6 +115,8 @@ def deed_flaws(rung: Rung, channels: frozenset[str]) -> Iterator[Flaw]:
 def _never(rule: Rule, before: Sequence[Rule]) -> Iterator[Flaw]:
     """Why a rule can never fire."""
     detector, span = rule.when.detector, rule.for_
+    if span and not (span.steps or span.seconds):
+        yield ("for",), "'for' is nothing: leave it out"
     if span and detector in ("exit", "node_lost", "draining"):
         yield ("for",), f"'for' has no meaning with '{detector}': remove it"
     if span and detector == "hang" and span.steps is not None:

@@ -7,9 +7,10 @@ actions are optional fields, not a union, so a mistake has one plain message. Pu
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Strict, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Strict, Tag, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 
 from launcher.events import Json
@@ -36,13 +37,33 @@ ACTIONS = (
 )
 INFRASTRUCTURE = ("exit", "node_lost", "hang")  # judged before the numerics of the same moment
 
+_ORIGIN = r"^(latest|last_good|before_incident|step [0-9]{1,15})$"
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+def _origin(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(_ORIGIN, value):
+        raise ValueError(f"{value[:40]!r} is no checkpoint: write latest, last_good, before_incident or step N")
+    return value
+
+
+def _rule_name(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(_NAME, value):
+        message = "write letters, digits, '.', '_' and '-', at most 64 of them, a letter or digit first"
+        raise ValueError(f"{value[:40]!r} is no name of a rule: {message}")
+    return value
+
+
+Origin = Annotated[str, BeforeValidator(_origin), WithJsonSchema({"type": "string", "pattern": _ORIGIN})]
+RuleName = Annotated[str, BeforeValidator(_rule_name), WithJsonSchema({"type": "string", "pattern": _NAME})]
+
 # ---------------------------------------------------------------- actions
 
 
 class Restart(Grammar):
     """Begin a new attempt from a checkpoint; `save_first` saves what there is before."""
 
-    from_: Annotated[str, Field(alias="from", pattern=r"^(latest|last_good|before_incident|step [0-9]{1,15})$")]
+    from_: Annotated[Origin, Field(alias="from")]
     save_first: bool = False
 
 
@@ -132,12 +153,20 @@ class Ask(Grammar):
         return f"ask {format_duration(self.ask)}, else {self.else_}"
 
 
+def _asked_how(value: Any) -> Any:
+    if value == "ask":
+        raise ValueError("how long, and what if nobody answers? Write {ask: 30m, else: act}, or else: nothing")
+    return value
+
+
 def _kind_of_mode(value: Any) -> str:
     return "a mapping" if isinstance(value, (dict, Ask)) else "a word"
 
 
 Mode = Annotated[
-    Annotated[Literal["act", "advise"], Tag("a word")] | Annotated[Ask, Tag("a mapping")], Discriminator(_kind_of_mode)
+    Annotated[Literal["act", "advise"], Tag("a word")] | Annotated[Ask, Tag("a mapping")],
+    Discriminator(_kind_of_mode),
+    BeforeValidator(_asked_how),
 ]
 Ladder = Annotated[tuple[Rung, ...], Strict(False), Field(min_length=1)]
 
@@ -160,7 +189,7 @@ class Rule(Grammar):
     silent. `place` is where it was written; the loader sets it.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: RuleName
     when: When
     for_: Annotated[SpanText | None, Field(alias="for")] = None
     do: Ladder

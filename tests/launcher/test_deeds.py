@@ -20,7 +20,7 @@ OURS = Abilities()
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("{restart: {from: yesterday}}", ["1:18: String should match pattern '^(latest|last_good|before_incident|step [0-9]{1,15})$'"]),
+        ("{restart: {from: yesterday}}", ["1:18: 'yesterday' is no checkpoint: write latest, last_good, before_incident or step N"]),
         ("{restart: {from: before_incident}}", ["1:18: here is no incident to go back before: latest, last_good or step N"]),
         ("{skip: 64 batches, run: [a]}", ["1:8: 'skip' leaves out of a restart what it would go over again: it needs 'restart'"]),
         ("{shrink: true}", ["1:10: 'shrink' says how a restart goes on without enough nodes: it needs 'restart'"]),

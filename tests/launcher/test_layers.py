@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 OURS = {"cli", "launcher", "model", "policies"}
 
 PURE = [
-    "launcher.settings", "launcher.verdicts", "policies.questions", "policies.amended",
+    "launcher.settings", "launcher.verdicts", "policies.questions", "policies.why_not", "policies.amended",
     "launcher.evolve", "launcher.events", "launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance",
     "launcher.accounting", "launcher.ledger", "launcher.codec", "launcher.fold",
     "launcher.crew", "launcher.replacement", "launcher.recovery",

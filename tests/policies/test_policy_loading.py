@@ -144,7 +144,7 @@ def test_an_action_that_does_not_exist_yet_is_refused_by_name(tmp_path: Path, ac
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (rule(do="{restart: {from: latest}, set: {optimizer: adam}}"), "7:48: to set the optimizer (rule 'r') is not built yet"),
+        (rule(do="{restart: {from: latest}, set: {optimizer: adam}}"), "7:52: to set the optimizer (rule 'r') is not built yet"),
         ("version: 1\nname: m\nquiet: {after: [resume], for: 9 steps}\nrules:\n" + GOOD, "3:8: 'quiet' is not built yet"),
     ],
 )  # fmt: skip
