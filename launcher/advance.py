@@ -13,6 +13,8 @@ RUNNING, SUSPECT
 RECOVERING  attempt_started                                    STARTING
 any live    run_held                                           HELD
 HELD        run_released, a person's decision with one of these RECOVERING
+HELD, with its ranks left waiting
+            step_done, steps_moving                            RUNNING
 any live    run_ended                                          SUCCEEDED, FAILED, STOPPED
 any         run_resumed                                        PENDING
 """
@@ -130,8 +132,13 @@ def _job_over(run: Run, event: JobOver) -> Run:
 def _held(run: Run, event: RunHeld) -> Run:
     if run.state.is_terminal:
         return run
+    if event.keeps_ranks:
+        run = evolve(run, state=RunState.HELD, hold_reason=event.reason, holding=None, keeps_ranks=True)
+        return close_incidents(run, "HELD")
     run = evolve(
         run,
+        holding=None,
+        keeps_ranks=False,
         state=RunState.HELD,
         hold_reason=event.reason,
         hold_requested="",
@@ -146,7 +153,9 @@ def _held(run: Run, event: RunHeld) -> Run:
 def _released(run: Run, event: RunReleased) -> Run:
     if run.state is not RunState.HELD:
         return run
-    return evolve(run, state=RunState.RECOVERING, hold_reason="", pending=None, recovering_since=event.at)
+    return evolve(
+        run, state=RunState.RECOVERING, hold_reason="", keeps_ranks=False, pending=None, recovering_since=event.at
+    )
 
 
 def _ended(run: Run, event: RunEnded) -> Run:
@@ -162,6 +171,8 @@ def _ended(run: Run, event: RunEnded) -> Run:
         stop_now=False,
         hold_requested="",
         hold_reason="",
+        keeps_ranks=False,
+        holding=None,
         steps_stopped=False,
         recovering_since=None,
     )
@@ -181,6 +192,8 @@ def _resumed(run: Run, event: RunResumed) -> Run:
         replace=None,
         replacing_since=None,
         hold_reason="",
+        keeps_ranks=False,
+        holding=None,
         hold_requested="",
         stop_requested="",
         stop_now=False,
@@ -240,7 +253,16 @@ def _steps_stopped(run: Run, event: StepsStopped) -> Run:
 
 
 def _steps_moving(run: Run, event: StepsMoving) -> Run:
-    return _look(evolve(run, steps_stopped=False)) if _is_current(run, event.attempt) else run
+    if not _is_current(run, event.attempt):
+        return run
+    return _look(evolve(_gone_on(run, event.at), steps_stopped=False))
+
+
+def _gone_on(run: Run, at: float) -> Run:
+    """What ranks had waited for is there again: nobody need do anything."""
+    if not run.keeps_ranks:
+        return evolve(run, holding=None) if run.holding else run
+    return recovered(evolve(run, state=RunState.RUNNING, keeps_ranks=False, hold_reason=""), at)
 
 
 def _with_node(run: Run, node: Node) -> Run:
@@ -283,6 +305,7 @@ def _attempt_started(run: Run, event: AttemptStarted) -> Run:
         replacing_since=None,
         steps_stopped=False,
         asking=None,  # it begins with all of it
+        holding=None,
         save_requested_at=None,
         save_beyond=0,
         recovering_since=None,
@@ -331,6 +354,7 @@ def _with_attempt(run: Run, attempt: Attempt) -> Run:
 def _step_done(run: Run, event: StepDone) -> Run:
     if not _is_current(run, event.attempt):
         return run
+    run = _gone_on(run, event.at)
     attempt, completed = run.attempts[-1], event.step + 1
     first = attempt.first_step_at is None
     if first and attempt.resumes_itself:

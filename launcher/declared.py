@@ -26,6 +26,7 @@ def facts_of(spec: RunSpec) -> RunFacts:
     about: dict[str, Any] = {"channels": frozenset(spec.notify), "first_step_s": spec.launch.first_step}
     about["settings"] = spec.abilities.settings
     about["shrinks"] = bool(smaller(spec))
+    about["has_scheduler"] = spec.cluster.backend != "local"
     about["requeues"] = spec.cluster.backend == "slurm" and spec.cluster.continue_by != "none"
     if spec.trainer:
         return RunFacts(**about)

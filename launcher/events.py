@@ -118,9 +118,10 @@ class EpochStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RunHeld(Event):
-    """The run needs a person; the allocation is kept."""
+    """The run needs a person; the allocation is kept. `keeps_ranks`: the ranks are left as they are, waiting."""
 
     reason: str
+    keeps_ranks: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +162,22 @@ class JobOver(Event):
     """The job that is being ended will not begin again."""
 
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobTold(Event):
+    """What the scheduler says of the job, when it has changed. `ends_at`: Unix seconds, None without a limit."""
+
+    state: str
+    ends_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskTold(Event):
+    """The space of the file system with the run folder, in bytes, when it has changed by more than a fiftieth."""
+
+    free: int
+    total: int
 
 
 # ---------------------------------------------------------------- nodes
@@ -216,6 +233,32 @@ class NodeUndrained(Event):
     """Nobody wants the node back any more."""
 
     node: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageSilent(Event):
+    """A look at the run folder from the node, begun at `since`, has not come back."""
+
+    node: str
+    since: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageBack(Event):
+    """It has."""
+
+    node: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineMatched(Event):
+    """A rank printed a line that a rule of the policy looks for; of many such lines only some are told."""
+
+    attempt: int
+    node: str
+    rank: int
+    rule: str
+    line: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from launcher.events import (
     Decision,
 )
 from launcher.evolve import evolve
-from launcher.run import ENDING, Incident, Node, NodeState, Note, Run, RunState
+from launcher.run import ENDING, Incident, Node, NodeState, Note, Run, RunState, keeps_ranks
 from launcher.settings import asked_to_set, asked_to_skip
 
 
@@ -37,7 +37,10 @@ def decided(run: Run, event: Decision) -> Run:
         run = asked_to_skip(run, event)
     if "run" in event.actions:
         run = evolve(run, errands={**run.errands, event.id: event})
-    if not event.actions.keys() & ENDING or (run.state is RunState.HELD and event.rule not in (PERSON, RETRY)):
+    if keeps_ranks(event):
+        return evolve(run, holding=event)
+    is_held = run.state is RunState.HELD and not run.keeps_ranks and event.rule not in (PERSON, RETRY)
+    if not event.actions.keys() & ENDING or is_held:
         return run
     return evolve(
         run,
@@ -45,6 +48,8 @@ def decided(run: Run, event: Decision) -> Run:
         pending=event,
         pending_done=frozenset(),
         hold_reason="",
+        keeps_ranks=False,
+        holding=None,
         recovering_since=event.at,
     )
 

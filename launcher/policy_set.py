@@ -81,6 +81,8 @@ def _why_not(policy: Policy, path: tuple[str, ...], value: Json, facts: RunFacts
     if flaws := [message for name, (place, message) in flaws_of(new, facts) if (name, (place, message)) not in known]:
         return "; ".join(flaws)
     after = _part(new, path)
+    if isinstance(after, Rule) and isinstance(part, Rule) and after.when.log != part.when.log:
+        return "agents read it when they start: resume with another --policy"
     if isinstance(after, Rule) and any(rung.run for rung in after.do) and author != owner:
         return f"the rule runs a command as {owner}: only they may change it"
     return ""

@@ -135,7 +135,7 @@ def _next(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         return _stop(run, fleet, limits)
     if run.hold_requested:
         return _hold(run, fleet, limits)
-    if run.state is RunState.HELD:
+    if run.state is RunState.HELD and not run.keeps_ranks:
         return _clear(run, fleet, "held") if run.live_attempt else []
     if run.job_ending:
         return _hand_over(run, fleet, limits)
@@ -312,6 +312,8 @@ def _keep_running(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) 
     codes = list(attempt.exits.values())
     if len(codes) == attempt.ranks and not any(codes):
         return _all_ended(run, attempt, fleet, trainer)
+    if run.holding is not None:
+        return [Emit(RunHeld(at=fleet.now, reason=_reason(run.holding, "hold"), keeps_ranks=True))]
     moves = _begin(run, attempt, fleet, trainer) or _replacement(run, attempt, fleet, trainer)
     if run.save_requested_at is not None and not moves:
         moves += _save(run, attempt, fleet, trainer, run.save_requested_at)

@@ -18,6 +18,12 @@ from launcher.events import (
 ENDING = frozenset({"restart", "hold", "stop"})  # actions that end the attempt
 
 
+def keeps_ranks(decision: Decision) -> bool:
+    """Whether it is a hold that leaves the ranks waiting for what they wait for."""
+    held = decision.actions.get("hold")
+    return isinstance(held, dict) and bool(held.get("keeps_ranks"))
+
+
 class RunState(StrEnum):
     PENDING = "PENDING"
     STARTING = "STARTING"
@@ -196,6 +202,8 @@ class Run:
     replacing_since: float | None = None  # for that the trainer has been asked to save and end
     steps_stopped: bool = False
     hold_reason: str = ""
+    holding: Decision | None = None  # without ending the ranks, and no word of it yet
+    keeps_ranks: bool = False  # it is held, and they wait
     stop_requested: str = ""  # who asked
     stop_requested_at: float = 0.0
     stop_now: bool = False  # without a last checkpoint

@@ -36,6 +36,7 @@ from launcher.events import (
     Decision,
     EpochStarted,
     Event,
+    LineMatched,
     NodeDown,
     Notified,
     RankExited,
@@ -62,8 +63,11 @@ from launcher.sizes import smaller
 from launcher.snapshots import Snapshots, policy_version, read_fold, read_run
 from launcher.spec import read_resolved
 from launcher.succession import Succession
+from launcher.surroundings import Surroundings
 from launcher.warm import ENDS_OF_A_JOB, die_with
+from policies.amended import policy_now
 from policies.load import read_policy
+from policies.schema import Policy
 
 TICK_S = 0.6  # at most; half of it when agents are heard meanwhile
 LATE_S = 2.0
@@ -101,12 +105,13 @@ class Supervisor:
         self._exits: set[tuple[int, int]] = set()
         self._down: set[str] = set()
         facts = facts_of(self.spec)
-        grounds = Grounds(self.spec.abilities, facts, lambda: self.engine.policy or self.policy, owner_of(paths.root))
+        grounds = Grounds(self.spec.abilities, facts, self._policy_now, owner_of(paths.root))
         self.commands = Commands(paths, lambda: self.run_, self.emit, grounds)
         backend = backend_of(self.spec)
         self._node_states = backend.node_states(paths, self.job_id)
         self.succession = Succession(paths, self.spec, self.job_id, backend, self._node_states, self.emit)
         self.errands = Errands(paths, self.emit)
+        self.surroundings = Surroundings(paths.root, self._node_states, self.policy.detectors, self.emit)
         self._live_draft = paths.live.with_suffix(f".{os.getpid()}")
         self._ended_at: float | None = None
         self._polled_at = self._live_at = self._ticked_at = 0.0
@@ -115,6 +120,9 @@ class Supervisor:
     @property
     def run_(self) -> Run:
         return self.fold.run
+
+    def _policy_now(self) -> Policy:
+        return policy_now(self.policy, self.fold.memory.engine)
 
     # ------------------------------------------------------------ taking over
 
@@ -287,6 +295,7 @@ class Supervisor:
             self._replan()  # some moves are due by time alone
             self._poll_backend()
             self.succession.look()
+            self.surroundings.look()
             self.commands.look_for_files(self.run_)
         if now - self._live_at > LIVE_S or self.fleet.changed:
             self._live_at, self.fleet.changed = now, False
@@ -407,6 +416,9 @@ class Supervisor:
         if live is None or attempt != live.number:
             return None
         match message["type"]:
+            case "line_matched":
+                about = {key: message[key] for key in ("rank", "rule", "line")}
+                return LineMatched(at=at, attempt=attempt, node=node, **about)
             case "step_done" if message["step"] > self._last_step.get(attempt, -1):
                 samples = tuple(message["samples"]) if message["samples"] else None
                 metrics = {key: float(value) for key, value in message["metrics"].items()}

@@ -16,16 +16,26 @@ SET = "policy_set"  # the verb of the command; its args: path, value, and how lo
 Path = tuple[str, ...]  # ("rules", NAME, KEY, ...) or ("budget", KEY)
 
 
-def with_amendments(policy: Policy, state: EngineState, event: Event) -> EngineState:
+def with_amendments(state: EngineState, event: Event) -> EngineState:
     """The state with what an event changes of the policy, and without what has had its time."""
     amendments = tuple(one for one in state.amendments if one.until is None or state.now < one.until)
     if isinstance(event, RunAmended) and "policy" in event.changes:
         amendments = ()  # of another policy than this one
     if isinstance(event, CommandReceived) and event.verb == SET and isinstance(event.args.get("path"), list):
         amendments = (*amendments, amendment_of(event))
-    if amendments == state.amendments:
-        return state
-    return evolve(state, amendments=amendments, policy=amended(policy, amendments) if amendments else None)
+    return state if amendments == state.amendments else evolve(state, amendments=amendments)
+
+
+def policy_now(policy: Policy, state: EngineState) -> Policy:
+    """The policy with the amendments that are in force."""
+    if not state.amendments:
+        return policy
+    if not _last or _last[0] is not policy or _last[1] != state.amendments:
+        _last[:] = policy, state.amendments, amended(policy, state.amendments)
+    return _last[2]
+
+
+_last: list[Any] = []  # policy, amendments, and what they come to: asked for at every event
 
 
 def amendment_of(event: CommandReceived) -> Amendment:

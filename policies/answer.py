@@ -12,6 +12,7 @@ from policies.schema import Ask, Policy, Rule, Rung
 from policies.state import EngineState, Pending, Question, Retry, RuleState, is_within
 
 ENDS = frozenset({"restart", "hold", "stop"})
+KEEPS_RANKS = "keeps_ranks"  # of a hold that leaves the ranks waiting
 BUILT_IN = "engine"  # the rule of decisions that no policy has to make
 
 Outcome = tuple[EngineState, tuple[Decision, ...]]
@@ -105,7 +106,7 @@ def decided(
     number = joined or state.incidents + 1
     decision = decision_of(state, event, finding, rule, actions, incident=number, **how)
     pending, retry = state.pending, state.retry
-    if ENDS & actions.keys() and acts:
+    if ends_attempt(actions) and acts:
         lost = frozenset(finding.nodes) if finding.detector == "node_lost" else frozenset()
         lost |= pending.lost if pending else frozenset()
         pending = Pending(number, state.now, "restart" in actions, lost)
@@ -119,6 +120,12 @@ def decided(
         story=number if acts else state.story,
     )
     return state, (decision,)
+
+
+def ends_attempt(actions: dict[str, Json]) -> bool:
+    """Whether these actions end the ranks."""
+    held = actions.get("hold")
+    return bool(ENDS & actions.keys()) and not (isinstance(held, dict) and held.get(KEEPS_RANKS))
 
 
 def _retry(state: EngineState, rule: str, incident: int, actions: dict[str, Json]) -> Retry | None:
@@ -161,6 +168,9 @@ def decision_of(
 def _actions(rung: Rung, rule: Rule, index: int, finding: Finding) -> dict[str, Json]:
     """The actions of a rung as plain values, in their fixed order."""
     plain = rung.plain(f"rule '{rule.name}': {finding.why}")
+    held = plain.get("hold")
+    if finding.detector == "storage_stall" and isinstance(held, dict):
+        plain["hold"] = {**held, KEEPS_RANKS: True}
     if not _is_blamed(finding, index):
         plain = {name: value for name, value in plain.items() if name not in ("exclude", "replace")}
     return plain

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from launcher.events import Decision, Event, Json, StepDone
 from launcher.evolve import evolve
-from policies.amended import with_amendments
+from policies.amended import policy_now, with_amendments
 from policies.answer import Outcome, answer
 from policies.built_in import early_end, hold_retry, rejected_checkpoint, settings_differ
 from policies.detectors import bad_metrics, look
 from policies.exits import failed_rank
 from policies.finding import Finding
-from policies.infrastructure import infrastructure
+from policies.infrastructure import ORDER, infrastructure
 from policies.observe import observe
 from policies.person import person
 from policies.questions import answered, overtaken, vetoed
-from policies.schema import INFRASTRUCTURE, Policy, Rule
+from policies.schema import Policy, Rule
 from policies.silence import lost_nodes
 from policies.state import EngineState, RuleState, Streak
 from policies.when import NodeLost
@@ -32,8 +32,8 @@ def initial(policy: Policy) -> EngineState:
 
 def decide(policy: Policy, state: EngineState, event: Event) -> tuple[EngineState, tuple[Decision, ...], float | None]:
     """The new state, what is decided, and the time (Unix seconds) by which a Tick is wanted at the latest."""
-    state = with_amendments(policy, observe(state, event), event)
-    policy = state.policy or policy
+    state = with_amendments(observe(state, event), event)
+    policy = policy_now(policy, state)
     state = _with_streaks(policy, state, event)
     decisions: list[Decision] = []
     for judge in JUDGES:
@@ -46,7 +46,8 @@ def decide(policy: Policy, state: EngineState, event: Event) -> tuple[EngineStat
 
 def next_deadline(policy: Policy, state: EngineState) -> float | None:
     """When an answer may change though no event comes; always later than now."""
-    answers = [look(rule, state)[1] for rule in policy.rules if rule.when.detector in INFRASTRUCTURE]
+    policy = policy_now(policy, state)
+    answers = [look(rule, state)[1] for rule in policy.rules if rule.when.detector in ORDER]
     answers += [lost_nodes(state, NodeLost())[1], failed_rank(state)[1]]
     answers += [question.due for question in state.questions.values()]
     answers += [state.retry.due] if state.retry else []

@@ -14,7 +14,8 @@ from policies.state import EngineState
 from policies.when import NodeLost
 
 # A lost node explains exits and hangs, an exit explains a hang; a node that is wanted back can wait for all of them.
-ORDER = ("node_lost", "exit", "hang", "draining")
+# A stall of the storage explains that nothing moves, and nothing is to be killed for it.
+ORDER = ("node_lost", "exit", "storage_stall", "hang", "draining", "scheduler", "time_left", "disk", "log")
 
 
 def infrastructure(policy: Policy, state: EngineState, event: Event) -> Outcome:
@@ -22,12 +23,15 @@ def infrastructure(policy: Policy, state: EngineState, event: Event) -> Outcome:
     if state.pending:
         return _joined(policy, state, event)
     decisions: tuple[Decision, ...] = ()
+    stalled = state.stalled
     for detector in ORDER:
+        if detector == "hang" and stalled:
+            continue
         unhandled: Finding | None = None
         for rule in policy.rules:
             if rule.when.detector != detector or not (finding := look(rule, state)[0]):
                 continue
-            unhandled = finding
+            unhandled, stalled = finding, stalled or detector == "storage_stall"
             state, more = answer(policy, rule, state, event, finding)
             decisions += more
             if state.pending or asked_by(rule.name, state):

@@ -26,7 +26,7 @@ from policies.meaning import (
     rule_flaws,
     watched_metrics,
 )
-from policies.schema import INFRASTRUCTURE, Budget, Mode, Policy, Rule
+from policies.schema import FACTS, Budget, Mode, Policy, Rule
 
 __all__ = [
     "RunFacts",
@@ -318,7 +318,9 @@ def _fit(one: _Written, facts: RunFacts) -> _Written | None:
     rule, as_shipped = one.rule, one.document.name in _shipped_files() and "when" not in one.changed
     if not facts.own_trainer and as_shipped and rule.when.non_finite and facts.metrics is not None:
         rule = _with_detector(rule, "non_finite", metrics=_given(rule.when.non_finite.metrics, facts.metrics))
-    if not facts.own_trainer and one.by_us and rule.when.detector not in (*INFRASTRUCTURE, "draining"):
+    if one.by_us and rule.when.detector in ("scheduler", "time_left") and not facts.has_scheduler:
+        return None  # there it could never fire
+    if not facts.own_trainer and one.by_us and rule.when.detector not in FACTS:
         if any(_unknown_metrics(rule, facts)):
             return None
         rule = rule.model_copy(update={"mode": "advise"})

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from policies.schema import INFRASTRUCTURE, Policy, Rule, Rung
+from policies.patterns import pattern_flaw
+from policies.schema import FACTS, INFRASTRUCTURE, Policy, Rule, Rung
 
 Flaw = tuple[tuple[str | int, ...], str]
 
@@ -16,6 +17,7 @@ Flaw = tuple[tuple[str | int, ...], str]
 # and is then refused by name.
 BUILT = frozenset(
     {"detector exit", "detector node_lost", "detector hang", "detector non_finite", "detector threshold"}
+    | {"detector storage_stall", "detector scheduler", "detector time_left", "detector disk", "detector log"}
     | {"detector draining", "action replace", "action shrink", "action requeue"}
     | {"action restart", "action exclude", "action collect", "action save", "action hold", "action stop"}
     | {"action notify", "action set", "action skip", "action run"}
@@ -24,6 +26,11 @@ BUILT = frozenset(
 # that is known for some names only.
 TRAINER_METRICS = ("loss", "grad_norm", "lr", "tokens", "tokens_per_s", "activation_norm", "val_loss")
 NEVER_NEGATIVE = frozenset({"grad_norm", "tokens", "tokens_per_s", "activation_norm"})
+JOB_STATES = (
+    *("PREEMPTED", "REQUEUED", "SUSPENDED", "NODE_FAIL", "TIMEOUT", "DEADLINE", "COMPLETING", "CONFIGURING", "FAILED"),
+    *("CANCELLED", "COMPLETED", "OUT_OF_MEMORY", "PENDING", "RUNNING", "REQUEUE_HOLD", "RESIZING", "REVOKED"),
+    *("SIGNALING", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED", "BOOT_FAIL", "RESV_DEL_HOLD", "REQUEUE_FED"),
+)
 REJECTED_CHECKPOINT = 79  # the exit status of a rank that refused its checkpoint; always handled by the engine
 
 
@@ -46,6 +53,7 @@ class RunFacts:
     metrics: frozenset[str] | None = None
     least_hang_s: float | None = None
     requeues: bool = True  # whether a scheduler can begin the job anew
+    has_scheduler: bool = True  # whether there may be one that says what becomes of the job
     shrinks: bool = True  # whether the run may go on with fewer nodes
 
 
@@ -117,7 +125,7 @@ def _never(rule: Rule, before: Sequence[Rule]) -> Iterator[Flaw]:
     detector, span = rule.when.detector, rule.for_
     if span and not (span.steps or span.seconds):
         yield ("for",), "'for' is nothing: leave it out"
-    if span and detector in ("exit", "node_lost", "draining"):
+    if span and detector in FACTS and detector != "hang":
         yield ("for",), f"'for' has no meaning with '{detector}': remove it"
     if span and detector == "hang" and span.steps is not None:
         yield ("for",), "'for' counts steps, but in a hang none are done: the rule can never fire"
@@ -126,10 +134,26 @@ def _never(rule: Rule, before: Sequence[Rule]) -> Iterator[Flaw]:
             yield ("when", "exit", "codes"), "0 is no failure, and 79 is handled always: the rule can never fire"
         if any(not -64 <= code <= 255 for code in codes):
             yield ("when", "exit", "codes"), "exit codes go up to 255, and a signal is its number with a minus"
+    yield from _surroundings(rule)
     for other in before:
         if other.mode != "advise" and other.when.detector == detector and _takes_all(other):
             yield ("when",), f"the rule can never fire: rule '{other.name}' before it takes every {detector}"
             break
+
+
+def _surroundings(rule: Rule) -> Iterator[Flaw]:
+    when = rule.when
+    for index, state in enumerate(when.scheduler.states if when.scheduler else ()):
+        if state not in JOB_STATES:
+            known = ", ".join(JOB_STATES[:4])
+            message = f"{state!r} is no state of a Slurm job: write it as squeue does, {known}, ..."
+            yield ("when", "scheduler", "states", index), message
+    if when.log and (wrong := pattern_flaw(when.log.match)):
+        yield ("when", "log", "match"), wrong
+    for index, rung in enumerate(rule.do):
+        if when.storage_stall and rung.hold and rung.hold.retry:
+            message = "a stall of the storage is waited for, and its ranks stay: 'retry' would begin them anew"
+            yield ("do", index, "hold", "retry"), message
 
 
 def _below_zero(rule: Rule, facts: RunFacts | None) -> Iterator[Flaw]:
@@ -206,7 +230,7 @@ def _rung(rule: Rule, rung: Rung) -> Iterator[Flaw]:
 
 def _blamed(rung: Rung, detector: str) -> Iterator[Flaw]:
     """What is wrong with the actions about the nodes that a detector blames."""
-    blames = detector in (*INFRASTRUCTURE, "draining")
+    blames = detector in (*INFRASTRUCTURE, "draining", "log")
     if rung.exclude == "failed":
         yield ("exclude",), "'exclude: failed' needs a 'check' in the same rung"
     elif rung.exclude and not blames:
@@ -215,11 +239,13 @@ def _blamed(rung: Rung, detector: str) -> Iterator[Flaw]:
         yield ("exclude",), "a draining node works: use 'replace'"
     if rung.replace and not blames:
         yield ("replace",), f"'{detector}' blames no node: nothing would be replaced"
-    elif rung.replace and detector != "draining":
+    elif rung.replace and detector not in ("draining", "log"):
         yield ("replace",), f"after '{detector}' there is nothing left that could save: use 'exclude'"
 
 
 def _unfit(rule: Rule, facts: RunFacts) -> Iterator[Flaw]:
+    if rule.when.detector in ("scheduler", "time_left") and not facts.has_scheduler:
+        yield ("when", rule.when.detector), f"no scheduler ends the job of a local run: '{rule.name}' can never fire"
     for index, rung in enumerate(rule.do):
         yield from ((("do", index, *path), message) for path, message in _unknown_channel(rung, facts.channels))
         if rung.requeue and not facts.requeues:

@@ -13,9 +13,12 @@ from launcher.events import (
     CheckpointCommitted,
     CommandAnswered,
     CommandReceived,
+    DiskTold,
     EpochStarted,
     Event,
     JobEnding,
+    JobTold,
+    LineMatched,
     NodeBack,
     NodeDown,
     NodeDraining,
@@ -29,6 +32,8 @@ from launcher.events import (
     StepDone,
     StepsMoving,
     StepsStopped,
+    StorageBack,
+    StorageSilent,
     TrainerDone,
 )
 from launcher.evolve import evolve
@@ -75,7 +80,9 @@ def _(event: EpochStarted, state: EngineState) -> EngineState:
 
 
 @_observe.register
-def _(_event: RunHeld, state: EngineState) -> EngineState:
+def _(event: RunHeld, state: EngineState) -> EngineState:
+    if event.keeps_ranks:
+        return evolve(state, stalled=True)
     retry = state.retry
     if retry is not None:
         due = state.now + retry.every_s
@@ -88,11 +95,11 @@ def _(_event: RunHeld, state: EngineState) -> EngineState:
 @_observe.register(RunResumed)
 def _(event: Event, state: EngineState) -> EngineState:
     if isinstance(event, RunResumed):  # its nodes are others
-        state = evolve(state, draining={})
+        state = evolve(state, draining={}, storage={}, job=None)
     afresh = evolve(begun_afresh(state), commands={})
     return evolve(
         afresh, is_held=False, is_over=False, pending=None, attempt=None, stopped=None, streaks={}, questions={},
-        last_step_at=None,
+        last_step_at=None, stalled=False,
     )  # fmt: skip
 
 
@@ -169,6 +176,32 @@ def _(event: NodeUndrained, state: EngineState) -> EngineState:
 
 
 @_observe.register
+def _(event: JobTold, state: EngineState) -> EngineState:
+    return evolve(state, job=event)
+
+
+@_observe.register
+def _(event: DiskTold, state: EngineState) -> EngineState:
+    return evolve(state, disk=event)
+
+
+@_observe.register
+def _(event: StorageSilent, state: EngineState) -> EngineState:
+    return evolve(state, storage={**state.storage, event.node: event.since})
+
+
+@_observe.register
+def _(event: StorageBack, state: EngineState) -> EngineState:
+    return evolve(state, storage={node: since for node, since in state.storage.items() if node != event.node})
+
+
+@_observe.register
+def _(event: LineMatched, state: EngineState) -> EngineState:
+    current = state.attempt and state.attempt.number == event.attempt
+    return evolve(state, lines={**state.lines, event.rule: event}) if current else state
+
+
+@_observe.register
 def _(event: StepsStopped, state: EngineState) -> EngineState:
     current = state.attempt and state.attempt.number == event.attempt
     return evolve(state, stopped=event) if current else state
@@ -177,7 +210,7 @@ def _(event: StepsStopped, state: EngineState) -> EngineState:
 @_observe.register
 def _(event: StepsMoving, state: EngineState) -> EngineState:
     current = state.stopped and state.stopped.attempt == event.attempt
-    return evolve(state, stopped=None) if current else state
+    return evolve(state, stopped=None, stalled=False) if current else state
 
 
 # ---------------------------------------------------------------- attempts
@@ -203,7 +236,7 @@ def _(event: AttemptStarted, state: EngineState) -> EngineState:
     retry = evolve(state.retry, due=None) if state.retry else None
     return evolve(
         state, attempt=attempt, pending=None, is_held=False, stopped=None, streaks={}, commands=commands, questions={},
-        retry=retry,
+        retry=retry, lines={}, stalled=False,
     )  # fmt: skip
 
 
@@ -262,6 +295,7 @@ def _(event: StepDone, state: EngineState) -> EngineState:
         best_step=max(state.best_step, event.step),
         first_step_failures=0,
         failed_early=(),
+        stalled=False,
         last_step_at=state.now,
     )
 

@@ -7,7 +7,7 @@ from launcher.evolve import evolve
 from policies.answer import Outcome, act, decision_of, hold
 from policies.detectors import look
 from policies.finding import Finding
-from policies.schema import INFRASTRUCTURE, Policy, Rule
+from policies.schema import FACTS, Policy, Rule
 from policies.state import EngineState, Question
 
 DEAD = ("exit", "node_lost")  # the attempt has ended: to do nothing is to hold the run
@@ -77,7 +77,7 @@ def _said(event: Event, incident: int) -> tuple[str, str]:
 
 def _stands(rule: Rule, state: EngineState) -> bool:
     """Whether the rule's detector, where that can be asked, still finds what the question is about."""
-    if rule.when.detector in INFRASTRUCTURE or rule.when.draining:
+    if rule.when.detector in FACTS:
         return look(rule, state)[0] is not None
     return rule.name in state.streaks or not (rule.when.non_finite or rule.when.threshold)
 

@@ -35,7 +35,9 @@ ACTIONS = (
     *("collect", "save", "check", "exclude", "replace", "shrink", "requeue", "set", "skip"),
     *("restart", "run", "notify", "hold", "stop"),
 )
-INFRASTRUCTURE = ("exit", "node_lost", "hang")  # judged before the numerics of the same moment
+INFRASTRUCTURE = ("exit", "node_lost", "hang")  # the attempt is over, or as good as that
+# Judged before the numerics of the same moment, whenever anything is heard.
+FACTS = (*INFRASTRUCTURE, "storage_stall", "draining", "scheduler", "time_left", "disk", "log")
 
 _ORIGIN = r"^(latest|last_good|before_incident|step [0-9]{1,15})$"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -232,3 +234,8 @@ class Policy(Grammar):
     reset_after: Annotated[Steps, Field(gt=0)] = 1000
     quiet: Quiet | None = None
     rules: Annotated[tuple[Rule, ...], Strict(False)] = ()
+
+    @property
+    def detectors(self) -> frozenset[str]:
+        """What its rules are about."""
+        return frozenset(rule.when.detector for rule in self.rules)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from launcher.events import Json, RankExited, StepsStopped
+from launcher.events import DiskTold, JobTold, Json, LineMatched, RankExited, StepsStopped
 from policies.finding import Finding
-from policies.schema import Policy, Span
+from policies.schema import Span
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,11 @@ class EngineState:
     agents: Mapping[str, Agent] = field(default_factory=dict)
     troubled: frozenset[str] = frozenset()  # nodes that are silent or down
     draining: Mapping[str, str] = field(default_factory=dict)  # node -> why its admin wants it back
+    disk: DiskTold | None = None
+    job: JobTold | None = None
+    storage: Mapping[str, float] = field(default_factory=dict)  # node -> since when the run folder does not answer
+    lines: Mapping[str, LineMatched] = field(default_factory=dict)  # rule -> the newest line it looks for
+    stalled: bool = False  # the run is held, and its ranks are left waiting
     attempt: Attempt | None = None
     stopped: StepsStopped | None = None
     step_times: tuple[float, ...] = ()  # seconds from one told step to the next, which need not be the very next
@@ -160,7 +165,6 @@ class EngineState:
     decisions: int = 0
     pending: Pending | None = None
     amendments: tuple[Amendment, ...] = ()
-    policy: Policy | None = None  # with the amendments; None while there is none
     questions: Mapping[int, Question] = field(default_factory=dict)  # by incident
     retry: Retry | None = None
     story: int = 0  # the incident that the present event has opened: what else it shows is part of it

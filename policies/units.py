@@ -6,6 +6,7 @@
     Rate       "10 per run", "2 per 24h"             a number of times in a window
     Gap        "5 x p99"                             a multiple of a percentile of step durations
     Every      "every 10m"                           seconds between two times
+    Space      "5 %" or "50 GB"                      a part of a disk, or bytes
     Share      "20 % per 24h"                        a part of the time of a window
     Batches    "64 batches"                          a number of global batches
     Change     x0.9 or 0.3 or reset                  of a setting: a factor, a value, or begin anew
@@ -23,6 +24,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+SPACE_B = {"MB": 1e6, "GB": 1e9, "TB": 1e12}
 LARGEST_FACTOR = 1e6
 MOST_BATCHES = 10**6
 LONGEST_S = 10 * 366 * UNIT_S["d"]
@@ -31,6 +33,7 @@ _DURATION = re.compile(rf"(?:{_PART.pattern}\s*)+")
 _CLOCK = re.compile(r"(?:(\d+)-)?(\d{1,3}):([0-5]\d):([0-5]\d)")  # Slurm's days-hours:minutes:seconds
 _STEPS = re.compile(r"(\d+)\s*steps?")
 _RATE = re.compile(r"(\d+)\s+per\s+(.+)")
+_SPACE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(%|MB|GB|TB)")
 _SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,9})?)\s*%\s*per\s+(.+)")
 _BATCHES = re.compile(r"(\d{1,9})\s*batch(?:es)?")
 _FACTOR = re.compile(r"x\s*(\d{1,9}(?:\.\d{1,17})?(?:e-?\d{1,2})?)")
@@ -172,6 +175,37 @@ class Share:
         return f"{self.percent:g} % per {format_duration(self.per_s)}"
 
 
+@dataclass(frozen=True)
+class Space:
+    """Room on a disk: so many percent of it, or so many bytes."""
+
+    percent: float | None = None
+    bytes: float = 0.0
+
+    def of(self, total: int) -> float:
+        """The bytes that this is of a disk of `total`."""
+        return self.bytes if self.percent is None else self.percent / 100 * total
+
+    def __str__(self) -> str:
+        if self.percent is not None:
+            return f"{self.percent:g} %"
+        unit = next(unit for unit in ("TB", "GB", "MB") if self.bytes >= SPACE_B[unit] or unit == "MB")
+        return f"{self.bytes / SPACE_B[unit]:g} {unit}"
+
+
+def parse_space(value: object) -> Space:
+    """Room on a disk from "5 %" or "50 GB"."""
+    if isinstance(value, Space):
+        return value
+    if isinstance(value, str) and (match := _SPACE.fullmatch(value.strip())):
+        number = float(match[1])
+        if match[2] == "%" and 0 < number < 100:
+            return Space(percent=number)
+        if match[2] != "%" and number > 0:
+            return Space(bytes=number * SPACE_B[match[2]])
+    raise ValueError(f"{value!r} is no room on a disk: write for example 5 % or 50 GB")
+
+
 def parse_share(value: object) -> Share:
     """A share from "20 % per 24h"."""
     if isinstance(value, Share):
@@ -228,5 +262,6 @@ BatchesText = Annotated[int, BeforeValidator(parse_batches), PlainSerializer(for
 _CHANGE = WithJsonSchema({"type": ["string", "number"], "examples": ["x0.9"]})
 ChangeText = Annotated[float | str, BeforeValidator(parse_change), _CHANGE]
 ScaleText = Annotated[float | str, BeforeValidator(parse_scale_change), _CHANGE]
+SpaceText = Annotated[Space, BeforeValidator(parse_space), PlainSerializer(str), _text("5 %")]
 EveryText = Annotated[float, BeforeValidator(parse_every), PlainSerializer(format_every), _text("every 10m")]
 ShareText = Annotated[Share, BeforeValidator(parse_share), PlainSerializer(str), _text("20 % per 24h")]

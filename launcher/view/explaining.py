@@ -9,6 +9,7 @@ from launcher.journal import read_journal
 from launcher.paths import RunPaths
 from launcher.run import Run
 from launcher.view.incidents import incidents_of, incidents_text
+from policies.amended import policy_now
 from policies.engine import decide, initial
 from policies.load import read_policy
 from policies.why_not import explain_budget, explain_rule
@@ -32,7 +33,7 @@ def explanation_of_rules(paths: RunPaths) -> str:
         run = advance(run, event)
         state, _, _ = decide(policy, state, event)
         decisions += [event] if isinstance(event, Decision) else []
-    policy = state.policy or policy
+    policy = policy_now(policy, state)
     stories = [
         explain_rule(policy, rule, state, run.metrics, [one for one in decisions if one.rule == rule.name])
         for rule in policy.rules

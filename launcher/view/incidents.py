@@ -11,7 +11,7 @@ from launcher.journal import read_journal
 from launcher.paths import RunPaths
 from launcher.view.snapshot import snapshot
 from launcher.view.words import clock, cost, duration
-from policies.amended import with_amendments
+from policies.amended import policy_now, with_amendments
 from policies.explain import explain
 from policies.load import read_policy
 from policies.schema import Policy
@@ -33,9 +33,9 @@ def _with_policy(policy: Policy, events: Iterable[Event]) -> Iterator[tuple[Poli
     state = EngineState()
     for event in events:
         if isinstance(event, (CommandReceived, RunAmended, Decision)):
-            state = with_amendments(policy, evolve(state, now=max(state.now, event.at)), event)
+            state = with_amendments(evolve(state, now=max(state.now, event.at)), event)
         if isinstance(event, Decision):
-            yield state.policy or policy, event
+            yield policy_now(policy, state), event
 
 
 def incidents_text(incidents: list[dict[str, Any]]) -> str:

@@ -36,6 +36,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "int": st.integers(),
     "int | None": st.none() | st.integers(),
     "float": finite,
+    "float | None": st.none() | finite,
     "str": texts,
     "str | None": st.none() | texts,
     "dict[str, float]": numbers,

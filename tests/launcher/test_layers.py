@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 OURS = {"cli", "launcher", "model", "policies"}
 
 PURE = [
-    "launcher.settings", "launcher.verdicts", "policies.questions", "policies.why_not", "policies.amended",
+    "launcher.settings", "launcher.verdicts", "policies.questions", "policies.why_not",
+    "policies.surroundings", "policies.amended", "policies.patterns",
     "launcher.evolve", "launcher.events", "launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance",
     "launcher.accounting", "launcher.ledger", "launcher.codec", "launcher.fold",
     "launcher.crew", "launcher.replacement", "launcher.recovery",
@@ -64,6 +65,7 @@ LAYERS = [
         "launcher.snapshots",
         "launcher.verdicts",
     ],
+    ["launcher.line_watch", "launcher.storage_probe"],
     ["launcher.rank_log", "launcher.rank_socket", "launcher.program", "launcher.machine", "launcher.warm_process"],
     [
         "launcher.recovery",

@@ -10,7 +10,7 @@ import pytest
 from launcher.errors import ConfigError
 from launcher.events import AttemptStarted, CommandReceived, RunAmended, StepDone, Tick, from_json, to_json
 from launcher.policy_set import SET, asked, checked
-from policies.amended import with_value
+from policies.amended import policy_now, with_value
 from policies.engine import decide, initial
 from policies.load import RunFacts, load_policy
 from policies.schema import Policy
@@ -111,7 +111,7 @@ def told(state: EngineState, event: Any) -> tuple[EngineState, Any, float | None
 
 
 def mode(state: EngineState) -> Any:
-    return next(rule.mode for rule in (state.policy or DEFAULT).rules if rule.name == "hang")
+    return next(rule.mode for rule in policy_now(DEFAULT, state).rules if rule.name == "hang")
 
 
 def setting(text: str, for_s: float | None = None) -> CommandReceived:
@@ -124,7 +124,7 @@ def test_a_change_counts_at_once_and_goes_back_by_itself() -> None:
     state, _, _ = told(state, Tick(at=4599.0))
     assert mode(state) == "advise"
     state, _, deadline = told(state, Tick(at=4600.0))
-    assert (mode(state), state.amendments, state.policy, deadline) == ("act", (), None, None)
+    assert (mode(state), state.amendments, deadline) == ("act", (), None)
 
 
 def test_the_newest_change_of_a_key_counts_and_the_one_before_comes_back() -> None:
@@ -137,7 +137,7 @@ def test_the_newest_change_of_a_key_counts_and_the_one_before_comes_back() -> No
 
 def test_a_refused_change_changes_nothing() -> None:
     state, _, _ = told(initial(DEFAULT), setting("hang.mode=advice"))
-    assert state.policy is None
+    assert policy_now(DEFAULT, state) is DEFAULT
 
 
 def test_another_policy_forgets_what_was_changed_of_the_former() -> None:
@@ -151,7 +151,7 @@ def test_another_policy_forgets_what_was_changed_of_the_former() -> None:
 def test_what_no_longer_fits_the_policy_is_left_out() -> None:
     gone = CommandReceived(at=1.0, id="c", verb=SET, author="ann", args={"path": ["rules", "gone", "mode"], "value": 1})
     state, _, _ = told(initial(DEFAULT), gone)
-    assert state.policy == DEFAULT
+    assert policy_now(DEFAULT, state) == DEFAULT
 
 
 def test_steps_are_judged_by_the_policy_as_it_is_now() -> None:

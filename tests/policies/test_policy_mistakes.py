@@ -118,6 +118,17 @@ MALFORMED = [
     (rule("exit: {exception: ImportError}"), "5:30: a list is expected, not 'ImportError': write [ImportError]"),
     (f"{HEAD}  - name: r\n    when: exit\n    do: [{{stop: x}}]\n", "5:11: a mapping of keys to values is expected, not 'exit': write {exit: ...}"),
     (f"{HEAD}  - name: r\n    when: {{exit: {{}}}}\n    do: {{stop: x}}\n", "6:9: a list is expected, not a mapping"),
+    # what is around
+    (rule("disk: {below: 5}"), "5:26: 5 is no room on a disk: write for example 5 % or 50 GB"),
+    (rule("disk: {below: 200 %}"), "5:26: '200 %' is no room on a disk: write for example 5 % or 50 GB"),
+    (rule("disk: {}"), "5:12: 'below' is missing"),
+    (rule("time_left: {below: 10}"), "5:31: 10 has no unit: write 10s, 10m or 10h"),
+    (rule("scheduler: {states: [PREEMTED]}"), "5:33: 'PREEMTED' is no state of a Slurm job: write it as squeue does, PREEMPTED, REQUEUED, SUSPENDED, NODE_FAIL, ..."),
+    (rule("log: {match: '(a'}"), "5:25: not a regular expression of RE2: missing ): (a"),
+    (rule("log: {match: '(?<=a)b'}"), "5:25: not a regular expression of RE2: invalid perl operator: (?<="),
+    (rule("log: {match: x, from: rank0}"), "5:34: 'rank0' is not one of first_rank, last_rank"),
+    (rule("storage_stall: {at_least: 0s}"), "5:38: at_least must be greater than 0, not '0s'"),
+    (rule("storage_stall: {}", "{hold: {retry: every 10m}}"), "7:24: a stall of the storage is waited for, and its ranks stay: 'retry' would begin them anew"),
     # several files
     (top("include: infra"), "3:10: a list is expected, not 'infra': write [infra]"),
     (top("include: [mine.yaml]"), "3:11: 'mine.yaml' is taken in already: leave it out here"),

@@ -53,10 +53,7 @@ def test_what_is_near_is_told() -> None:
     story = training()
     story.silent("n1")
     assert told(story, "node-failure")["now"] == "n1 silent, and nothing else says that it is lost"
-    story.stopped(story.at)
     story.back("n1")
-    story.wait(7)
-    story.moving()
     story.stopped(story.at - 7)
     assert told(story, "hang")["now"].startswith("nothing has moved for 7.0s; 5 x p99 is 5.0s")
 
