@@ -499,7 +499,7 @@ def test_the_version_is_shown(tmp_path: Path) -> None:
 def test_a_bare_word_to_validate_is_a_shipped_policy_or_a_file_here(tmp_path: Path) -> None:
     unknown = call("policy", "validate", "nope", cwd=tmp_path)
     assert unknown.code == 3
-    assert "no shipped policy is called 'nope' (shipped: cautious, default, infra, numerics; " in unknown.err
+    assert "no shipped policy is called 'nope' (shipped: cautious, default, infra, numerics, opt175b; " in unknown.err
     rule = "rules:\n  - {name: x, when: {hang: {}}, do: [{hold: {}}]}\n"
     (tmp_path / "nope").write_text(f"version: 1\nname: mine\n{rule}")
     assert call("policy", "validate", "nope", cwd=tmp_path).out == "nope: ok, 1 rule\n"
