@@ -60,6 +60,7 @@ policy_app = typer.Typer(no_args_is_help=True, help="Look at policies.")
 app.add_typer(policy_app, name="policy")
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Its name, a unique prefix of it, or - for the newest.")]
+RunOrSweep = Annotated[str, typer.Argument(metavar="RUN", help="As everywhere, or a sweep: all runs of it.")]
 Root = Annotated[Path, typer.Option(envvar="OPT_LAUNCH_ROOT", help="The folder of the runs.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="trainer.lr=2e-4")]
@@ -125,6 +126,7 @@ def submit(
     _print(paths.name, flush=True)
     if (closed := closed_above(paths.root, resolved.spec.access)) is not None:
         _tell(f"warning: {closed} is closed to group {resolved.spec.access.group}: chmod o+x, or another --root")
+    _tell_code(paths)
     if skipped := sizes.skipped(resolved.spec):
         _tell(f"cluster.min_nodes: {skipped}")
     if watch:
@@ -190,12 +192,11 @@ def status(
     root: Root = RUNS,
 ) -> None:
     """How a run is doing, and what happens next; on a terminal a live screen. Of a sweep: a table of its runs."""
-    from launcher.sweep.record import find_record
     from launcher.view.locate import find_run, list_runs
 
     if run is None:
         return _list(root, list_runs(root), as_json=as_json)
-    if not (root / run).exists() and (record := find_record(root, run)):
+    if record := _sweep(root, run):
         return _show_sweep(root, record, watch, as_json=as_json)
     paths = find_run(root, run)
     if as_json and watch is None:
@@ -240,41 +241,72 @@ def logs(
 
 @app.command()
 def stop(
-    run: RunName,
+    run: RunOrSweep,
     now: Annotated[bool, typer.Option("--now", help="Save nothing; end it also where no supervisor answers.")] = False,
     yes: Yes = False,
     root: Root = RUNS,
 ) -> None:
-    """Save a checkpoint, then end the run. It can be resumed. Asks first; without a terminal it wants --yes."""
+    """Save a checkpoint, then end the run, or all runs of a sweep. Asks first; without a terminal it wants --yes."""
     from launcher.paths import user_name
     from launcher.stop import stop as end
     from launcher.view.locate import find_run
 
+    how, author = " without saving" if now else "", user_name(os.getuid())
+    if (record := _sweep(root, run)) is not None:
+        from launcher.sweep.steer import stop_all, unfinished
+
+        if not (left := unfinished(record, root)):
+            return _tell(f"sweep {run}: nothing to stop")
+        _ask(f"Stop {len(left)} of {len(record.runs)} runs of sweep {run}{how}?", yes, f"stop {run}")
+        return stop_all(left, author, now=now, tell=_tell)
     paths = find_run(root, run)
-    _ask(f"Stop run {paths.name}{' without saving' if now else ''}?", yes, f"stop {paths.name}")
-    _tell(end(paths, user_name(os.getuid()), now=now, tell=_tell))
+    _ask(f"Stop run {paths.name}{how}?", yes, f"stop {paths.name}")
+    return _tell(end(paths, author, now=now, tell=_tell))
 
 
 @app.command()
-def save(run: RunName, root: Root = RUNS) -> None:
+def save(run: RunOrSweep, root: Root = RUNS) -> None:
     """Write a checkpoint at the next step."""
-    _command(root, run, "save")
+    _command_all(root, run, "save")
 
 
 @app.command()
 def hold(
-    run: RunName,
+    run: RunOrSweep,
     reason: Annotated[str, typer.Option(help="Why; it is shown to whoever looks.")] = "",
     root: Root = RUNS,
 ) -> None:
     """End the ranks and keep the allocation until the run is released."""
-    _command(root, run, "hold", reason=reason)
+    _command_all(root, run, "hold", reason=reason)
 
 
 @app.command()
-def release(run: RunName, root: Root = RUNS) -> None:
+def release(run: RunOrSweep, root: Root = RUNS) -> None:
     """Let a held run go on."""
-    _command(root, run, "release")
+    _command_all(root, run, "release")
+
+
+@app.command()
+def pause(
+    run: RunName,
+    reason: Annotated[str, typer.Option(help="Why; it is shown to whoever looks.")] = "",
+    now: Annotated[bool, typer.Option("--now", help="Save nothing: steps since the last checkpoint are lost.")] = False,
+    yes: Yes = False,
+    root: Root = RUNS,
+) -> None:
+    """Save, end the ranks and keep the nodes, free for something else. With --now it asks first, as stop does."""
+    from launcher.view.locate import find_run
+
+    paths = find_run(root, run)
+    if now:
+        _ask(f"Pause run {paths.name} without saving?", yes, f"pause {paths.name} --now")
+    _command(root, paths.name, "pause", reason=reason, now=now)
+
+
+@app.command()
+def unpause(run: RunName, root: Root = RUNS) -> None:
+    """Let a paused run go on from where it was."""
+    _command(root, run, "unpause")
 
 
 @app.command()
@@ -316,6 +348,7 @@ def resume(
     policy: Policies = None,
     partition: Annotated[str | None, typer.Option(help="Slurm's.")] = None,
     time: Annotated[str | None, typer.Option(help="The job's limit: 12h, 3-00:00:00.")] = None,
+    new_code: Annotated[bool, typer.Option("--new-code", help="Copy the code anew; else it stays as it was.")] = False,
     root: Root = RUNS,
 ) -> None:
     """Start a run again that has ended, or whose processes have all died; perhaps with changes. Prints its name."""
@@ -325,8 +358,10 @@ def resume(
 
     paths = find_run(root, run)
     flags = {"nodes": nodes, "spares": spares, "policy": policy, "partition": partition, "time": time}
-    start(paths, user_name(os.getuid()), changes or (), flags)
+    start(paths, user_name(os.getuid()), changes or (), flags, new_code=new_code)
     _print(paths.name)
+    if new_code:
+        _tell_code(paths)
 
 
 @app.command(name="wait")
@@ -570,6 +605,30 @@ def _say_of_incident(root: Path, name: str, verb: str, incident: int | None, tex
     if text is not None:
         return _tell(note(find_run(root, name), incident, text))
     return _command(root, name, verb, incident=incident)
+
+
+def _command_all(root: Path, name: str, verb: str, **args: Any) -> None:
+    """The command to a run, or to all runs of a sweep that have begun and not ended."""
+    if (record := _sweep(root, name)) is None:
+        return _command(root, name, verb, **args)
+    from launcher.sweep.steer import steer_all, unfinished
+
+    return steer_all(unfinished(record, root), verb, args, _tell)
+
+
+def _sweep(root: Path, name: str) -> Any:
+    """The sweep of this name; None where there is none, or a run is called so."""
+    from launcher.sweep.record import find_record
+
+    return None if (root / name).exists() else find_record(root, name)
+
+
+def _tell_code(paths: Any) -> None:
+    from launcher.code.record import read_code
+    from launcher.view.code import told
+
+    if (code := read_code(paths)) and (line := told(paths, code)):
+        _tell(line)
 
 
 def _ask(question: str, yes: bool, what: str) -> None:

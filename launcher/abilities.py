@@ -15,7 +15,8 @@ class Abilities:
 
     `signal`: asks for a save instead of the reporter, which then comes within `save_s` or not at all. `resume_args`:
     appended to the command when it is to begin from a checkpoint. `resumes_itself`: it goes on from where nobody but
-    it knows. `done_step`: to end well before is to end early. `settings`, `skips`: what it lets itself be told.
+    it knows, `begins_anew`: always at step 0. `done_step`: to end well before is to end early.
+    `settings`, `skips`: what it lets itself be told.
     """
 
     saves: Literal["goes_on", "exits", "never"] = "goes_on"
@@ -23,6 +24,7 @@ class Abilities:
     save_s: float = SAVE_LIMIT_S
     resume_args: tuple[str, ...] = ()
     resumes_itself: bool = False
+    begins_anew: bool = False
     done_step: int | None = None
     settings: frozenset[str] = SETTINGS
     skips: bool = True

@@ -15,6 +15,8 @@ any live    run_held                                           HELD
 HELD        run_released, a person's decision with one of these RECOVERING
 HELD, with its ranks left waiting
             step_done, steps_moving                            RUNNING
+any live    run_paused                                         PAUSED
+PAUSED      run_unpaused                                       RECOVERING
 any live    run_ended                                          SUCCEEDED, FAILED, STOPPED
 any         run_resumed                                        PENDING
 """
@@ -23,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from launcher.drain import drained, undone
 from launcher.events import (
     ActionDone,
     AgentJoined,
@@ -38,6 +41,9 @@ from launcher.events import (
     CommandAnswered,
     CommandReceived,
     Decision,
+    DrainDone,
+    DrainUndone,
+    EnvironmentChanged,
     EpochStarted,
     Event,
     JobEnding,
@@ -51,9 +57,11 @@ from launcher.events import (
     RunAmended,
     RunEnded,
     RunHeld,
+    RunPaused,
     RunReleased,
     RunResumed,
     RunSubmitted,
+    RunUnpaused,
     SettingsApplied,
     StepDone,
     StepsMoving,
@@ -63,7 +71,7 @@ from launcher.events import (
 from launcher.evolve import evolve
 from launcher.incidents import action_done, close_incidents, decided, no_more_asked, noted, recovered, spared
 from launcher.lineage import committed, healthy_step, rejected, removed, save_failed, set_aside, verified
-from launcher.run import Attempt, Node, NodeState, Note, Run, RunState
+from launcher.run import HALTED, Attempt, Node, NodeState, Note, Run, RunState
 from launcher.settings import applied
 
 
@@ -142,6 +150,7 @@ def _held(run: Run, event: RunHeld) -> Run:
         state=RunState.HELD,
         hold_reason=event.reason,
         hold_requested="",
+        paused_by="",
         pending=None,
         replace=None,
         replacing_since=None,
@@ -156,6 +165,27 @@ def _released(run: Run, event: RunReleased) -> Run:
     return evolve(
         run, state=RunState.RECOVERING, hold_reason="", keeps_ranks=False, pending=None, recovering_since=event.at
     )
+
+
+def _paused(run: Run, event: RunPaused) -> Run:
+    """What is pending waits, as does the wish to replace a node: nothing is forgotten by a pause."""
+    if run.state.is_terminal:
+        return run
+    return evolve(
+        run,
+        state=RunState.PAUSED,
+        paused_by=event.reason,
+        replacing_since=None,
+        steps_stopped=False,
+        save_requested_at=None,
+        recovering_since=None,
+    )
+
+
+def _unpaused(run: Run, event: RunUnpaused) -> Run:
+    if run.state is not RunState.PAUSED:
+        return run
+    return evolve(run, state=RunState.RECOVERING, paused_by="", recovering_since=event.at)
 
 
 def _ended(run: Run, event: RunEnded) -> Run:
@@ -173,6 +203,7 @@ def _ended(run: Run, event: RunEnded) -> Run:
         hold_reason="",
         keeps_ranks=False,
         holding=None,
+        paused_by="",
         steps_stopped=False,
         recovering_since=None,
     )
@@ -187,6 +218,8 @@ def _resumed(run: Run, event: RunResumed) -> Run:
         run,
         state=RunState.PENDING,
         nodes={},
+        broken={},
+        drain_refused="",
         pending=None,
         pending_done=frozenset(),
         replace=None,
@@ -195,6 +228,7 @@ def _resumed(run: Run, event: RunResumed) -> Run:
         keeps_ranks=False,
         holding=None,
         hold_requested="",
+        paused_by="",
         stop_requested="",
         stop_now=False,
         ended_reason="",
@@ -212,6 +246,8 @@ def _agent_joined(run: Run, event: AgentJoined) -> Run:
         node = evolve(node, excluded=known.excluded)
     if known:
         node = evolve(node, draining=known.draining)
+    if run.state is RunState.PENDING and run.recovering_since is None:
+        run = evolve(run, recovering_since=event.at)
     return _with_node(run, node)
 
 
@@ -293,8 +329,8 @@ def _attempt_started(run: Run, event: AttemptStarted) -> Run:
     nodes = {name: evolve(node, excluded="") for name, node in run.nodes.items()}  # it held for this choice
     return evolve(
         run,
-        # A hold or an end that came in between stands: these ranks will not be started.
-        state=run.state if run.state is RunState.HELD or run.state.is_terminal else RunState.STARTING,
+        # A halt or an end that came in between stands: these ranks will not be started.
+        state=run.state if run.state in HALTED or run.state.is_terminal else RunState.STARTING,
         attempts=(*run.attempts, attempt),
         head=event.restore,
         restarts=run.restarts + (1 if run.attempts else 0),
@@ -321,6 +357,12 @@ def _set_back(run: Run, base: int) -> Run:
     return evolve(run, step=base, lost_steps=run.lost_steps + lost, incidents=incidents)
 
 
+def _environment_changed(run: Run, event: EnvironmentChanged) -> Run:
+    """It is told when it is known: that may be after the attempt."""
+    attempts = (evolve(one, differs=event.changes) if one.number == event.attempt else one for one in run.attempts)
+    return evolve(run, attempts=tuple(attempts))
+
+
 def _rank_exited(run: Run, event: RankExited) -> Run:
     if not _is_current(run, event.attempt):
         return run
@@ -332,7 +374,7 @@ def _attempt_ended(run: Run, event: AttemptEnded) -> Run:
     if not _is_current(run, event.attempt):
         return run
     run = _end_attempt(run, event.at, event.reason)
-    if run.state is RunState.HELD:
+    if run.state in HALTED:
         return run
     if run.job_ending:
         return evolve(run, state=RunState.PENDING, pending=None)
@@ -399,6 +441,9 @@ def _command(run: Run, event: CommandReceived) -> Run:
     if event.verb == "hold" and "incident" not in event.args and may_be_held:
         reason = f"{event.author}: {event.args.get('reason') or 'no reason given'}"
         run = evolve(run, hold_requested=reason, hold_requested_at=event.at)
+    if event.verb == "pause" and "refused" not in event.args and run.state is not RunState.HELD:
+        now, since = event.args.get("now") is True, run.pause_requested_at if run.paused_by else event.at
+        run = evolve(run, paused_by=str(event.args.get("reason")), pause_requested_at=since, pause_now=now)
     if event.verb == "save":
         run = evolve(run, save_requested_at=event.at, save_beyond=run.step)
     return run
@@ -414,6 +459,8 @@ _HANDLERS = {
     EpochStarted: _epoch_started,
     RunHeld: _held,
     RunReleased: _released,
+    RunPaused: _paused,
+    RunUnpaused: _unpaused,
     RunEnded: _ended,
     RunResumed: _resumed,
     JobEnding: _job_ending,
@@ -424,9 +471,12 @@ _HANDLERS = {
     NodeDown: _node_down,
     NodeDraining: _node_draining,
     NodeUndrained: _node_undrained,
+    DrainDone: drained,
+    DrainUndone: undone,
     StepsStopped: _steps_stopped,
     StepsMoving: _steps_moving,
     AttemptStarted: _attempt_started,
+    EnvironmentChanged: _environment_changed,
     RankExited: _rank_exited,
     AttemptEnded: _attempt_ended,
     StepDone: _step_done,

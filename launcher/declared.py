@@ -29,7 +29,7 @@ def facts_of(spec: RunSpec) -> RunFacts:
     about["has_scheduler"] = spec.cluster.backend != "local"
     about["requeues"] = spec.cluster.backend == "slurm" and spec.cluster.continue_by != "none"
     if spec.trainer:
-        return RunFacts(**about)
+        return RunFacts(**about, checksum_every=spec.trainer.checksum_every)
     told = spec.telemetry
     return RunFacts(
         **about,

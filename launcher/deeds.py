@@ -85,13 +85,17 @@ def _no_checkpoint(run: Run, origin: str) -> str:
 
 
 def what_ends(run: Run) -> str:
-    """Why nothing else is begun: the run is at its end, or about to be held; "" if it goes on."""
+    """Why nothing else is begun: the run is at its end, or halted by a person; "" if it goes on."""
     if run.state.is_terminal:
         return f"the run is {run.state}"
     if run.stop_requested:
         return f"the run is being stopped, as {run.stop_requested} asked"
     if run.hold_requested:
         return f"the run is being held: {run.hold_requested}"
+    if run.state is RunState.PAUSED:
+        return f"the run is paused: {run.paused_by}; unpause it first"
+    if run.paused_by:
+        return f"the run is being paused: {run.paused_by}"
     return f"the job is ending: {run.job_ending}" if run.job_ending else ""
 
 

@@ -132,6 +132,20 @@ class RunReleased(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunPaused(Event):
+    """No rank runs, because a person wants it so; the allocation is kept. `reason`: who, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunUnpaused(Event):
+    """A person let a paused run go on. Nothing was wrong with it: budgets count as before."""
+
+    author: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunEnded(Event):
     """The last event of a run, until it is resumed."""
 
@@ -262,6 +276,30 @@ class LineMatched(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DrainDone(Event):
+    """What came of having the scheduler keep a node that we left out from everybody: `reason` stands there if `ok`.
+
+    `refused`: we may not; else another's hand is on the node, or there are limits.
+    """
+
+    node: str
+    decision: str
+    ok: bool
+    reason: str
+    detail: str
+    refused: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrainUndone(Event):
+    """The node takes part again: what came of having the scheduler open it, if the reason there was still ours."""
+
+    node: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankProgress:
     """One rank's place at a moment; `os_state` is the kernel's letter (T = stopped, Z = dead)."""
 
@@ -344,7 +382,8 @@ class StepDone(Event):
 
     `metrics` holds the trainer's numbers (loss, grad_norm, lr, ...; not-a-number and infinities as
     such). `samples` is the half-open range of absolute sample indices consumed. `blocked_s` is the part
-    of `step_s` spent blocked by a save.
+    of `step_s` spent blocked by a save. `compute_s`: of each rank, in their order, the seconds in which it computed and
+    did not wait for others. `checksums`: what ranks must hold the same bits of -> rank -> its checksum.
     """
 
     attempt: int
@@ -353,6 +392,8 @@ class StepDone(Event):
     samples: tuple[int, int] | None = None
     step_s: float = 0.0
     blocked_s: float = 0.0
+    compute_s: tuple[float, ...] = ()
+    checksums: dict[str, dict[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -539,6 +580,14 @@ class Warned(Event):
     text: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentChanged(Event):
+    """An attempt runs on something else than the one before. `changes`: what -> what it was, and what it is."""
+
+    attempt: int
+    changes: dict[str, Json] = field(default_factory=dict)
+
+
 # ---------------------------------------------------------------- JSON
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -605,6 +654,8 @@ def _rich(cls: type[Event], name: str, value: Any) -> Any:
         return {key: _number(item) for key, item in value.items()}
     if name == "skips":
         return tuple((first, end) for first, end in value)
-    if name in ("nodes", "ranks", "restore", "parent", "samples") and isinstance(value, list):
+    if name == "checksums":
+        return {what: {int(rank): number for rank, number in of.items()} for what, of in value.items()}
+    if name in ("nodes", "ranks", "restore", "parent", "samples", "compute_s") and isinstance(value, list):
         return tuple(value)
     return value

@@ -126,6 +126,7 @@ class Capabilities(Section):
     lr: Told = "none"
     clip: Told = "none"
     loss_scale: Told = "none"
+    elastic: bool = False  # fit for any WORLD_SIZE, and so are its checkpoints
     done: Done | None = None
     exit_codes: dict[Annotated[str, AfterValidator(_exit_code)], ExitMeaning] = Field(default_factory=dict)
 
@@ -172,6 +173,7 @@ def abilities_of(telemetry: Telemetry | None, can: Capabilities, checkpoints: Ch
         save_s=by_signal.within if by_signal else SAVE_LIMIT_S,
         resume_args=can.resume.args if isinstance(can.resume, ResumeArgs) else (),
         resumes_itself=checkpoints is None and can.resume != "none",
+        begins_anew=can.resume == "none",
         done_step=can.done.step if can.done else None,
         settings=can.settings,
         skips=can.skip == "reporter",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from launcher.drain import left_out
 from launcher.events import (
     PERSON,
     RETRY,
@@ -17,7 +18,7 @@ def decided(run: Run, event: Decision) -> Run:
     run = _tell_incident(run, event)
     if event.mode != "act" or run.state.is_terminal:
         return run
-    nodes = dict(run.nodes)
+    nodes, out = dict(run.nodes), []
     for name in event.nodes:
         if name not in nodes or (event.detector == "node_lost" and _came_back(run, nodes[name])):
             continue
@@ -25,7 +26,8 @@ def decided(run: Run, event: Decision) -> Run:
             nodes[name] = evolve(nodes[name], state=NodeState.LOST)
         if "exclude" in event.actions:
             nodes[name] = evolve(nodes[name], excluded=event.why or event.rule)
-    run = evolve(run, nodes=nodes)
+        out.append(name)
+    run = left_out(evolve(run, nodes=nodes), event, out)
     if "save" in event.actions and not event.actions.keys() & ENDING:
         run = evolve(run, save_requested_at=event.at, save_beyond=run.step)
     if "replace" in event.actions:
@@ -44,7 +46,7 @@ def decided(run: Run, event: Decision) -> Run:
         return run
     return evolve(
         run,
-        state=RunState.RECOVERING,
+        state=run.state if run.state is RunState.PAUSED else RunState.RECOVERING,
         pending=event,
         pending_done=frozenset(),
         hold_reason="",

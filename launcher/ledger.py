@@ -19,9 +19,11 @@ from launcher.events import (
     RunAmended,
     RunEnded,
     RunHeld,
+    RunPaused,
     RunReleased,
     RunResumed,
     RunSubmitted,
+    RunUnpaused,
     StepDone,
 )
 from launcher.run import keeps_ranks
@@ -30,6 +32,7 @@ RECENT = 256  # steps that are kept one by one
 
 _NUMERICS = frozenset({"spike", "non_finite", "scale_collapse", "drift", "plateau", "sdc"})
 _BEGINNING = ("starting", "restarting")
+_HALTED = ("paused", "held")
 _STEPPING = "useful"  # the part of an open interval in which ranks train
 _STILL_MEDIANS = 3  # a last step older than so many median steps means that nothing moves
 _STILL_LEAST_US = 1_000_000
@@ -101,7 +104,9 @@ class Ledger:
             self.asked = event  # told when the former allocation is gone
         elif isinstance(event, RunHeld):
             self._turn("held", was="hang" if self._stands_still() else "rolled_back")
-        elif isinstance(event, RunReleased) and self.phase == "held":
+        elif isinstance(event, RunPaused):
+            self._turn("paused", was="stopped")
+        elif isinstance(event, (RunReleased, RunUnpaused)) and self.phase in _HALTED:
             self._turn("restarting")
         elif isinstance(event, (RunEnded, RunResumed)):
             self._turn("stopped" if isinstance(event, RunEnded) else "queue", was="stopped")
@@ -185,7 +190,7 @@ class Ledger:
 
     def _decided(self, event: Decision) -> None:
         ends_ranks = event.actions.keys() & {"restart", "hold", "stop"} and not keeps_ranks(event)
-        if event.mode == "act" and ends_ranks and not self.ended and self.phase not in ("held", "queue"):
+        if event.mode == "act" and ends_ranks and not self.ended and self.phase not in (*_HALTED, "queue"):
             self._turn("restarting", was="rolled_back" if event.detector in _NUMERICS else "hang")
             self.fresh = False
 

@@ -33,6 +33,9 @@ def next_action(run: Run, at: float) -> str:
         return f"save, then hold: {run.hold_requested}"
     if run.state is RunState.HELD:
         return f"nothing until released: {run.hold_reason}"
+    if run.paused_by:
+        how = "end the ranks" if run.pause_now else "save"
+        return f"{how}, then pause: {run.paused_by}"
     if pending is not None:
         wait_s = max(0.0, pending.at + pending.delay_s - at)
         what = ", ".join(pending.actions)

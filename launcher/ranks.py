@@ -169,7 +169,7 @@ class Ranks:
         await self.end()
         if self._log is not None:
             self._log.close()
-        self._log = RankLog(log, self._arrivals, self._watch_of(attempt, envs))
+        self._log = RankLog(log, self._arrivals, self.program.log_limit, self._watch_of(attempt, envs))
         problem = await self._warm.ready()
         if attempt <= self._cleared or attempt != self.attempt:
             return

@@ -25,13 +25,14 @@ from launcher.events import (
     JobEnding,
     RunEnded,
     RunHeld,
+    RunPaused,
 )
 from launcher.reporter import SAVE, STOP
 from launcher.run import Asking, Attempt, Node, NodeState, Run, RunState
 
 COLLECT_LIMIT_S = 10.0
 SET_LIMIT_S = 1800.0  # a step, or a phase between two, may take so long
-REPLACE_LIMIT_S = 1800.0  # nothing is wrong and nobody waits: as long as any save may take
+GENTLE_LIMIT_S = 1800.0  # nothing is wrong and nobody waits: as long as any save may take
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,16 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Limits:
-    """The part of the spec that recovery needs. `smaller`: numbers of nodes below the wanted one, largest first."""
+    """The part of the spec that recovery needs. `smaller`: numbers of nodes below the wanted one, largest first.
+
+    `begins_smaller`: also in a new allocation, whose nodes come one by one, those that are there are enough in time.
+    """
 
     wait_for_node_s: float = 120.0
     continue_by: Literal["requeue", "chain", "none"] = "requeue"  # when the scheduler ends the job
     trainer: Abilities = field(default_factory=Abilities)
     smaller: tuple[int, ...] = ()
+    begins_smaller: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,8 @@ def _next(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         return _hold(run, fleet, limits)
     if run.state is RunState.HELD and not run.keeps_ranks:
         return _clear(run, fleet, "held") if run.live_attempt else []
+    if run.paused_by:
+        return _pause(run, fleet, limits)
     if run.job_ending:
         return _hand_over(run, fleet, limits)
     if run.pending is not None:
@@ -191,6 +198,35 @@ def _hold(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     return _end_gently(run, run.live_attempt, fleet, limits.trainer, run.hold_requested_at, reason)
 
 
+def _pause(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
+    """A person wants no ranks for a while. What is being done about a failure comes first, but for its new attempt."""
+    if run.pending is not None and (run.live_attempt or "restart" not in run.pending.actions):
+        return _carry_out(run, fleet, limits, run.pending)
+    if run.live_attempt is None:
+        return _stay_paused(run, fleet)
+    if run.live_attempt.done is not None:
+        return _keep_running(run, run.live_attempt, fleet, limits.trainer)  # it came to its end meanwhile
+    if run.pause_now:
+        return _clear(run, fleet, f"paused by {run.paused_by}")
+    trainer, nodes = limits.trainer, (run.nodes.get(name) for name in run.live_attempt.slots)
+    doubtful = trainer.signal or any(node is None or node.state is not NodeState.ALIVE for node in nodes)
+    limit_s = trainer.save_s if doubtful else GENTLE_LIMIT_S
+    reason = f"paused by {run.paused_by}"
+    return _end_gently(run, run.live_attempt, fleet, trainer, run.pause_requested_at, reason, limit_s)
+
+
+def _stay_paused(run: Run, fleet: Fleet) -> list[Move]:
+    """No job is begun anew for a run that would do nothing in it: at the time limit of this one the run ends."""
+    if run.state is not RunState.PAUSED:
+        return [Emit(RunPaused(at=fleet.now, reason=run.paused_by))]
+    if run.job_over:
+        return [Emit(RunEnded(at=fleet.now, state="STOPPED", reason=run.job_over))]
+    if run.job_ending and not run.job_decided:
+        reason = f"paused by {run.paused_by}, until {run.job_ending}"
+        return [Emit(RunEnded(at=fleet.now, state="STOPPED", reason=reason))]
+    return []
+
+
 def _hand_over(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     """The job ends: save, and have another go on. What the scheduler has decided already is not asked of it."""
     if run.live_attempt is not None:
@@ -214,7 +250,7 @@ def lost_nodes(run: Run) -> tuple[str, ...]:
 def _make_way(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities, since: float) -> list[Move]:
     """A spare is to take the place of a node that still works: have the trainer save and end."""
     why = f"{run.replace.rule}: {run.replace.why}"[:500] if run.replace else "a node was to be replaced"
-    limit_s = trainer.save_s if trainer.signal else REPLACE_LIMIT_S
+    limit_s = trainer.save_s if trainer.signal else GENTLE_LIMIT_S
     return _end_gently(run, attempt, fleet, trainer, since, why, limit_s)
 
 
@@ -464,10 +500,13 @@ def _available(run: Run, fleet: Fleet) -> list[Node]:
 
 
 def _size(run: Run, fleet: Fleet, limits: Limits, there: int) -> int | None:
-    """How many nodes to begin with; None: more are to be waited for. A new allocation begins whole."""
-    may_shrink = run.pending is not None and "shrink" in run.pending.actions and _has_waited(run, fleet, limits)
-    smaller = limits.smaller if run.state is RunState.RECOVERING else ()
-    return size_of(run, there, smaller, may_shrink=may_shrink)
+    """How many nodes to begin with; None: more are to be waited for. Most new allocations begin whole."""
+    has_waited = _has_waited(run, fleet, limits)
+    if run.state is not RunState.RECOVERING:
+        begins = limits.begins_smaller and has_waited
+        return size_of(run, there, limits.smaller if begins else (), may_shrink=begins)
+    may_shrink = run.pending is not None and "shrink" in run.pending.actions and has_waited
+    return size_of(run, there, limits.smaller, may_shrink=may_shrink)
 
 
 def _has_waited(run: Run, fleet: Fleet, limits: Limits) -> bool:
@@ -475,7 +514,7 @@ def _has_waited(run: Run, fleet: Fleet, limits: Limits) -> bool:
 
 
 def _wait_for_nodes(run: Run, fleet: Fleet, limits: Limits, nodes: list[Node]) -> list[Move]:
-    if not _has_waited(run, fleet, limits):
+    if run.state is RunState.PENDING or not _has_waited(run, fleet, limits):
         return []
     waited = f"waited {limits.wait_for_node_s:.0f}s"
     have = ", ".join(sorted(node.name for node in nodes)) or "none"

@@ -41,6 +41,9 @@ class RunState(StrEnum):
         return self in (RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED)
 
 
+HALTED = frozenset({RunState.PAUSED, RunState.HELD})  # no ranks run until a person says so
+
+
 class NodeState(StrEnum):
     ALIVE = "ALIVE"
     SUSPECT = "SUSPECT"
@@ -110,6 +113,7 @@ class Attempt:
     reason: str = ""
     exits: Mapping[int, int] = field(default_factory=dict)  # rank -> code
     done: TrainerDone | None = None
+    differs: Mapping[str, object] = field(default_factory=dict)  # what it runs on -> before, now, where not the same
 
     @property
     def ranks(self) -> int:
@@ -158,6 +162,23 @@ class Asking:
     id: str
     at: float
     settings: Mapping[str, Json]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A node that a decision left out for what looks like hardware. `is_lost`: it was silent, and may be back."""
+
+    decision: str
+    why: str
+    is_lost: bool
+
+
+@dataclass(frozen=True)
+class Drained:
+    """A node that the scheduler keeps from everybody because we asked: with this reason, since `at`."""
+
+    reason: str
+    at: float
 
 
 @dataclass(frozen=True)
@@ -213,10 +234,18 @@ class Run:
     job_over: str = ""  # why it does not
     hold_requested: str = ""  # why
     hold_requested_at: float = 0.0
+    paused_by: str = ""  # who wants it paused, and why; it is once its state says so
+    pause_requested_at: float = 0.0
+    pause_now: bool = False  # without a last checkpoint
     save_requested_at: float | None = None
     save_beyond: int = 0  # steps that were done before the save was asked for: it is of a later one
     commands: Mapping[str, CommandReceived] = field(default_factory=dict)  # not yet answered
-    recovering_since: float | None = None
+    broken: Mapping[str, Broken] = field(default_factory=dict)  # nodes that nobody was asked to drain so far
+    drained: Mapping[str, Drained] = field(
+        default_factory=dict
+    )  # nodes that were, for us, and have not been used since
+    drain_refused: str = ""  # in this allocation: we may drain no node
+    recovering_since: float | None = None  # since when nodes are waited for; in a new allocation: for the others
     restarts: int = 0
     lost_steps: int = 0
     ended_reason: str = ""

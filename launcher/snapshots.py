@@ -32,7 +32,17 @@ KEEP = 3  # the newest; one may be damaged, or of a supervisor that was supersed
 
 # All modules of launcher/ that the fold consists of, besides policies/: a snapshot of other code than this is void.
 FOLDED_BY = (
-    *("accounting", "advance", "codec", "events", "evolve", "fold", "incidents", "ledger", "lineage", "run"),
+    "accounting",
+    "advance",
+    "codec",
+    "drain",
+    "events",
+    "evolve",
+    "fold",
+    "incidents",
+    "ledger",
+    "lineage",
+    "run",
     "settings",
 )
 _BODY = ',"fold":'

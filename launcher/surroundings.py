@@ -1,52 +1,50 @@
-"""What the supervisor sees around the run, told as facts when it changes: the job, and the disk of the run folder."""
+"""What each attempt runs on, and which code: recorded, and compared with the attempt before."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import os
+import json
 import time
-from collections.abc import Callable, Collection
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from launcher.backends.choice import NodeStates
-from launcher.events import DiskTold, Event, JobTold
+from launcher.chores import Chores
+from launcher.code.present import present
+from launcher.code.record import read_code
+from launcher.environment import changes, of_attempt
+from launcher.events import EnvironmentChanged, Event, Json
+from launcher.paths import RunPaths, write_atomically
 
-LOOK_S = 15.0  # between two looks at the disk
-CHANGED = 0.02  # a change of the free space by such a part is told
 
+class Surroundings(Chores):
+    """Worth having, not worth a run: what cannot be recorded is left out."""
 
-class Surroundings:
-    """Looks every now and then for what rules of the policy are about (`detectors`).
+    def __init__(self, paths: RunPaths, command: Sequence[str], emit: Callable[[Event], Event]) -> None:
+        super().__init__()
+        self._paths, self._command, self._emit = paths, command, emit
 
-    A file system that does not answer is waited for by one thread.
-    """
+    def record(self, attempt: int, by_node: Mapping[str, dict[str, Any]]) -> None:
+        """An attempt starts on these nodes. What the code is follows: git may take its time."""
+        recorded = of_attempt({**by_node})
+        self._write(attempt, recorded)
+        self._once(f"attempt {attempt}", self._compare(attempt, recorded))
 
-    def __init__(
-        self, root: Path, states: NodeStates, detectors: Collection[str], emit: Callable[[Event], Event]
-    ) -> None:
-        self._root, self._states, self._emit = root, states, emit
-        self._wants_job, self._wants_disk = not {"scheduler", "time_left"}.isdisjoint(detectors), "disk" in detectors
-        self._job = ("", None)
-        self._free: int | None = None
-        self._looked_at = -LOOK_S
-        self._look: asyncio.Task[None] | None = None
+    async def _compare(self, attempt: int, recorded: Mapping[str, Any]) -> None:
+        changed = await self._in_thread(self._with_code, attempt, recorded)
+        if changed:
+            self._emit(EnvironmentChanged(at=time.time(), attempt=attempt, changes=changed))
 
-    def look(self) -> None:
-        """Called several times a second."""
-        job = (self._states.job_state, self._states.ends_at)
-        if self._wants_job and job[0] and job != self._job:
-            self._job = job
-            self._emit(JobTold(at=time.time(), state=job[0], ends_at=job[1]))
-        now = time.monotonic()
-        if self._wants_disk and now - self._looked_at > LOOK_S and (self._look is None or self._look.done()):
-            self._looked_at = now
-            self._look = asyncio.get_running_loop().create_task(self._disk())
+    def _with_code(self, attempt: int, recorded: Mapping[str, Any]) -> dict[str, Json]:
+        """Record the code too; what has changed since the last attempt of which that is known."""
+        with contextlib.suppress(OSError, ValueError):
+            if code := read_code(self._paths):
+                recorded = {**recorded, "code": present(code, self._command)}
+                self._write(attempt, recorded)
+        for earlier in range(attempt - 1, 0, -1):
+            with contextlib.suppress(OSError, ValueError):
+                return changes(json.loads(self._paths.environment(earlier).read_bytes()), recorded)
+        return {}
 
-    async def _disk(self) -> None:
+    def _write(self, attempt: int, recorded: Mapping[str, Any]) -> None:
         with contextlib.suppress(OSError):
-            about = await asyncio.to_thread(os.statvfs, self._root)
-            free, total = about.f_bavail * about.f_frsize, about.f_blocks * about.f_frsize
-            if self._free is None or abs(free - self._free) > CHANGED * self._free:
-                self._free = free
-                self._emit(DiskTold(at=time.time(), free=free, total=total))
+            write_atomically(self._paths.environment(attempt), json.dumps(recorded))

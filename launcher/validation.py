@@ -166,6 +166,10 @@ def _message(model: type[BaseModel], path: Path_, error: Mapping[str, Any]) -> s
         options = _literals(context["expected"])
         near = _UNQUOTED if str(given) in options and isinstance(given, str) else did_you_mean(str(given), options)
         return f"{shown(given)} is not one of {', '.join(options)}" + near
+    if kind == "not_one_of":  # of a validator of ours, which may know what was meant
+        options, meant = context["options"], context["meant"]
+        near = f" (did you mean {meant!r}?)" if meant else did_you_mean(str(given), options)
+        return f"{shown(given)} is not one of {', '.join(options)}{near}"
     if kind in _EXPECTED:
         return f"{_EXPECTED[kind]}, not {shown(given)}" + (_quote(kind, given) or _written(model, path, given))
     if kind in _BOUNDS:

@@ -48,3 +48,14 @@ def is_under_way(run: Run, incident: Incident) -> bool:
     """Whether a restart that an incident has caused has not begun its attempt yet."""
     pending = run.pending
     return pending is not None and pending.incident == incident.number and "restart" in pending.actions
+
+
+def told(command: CommandReceived) -> str:
+    """What comes of one that was not refused."""
+    number = command.args["incident"]
+    return {
+        "approve": "approved",
+        "hold": f"incident {number} is left as it is",
+        "release": f"rule {command.args['rule']} may speak of it again",
+        "note": f"noted at incident {number}",
+    }[command.verb]

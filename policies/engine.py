@@ -12,6 +12,7 @@ from launcher.evolve import evolve
 from policies.amended import policy_now, with_amendments
 from policies.answer import Outcome, answer
 from policies.built_in import early_end, hold_retry, rejected_checkpoint, settings_differ
+from policies.corruption import corrupted
 from policies.detectors import bad_metrics, look
 from policies.exits import failed_rank
 from policies.finding import Finding
@@ -75,6 +76,8 @@ def _numerics(policy: Policy, state: EngineState, event: Event) -> Outcome:
 
 
 def _numerics_finding(rule: Rule, state: EngineState, event: StepDone) -> Finding | None:
+    if rule.when.sdc and state.attempt:
+        return corrupted(rule.when.sdc, event, state.attempt.slots)
     detector = rule.when.non_finite or rule.when.threshold
     streak = state.streaks.get(rule.name)
     if detector is None or streak is None or not _lasted(rule, state, streak):

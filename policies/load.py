@@ -117,7 +117,8 @@ def _unknown_metrics(rule: Rule, facts: RunFacts | None) -> Iterator[Flaw]:
     """What the trainer never reports, as far as that is known."""
     known = _known_metrics(facts) if facts else None
     for place, name in watched_metrics(rule) if known is not None else ():
-        if known is not None and name not in known:
+        base = "grad_norm" if name.startswith("grad_norm.") else name  # those of layers, with trainer.layer_norms
+        if known is not None and base not in known:
             near = did_you_mean(name, known) or f" (it reports: {', '.join(known) or 'none'})"
             who = "our trainer reports" if facts and facts.own_trainer else "the telemetry of this run gives"
             yield place, f"{who} no metric {name!r}{near}"

@@ -18,13 +18,16 @@ Flaw = tuple[tuple[str | int, ...], str]
 BUILT = frozenset(
     {"detector exit", "detector node_lost", "detector hang", "detector non_finite", "detector threshold"}
     | {"detector storage_stall", "detector scheduler", "detector time_left", "detector disk", "detector log"}
-    | {"detector draining", "action replace", "action shrink", "action requeue"}
+    | {"detector draining", "detector sdc", "action replace", "action shrink", "action requeue"}
     | {"action restart", "action exclude", "action collect", "action save", "action hold", "action stop"}
     | {"action notify", "action set", "action skip", "action run"}
 )
 # What our own trainer reports of its steps. None of it is ever negative; of a foreign trainer, whose loss may be,
 # that is known for some names only.
-TRAINER_METRICS = ("loss", "grad_norm", "lr", "tokens", "tokens_per_s", "activation_norm", "val_loss")
+TRAINER_METRICS = (
+    *("loss", "grad_norm", "clip_fraction", "activation_norm", "param_norm", "lr", "tokens", "tokens_per_s"),
+    *("loss_scale", "loss_scale_window", "skipped", "val_loss"),
+)
 NEVER_NEGATIVE = frozenset({"grad_norm", "tokens", "tokens_per_s", "activation_norm"})
 JOB_STATES = (
     *("PREEMPTED", "REQUEUED", "SUSPENDED", "NODE_FAIL", "TIMEOUT", "DEADLINE", "COMPLETING", "CONFIGURING", "FAILED"),
@@ -52,6 +55,7 @@ class RunFacts:
     skips: bool = True
     metrics: frozenset[str] | None = None
     least_hang_s: float | None = None
+    checksum_every: int | None = None  # steps; 0: the trainer takes none; None: not known
     requeues: bool = True  # whether a scheduler can begin the job anew
     has_scheduler: bool = True  # whether there may be one that says what becomes of the job
     shrinks: bool = True  # whether the run may go on with fewer nodes
@@ -125,7 +129,7 @@ def _never(rule: Rule, before: Sequence[Rule]) -> Iterator[Flaw]:
     detector, span = rule.when.detector, rule.for_
     if span and not (span.steps or span.seconds):
         yield ("for",), "'for' is nothing: leave it out"
-    if span and detector in FACTS and detector != "hang":
+    if span and detector in (*FACTS, "sdc") and detector != "hang":
         yield ("for",), f"'for' has no meaning with '{detector}': remove it"
     if span and detector == "hang" and span.steps is not None:
         yield ("for",), "'for' counts steps, but in a hang none are done: the rule can never fire"
@@ -223,6 +227,8 @@ def _rung(rule: Rule, rung: Rung) -> Iterator[Flaw]:
         yield (), f"after '{detector}' the run must be restarted, held or stopped: this rung does none of it"
     if detector in INFRASTRUCTURE and rung.save:
         yield ("save",), f"after '{detector}' there is nothing left that could save"
+    if detector == "sdc" and (rung.save or (rung.restart and rung.restart.save_first)):
+        yield ("save",) if rung.save else ("restart", "save_first"), "after 'sdc' the weights are damaged: save nothing"
     if detector in INFRASTRUCTURE and rung.restart and rung.restart.save_first:
         yield ("restart", "save_first"), f"after '{detector}' there is nothing left that could save"
     yield from _blamed(rung, detector)
@@ -230,7 +236,7 @@ def _rung(rule: Rule, rung: Rung) -> Iterator[Flaw]:
 
 def _blamed(rung: Rung, detector: str) -> Iterator[Flaw]:
     """What is wrong with the actions about the nodes that a detector blames."""
-    blames = detector in (*INFRASTRUCTURE, "draining", "log")
+    blames = detector in (*INFRASTRUCTURE, "draining", "log", "sdc")
     if rung.exclude == "failed":
         yield ("exclude",), "'exclude: failed' needs a 'check' in the same rung"
     elif rung.exclude and not blames:
@@ -239,6 +245,11 @@ def _blamed(rung: Rung, detector: str) -> Iterator[Flaw]:
         yield ("exclude",), "a draining node works: use 'replace'"
     if rung.replace and not blames:
         yield ("replace",), f"'{detector}' blames no node: nothing would be replaced"
+    elif rung.replace and detector == "sdc":
+        yield (
+            ("replace",),
+            "'replace' saves first, and after 'sdc' the weights are damaged: use 'exclude'",
+        )
     elif rung.replace and detector not in ("draining", "log"):
         yield ("replace",), f"after '{detector}' there is nothing left that could save: use 'exclude'"
 
@@ -246,6 +257,12 @@ def _blamed(rung: Rung, detector: str) -> Iterator[Flaw]:
 def _unfit(rule: Rule, facts: RunFacts) -> Iterator[Flaw]:
     if rule.when.detector in ("scheduler", "time_left") and not facts.has_scheduler:
         yield ("when", rule.when.detector), f"no scheduler ends the job of a local run: '{rule.name}' can never fire"
+    if (sdc := rule.when.sdc) and facts.checksum_every is not None:
+        if not facts.checksum_every:
+            yield ("when", "sdc"), "trainer.checksum_every is 0, so nothing is compared: the rule can never fire"
+        elif sdc.every % facts.checksum_every:
+            message = f"every {sdc.every} is no multiple of trainer.checksum_every = {facts.checksum_every}"
+            yield ("when", "sdc", "every"), message
     for index, rung in enumerate(rule.do):
         yield from ((("do", index, *path), message) for path, message in _unknown_channel(rung, facts.channels))
         if rung.requeue and not facts.requeues:

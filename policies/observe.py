@@ -27,8 +27,10 @@ from launcher.events import (
     RankExited,
     RunEnded,
     RunHeld,
+    RunPaused,
     RunReleased,
     RunResumed,
+    RunUnpaused,
     StepDone,
     StepsMoving,
     StepsStopped,
@@ -91,6 +93,18 @@ def _(event: RunHeld, state: EngineState) -> EngineState:
     return evolve(state, is_held=True, pending=None, questions={}, retry=retry, last_step_at=None)
 
 
+@_observe.register
+def _(event: RunPaused, state: EngineState) -> EngineState:
+    return evolve(state, commands={**state.commands, f"{event.at}": "pause"})
+
+
+@_observe.register
+def _(_event: RunUnpaused, state: EngineState) -> EngineState:
+    """Nothing was wrong: ladders, budgets and what is pending stand."""
+    commands = {key: verb for key, verb in state.commands.items() if verb != "pause"}
+    return evolve(state, commands=commands, attempt=None, stopped=None, streaks={})
+
+
 @_observe.register(RunReleased)
 @_observe.register(RunResumed)
 def _(event: Event, state: EngineState) -> EngineState:
@@ -117,8 +131,6 @@ def _(event: JobEnding, state: EngineState) -> EngineState:
 def _(event: CommandReceived, state: EngineState) -> EngineState:
     if event.verb in ("stop", "pause", "hold") and "incident" not in event.args:
         return evolve(state, commands={**state.commands, event.id: event.verb})
-    if event.verb == "unpause":
-        return evolve(state, commands={key: verb for key, verb in state.commands.items() if verb != "pause"})
     return state
 
 
@@ -228,15 +240,14 @@ def _(event: AttemptStarted, state: EngineState) -> EngineState:
         committed_before=max(state.best_committed, restored),
         restored=restored,
     )
-    commands = {key: verb for key, verb in state.commands.items() if verb != "pause"}
     before = state.attempt
     if before is not None and not before.has_stepped:
         own = (one for one in before.exits if not is_broken_link(one))
         state = evolve(state, failed_early=(*state.failed_early, *own)[-FIRST_EXITS:])
     retry = evolve(state.retry, due=None) if state.retry else None
     return evolve(
-        state, attempt=attempt, pending=None, is_held=False, stopped=None, streaks={}, commands=commands, questions={},
-        retry=retry, lines={}, stalled=False,
+        state, attempt=attempt, pending=None, is_held=False, stopped=None, streaks={}, questions={}, retry=retry,
+        lines={}, stalled=False,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Strict, Tag, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
 
 from launcher.events import Json
 from policies.units import (
@@ -39,14 +40,7 @@ INFRASTRUCTURE = ("exit", "node_lost", "hang")  # the attempt is over, or as goo
 # Judged before the numerics of the same moment, whenever anything is heard.
 FACTS = (*INFRASTRUCTURE, "storage_stall", "draining", "scheduler", "time_left", "disk", "log")
 
-_ORIGIN = r"^(latest|last_good|before_incident|step [0-9]{1,15})$"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-
-
-def _origin(value: Any) -> Any:
-    if isinstance(value, str) and not re.fullmatch(_ORIGIN, value):
-        raise ValueError(f"{value[:40]!r} is no checkpoint: write latest, last_good, before_incident or step N")
-    return value
 
 
 def _rule_name(value: Any) -> Any:
@@ -56,16 +50,27 @@ def _rule_name(value: Any) -> Any:
     return value
 
 
-Origin = Annotated[str, BeforeValidator(_origin), WithJsonSchema({"type": "string", "pattern": _ORIGIN})]
 RuleName = Annotated[str, BeforeValidator(_rule_name), WithJsonSchema({"type": "string", "pattern": _NAME})]
+ORIGINS = ("latest", "last_good", "before_incident")  # beside `step N`: where a restart may go back to
+ORIGIN = re.compile(rf"{'|'.join(ORIGINS)}|step [0-9]{{1,15}}")
 
 # ---------------------------------------------------------------- actions
+
+
+def _an_origin(value: object) -> str:
+    if isinstance(value, str) and ORIGIN.fullmatch(value):
+        return value
+    numbers = re.findall("[0-9]+", str(value))
+    meant = f"step {numbers[0]}" if len(numbers) == 1 else ""
+    raise PydanticCustomError("not_one_of", "not one of them", {"options": [*ORIGINS, "step N"], "meant": meant})
 
 
 class Restart(Grammar):
     """Begin a new attempt from a checkpoint; `save_first` saves what there is before."""
 
-    from_: Annotated[Origin, Field(alias="from")]
+    from_: Annotated[
+        str, BeforeValidator(_an_origin), Field(alias="from", json_schema_extra={"pattern": f"^({ORIGIN.pattern})$"})
+    ]
     save_first: bool = False
 
 

@@ -10,6 +10,7 @@
     Share      "20 % per 24h"                        a part of the time of a window
     Batches    "64 batches"                          a number of global batches
     Change     x0.9 or 0.3 or reset                  of a setting: a factor, a value, or begin anew
+    Bytes      "512MB" "2GB"                         bytes, in powers of 1000, as an int
 
 A number without its unit is refused where it could be read two ways.
 """
@@ -23,6 +24,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
+UNIT_BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 SPACE_B = {"MB": 1e6, "GB": 1e9, "TB": 1e12}
 LARGEST_FACTOR = 1e6
@@ -37,6 +39,7 @@ _SPACE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(%|MB|GB|TB)")
 _SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,9})?)\s*%\s*per\s+(.+)")
 _BATCHES = re.compile(r"(\d{1,9})\s*batch(?:es)?")
 _FACTOR = re.compile(r"x\s*(\d{1,9}(?:\.\d{1,17})?(?:e-?\d{1,2})?)")
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(kB|MB|GB|TB)")
 _GAP = re.compile(r"(\d+(?:\.\d+)?)\s*x\s*(median|p(\d{1,2}))")
 
 
@@ -245,6 +248,19 @@ def parse_scale_change(value: object) -> float | str:
     return "reset" if value == "reset" else parse_change(value)
 
 
+def parse_bytes(value: object) -> int:
+    """Bytes from "512MB" or "1.5 GB"."""
+    if isinstance(value, str) and (match := _BYTES.fullmatch(value.strip())):
+        return round(float(match[1]) * UNIT_BYTES[match[2]])
+    raise ValueError(f"{value!r} is not a size: write for example 512MB or 2GB")
+
+
+def format_bytes(count: int) -> str:
+    """A text that `parse_bytes` reads as so many bytes."""
+    unit = next((unit for unit in ("TB", "GB", "MB") if count % UNIT_BYTES[unit] == 0), "kB")
+    return f"{count / UNIT_BYTES[unit]:.3f}".rstrip("0").rstrip(".") + unit
+
+
 def _text(example: str, *, number: bool = False) -> WithJsonSchema:
     types: Any = ["string", "integer"] if number else "string"
     return WithJsonSchema({"type": types, "examples": [example]})
@@ -257,6 +273,7 @@ RateText = Annotated[Rate, BeforeValidator(parse_rate), PlainSerializer(str), _t
 WindowText = Annotated[
     Span | None, BeforeValidator(parse_window), PlainSerializer(lambda per: str(per or "run")), _text("24h")
 ]
+Bytes = Annotated[int, BeforeValidator(parse_bytes), PlainSerializer(format_bytes), _text("512MB")]
 GapText = Annotated[Gap, BeforeValidator(parse_gap), PlainSerializer(str), _text("5 x p99")]
 BatchesText = Annotated[int, BeforeValidator(parse_batches), PlainSerializer(format_batches), _text("64 batches")]
 _CHANGE = WithJsonSchema({"type": ["string", "number"], "examples": ["x0.9"]})

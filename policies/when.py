@@ -169,9 +169,9 @@ class Disk(Grammar):
 
 
 class Sdc(Grammar):
-    """Ranks that must agree to the bit do not."""
+    """Ranks that must agree to the bit do not; compared in each step that is a multiple of `every`."""
 
-    every: Steps | None = None
+    every: Annotated[Steps, Field(gt=0)] = 100
 
 
 class Log(Grammar):

@@ -23,6 +23,7 @@ from launcher.events import (
     Event,
     RunEnded,
     RunHeld,
+    RunPaused,
     RunSubmitted,
     StepDone,
 )
@@ -149,6 +150,14 @@ def test_wait_times_out_with_124(tmp_path: Path, root: Path, flags: tuple[str, .
     outcome = call("wait", "a", "--timeout", "1s", *flags, cwd=tmp_path)
     assert (outcome.code, outcome.out) == (124, "")
     assert "timed out" in outcome.err
+
+
+def test_wait_waits_through_a_pause(tmp_path: Path, root: Path) -> None:
+    make_run(root, "a", RunPaused(at=AT + 4, reason="ann: lunch"))
+    outcome = call("wait", "a", "--timeout", "1s", cwd=tmp_path)
+    assert outcome.code == 124
+    told = "a: PAUSED at step 1: ann: lunch; waiting for it has timed out\n  try:   opt-launch unpause a\n"
+    assert outcome.err == told
 
 
 def test_wait_gives_up_on_a_run_of_which_nothing_lives(tmp_path: Path, root: Path) -> None:
@@ -449,6 +458,47 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path, root: Pat
     assert "steps: 7  # --set trainer.steps=7" in outcome.out
     assert 'name: "x"  # --name x' in outcome.out
     assert not root.exists()
+
+
+def git_repo(folder: Path, **files: str) -> Path:
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name.replace("_", ".")).write_text(text)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    return folder
+
+
+def test_a_dry_run_shows_what_of_the_code_would_be_copied_and_makes_nothing(tmp_path: Path) -> None:
+    repo = git_repo(
+        tmp_path / "repo", train_py="1", RUN_yaml="name: a\ncommand: [python, train.py]\n", _gitignore="out/\n"
+    )
+    (repo / "out").mkdir()
+    (repo / "out" / "x").write_text("x")
+    before, size = {*repo.rglob("*")}, sum(path.stat().st_size for path in repo.iterdir() if path.is_file())
+
+    outcome = call("submit", "RUN.yaml", "--dry-run", cwd=repo)
+
+    assert outcome.code == 0, outcome.err
+    assert f"# code     copied: 3 files, {size} B of {repo}, where nothing is committed (" in outcome.out
+    assert "#          untracked: .gitignore, RUN.yaml, train.py\n#          linked: out, runs\n" in outcome.out
+    assert {*repo.rglob("*")} == before
+
+
+def test_code_that_is_too_large_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    repo = git_repo(tmp_path / "repo", train_py="1", RUN_yaml="name: a\ncommand: [python, train.py]\n")
+    with (repo / "weights.bin").open("wb") as file:
+        file.truncate(201 * 1000**2)
+
+    outcome = call("submit", "RUN.yaml", cwd=repo)
+
+    assert (outcome.code, outcome.out) == (3, "")
+    assert outcome.err == (
+        "error: the code is too large to be copied for the run: 201.0 MB, more than 200 MB: weights.bin 201.0 MB, "
+        "RUN.yaml 0.0 MB, train.py 0.0 MB\n"
+        f"  while: {repo}\n"
+        "  try:   have git ignore what is no code (.gitignore; it is linked, not copied), or launch.code: in_place\n"
+    )
+    assert [*(repo / "runs").iterdir()] == []
 
 
 def test_incidents_tell_the_story_of_every_decision(tmp_path: Path, root: Path) -> None:

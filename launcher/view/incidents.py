@@ -10,7 +10,7 @@ from launcher.evolve import evolve
 from launcher.journal import read_journal
 from launcher.paths import RunPaths
 from launcher.view.snapshot import snapshot
-from launcher.view.words import clock, cost, duration
+from launcher.view.words import changed, clock, cost, duration
 from policies.amended import policy_now, with_amendments
 from policies.explain import explain
 from policies.load import read_policy
@@ -19,12 +19,18 @@ from policies.state import EngineState
 
 
 def incidents_of(paths: RunPaths) -> list[dict[str, Any]]:
-    """As in the snapshot, with `explain`: the story of each decision. Raises ConfigError for a broken policy."""
+    """As in the snapshot, with `explain`: the story of each decision; `then`: in what the next attempt was different.
+
+    Raises ConfigError for a broken policy.
+    """
     policy = read_policy(paths.policy) if paths.policy.exists() else Policy(version=1, name="unknown", rules=())
     decisions = [*_with_policy(policy, read_journal(paths, steps=False).events)]
+    snap = snapshot(paths)
     return [
-        incident | {"explain": [explain(of, one) for of, one in decisions if one.incident == incident["id"]]}
-        for incident in snapshot(paths)["incidents"]
+        incident
+        | {"explain": [explain(of, one) for of, one in decisions if one.incident == incident["id"]]}
+        | {"then": changed(snap, incident["attempt"] + 1)}
+        for incident in snap["incidents"]
     ]
 
 
@@ -47,5 +53,5 @@ def _story(incident: dict[str, Any]) -> str:
     head = f"#{incident['id']} {clock(incident['opened_at'])} {incident['rule']}  {incident['state']}"
     seen = f"decided after {duration(incident['detected_s'])}"
     notes = [f"  note:    {one['author']}, {clock(one['at'])}: {one['text']}" for one in incident["notes"]]
-    about = ", ".join(part for part in (seen, cost(incident)) if part)
-    return "\n".join([f"{head}  {about}", *incident["explain"], *notes])
+    story = f"{head}  {', '.join(part for part in (seen, cost(incident)) if part)}"
+    return "\n".join(filter(None, [story, *incident["explain"], incident["then"], *notes]))

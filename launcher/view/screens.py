@@ -30,8 +30,8 @@ _TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 _COLOURS = {
     "SUCCEEDED": "green", "RUNNING": "green", "ALIVE": "green", "RECOVERED": "green",
     "PENDING": "yellow", "STARTING": "yellow", "SUSPECT": "yellow", "OPEN": "yellow", "ADVISED": "dim", "NOTED": "dim",
-    "RECOVERING": "cyan", "HELD": "red", "FAILED": "red", "STOPPED": "red", "LOST": "red", "ENDED": "dim",
-    "GONE": "dim",
+    "RECOVERING": "cyan", "PAUSED": "magenta", "HELD": "red", "FAILED": "red", "STOPPED": "red", "LOST": "red",
+    "ENDED": "dim", "GONE": "dim",
 }  # fmt: skip
 _WORST = {"lost": 0, "excluded": 1, "active": 2, "spare": 3}
 _MARKS = {"lost": "x", "excluded": "x", "spare": "."}

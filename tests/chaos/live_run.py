@@ -51,7 +51,7 @@ SPEC = """
 name: NAME
 TRAINER
 cluster: {nodes: 2, ranks_per_node: 2, spares: SPARES, silence: 2s, wait_for_node: WAIT, BACKEND}
-launch: {first_step: FIRST_STEP, SECTION}
+launch: {first_step: FIRST_STEP, code: in_place, SECTION}
 policy: [infra]
 """
 

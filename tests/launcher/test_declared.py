@@ -100,7 +100,7 @@ def test_what_is_declared_reads_back_as_it_was(tmp_path: Path) -> None:
     ("declared", "abilities"),
     [
         ("", foreign(resumes_itself=True)),
-        ("capabilities: {resume: none}", foreign()),
+        ("capabilities: {resume: none}", foreign(begins_anew=True)),
         ("telemetry: {preset: reporter}", foreign(resumes_itself=True)),
         ("telemetry: {preset: nanogpt}", foreign(resumes_itself=True, saves="never", refusal=NO_SAVE)),
         ("capabilities: {save_now: none}", foreign(resumes_itself=True, saves="never", refusal=NO_SAVE)),
@@ -159,7 +159,7 @@ def test_exit_codes_become_rules_before_those_of_the_policy(tmp_path: Path) -> N
 def test_the_default_policy_advises_on_numbers_and_a_policy_by_name_must_be_able_to_act(tmp_path: Path) -> None:
     modes = {rule.name: rule.mode for rule in resolved(tmp_path, NANOGPT).policy.rules}
     assert modes == {
-        "user-error": "act", "rank-exit": "act", "node-failure": "act", "hang": "act", "draining": "advise",
+        "user-error": "act", "rank-exit": "act", "node-failure": "act", "storage-stall": "act", "hang": "act", "draining": "advise",
         "non-finite": "advise",
     }  # fmt: skip
     assert mistakes(tmp_path, NANOGPT + "policy: [infra, numerics]\n") == [

@@ -20,7 +20,11 @@ OURS = Abilities()
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("{restart: {from: yesterday}}", ["1:18: 'yesterday' is no checkpoint: write latest, last_good, before_incident or step N"]),
+        ("{restart: {from: yesterday}}", ["1:18: 'yesterday' is not one of latest, last_good, before_incident, step N"]),
+        ("{restart: {from: lastgood}}", ["1:18: 'lastgood' is not one of latest, last_good, before_incident, step N (did you mean 'last_good'?)"]),
+        ("{restart: {from: 1000}}", ["1:18: 1000 is not one of latest, last_good, before_incident, step N (did you mean 'step 1000'?)"]),
+        ("{restart: {from: step_1000}}", ["1:18: 'step_1000' is not one of latest, last_good, before_incident, step N (did you mean 'step 1000'?)"]),
+        ("{restart: {from: true}}", ["1:18: true is not one of latest, last_good, before_incident, step N"]),
         ("{restart: {from: before_incident}}", ["1:18: here is no incident to go back before: latest, last_good or step N"]),
         ("{skip: 64 batches, run: [a]}", ["1:8: 'skip' leaves out of a restart what it would go over again: it needs 'restart'"]),
         ("{shrink: true}", ["1:10: 'shrink' says how a restart goes on without enough nodes: it needs 'restart'"]),

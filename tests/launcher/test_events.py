@@ -43,8 +43,12 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "dict[str, Json]": st.dictionaries(texts, json_values, max_size=3),
     "dict[str, str]": st.dictionaries(texts, texts, max_size=3),
     "dict[str, tuple[int, ...]]": st.dictionaries(texts, st.lists(st.integers()).map(tuple), max_size=3),
+    "dict[str, dict[int, int]]": st.dictionaries(
+        texts, st.dictionaries(st.integers(), st.integers(), max_size=3), max_size=3
+    ),
     "dict[int, RankProgress]": st.dictionaries(st.integers(), progress, max_size=3),
     "tuple[int, ...]": st.lists(st.integers(), max_size=3).map(tuple),
+    "tuple[float, ...]": st.lists(finite, max_size=3).map(tuple),
     "tuple[str, ...]": st.lists(texts, max_size=3).map(tuple),
     "tuple[int, int] | None": st.none() | st.tuples(st.integers(), st.integers()),
     "tuple[tuple[int, int], ...]": st.lists(st.tuples(st.integers(), st.integers()), max_size=3).map(tuple),

@@ -20,7 +20,7 @@ PURE = [
     "policies.surroundings", "policies.amended", "policies.patterns",
     "launcher.evolve", "launcher.events", "launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance",
     "launcher.accounting", "launcher.ledger", "launcher.codec", "launcher.fold",
-    "launcher.crew", "launcher.replacement", "launcher.recovery",
+    "launcher.crew", "launcher.drain", "launcher.replacement", "launcher.recovery",
     "launcher.backends.report", "launcher.backends.slurm_words",
     "launcher.abilities", "launcher.telemetry", "launcher.binding",
     "launcher.doctor.checks", "launcher.doctor.cluster_checks", "launcher.doctor.show",
@@ -28,6 +28,7 @@ PURE = [
     "policies.engine", "policies.exits", "policies.silence", "policies.explain", "policies.finding",
     "policies.ladder", "policies.meaning", "policies.observe", "policies.state",
     "policies.answer", "policies.built_in", "policies.infrastructure", "policies.person",
+    "policies.corruption",
 ]  # fmt: skip
 IMPURE = {
     "os", "time", "socket", "subprocess", "random", "threading", "multiprocessing", "asyncio", "signal", "io",
@@ -38,10 +39,20 @@ IMPURE = {
 LAYERS = [
     ["launcher.evolve", "launcher.events", "launcher.errors", "launcher.reporter", "launcher.warm"],
     ["launcher.abilities", "launcher.telemetry"],
-    ["launcher.document", "launcher.validation", "launcher.paths", "launcher.arrivals", "launcher.wire"],
-    ["launcher.torchrun", "launcher.place", "launcher.foreground", "launcher.network", "launcher.binding"],
+    [
+        "launcher.document",
+        "launcher.validation",
+        "launcher.paths",
+        "launcher.arrivals",
+        "launcher.wire",
+    ],
+    ["launcher.log_parts"],
+    ["launcher.code.git", "launcher.code.record", "launcher.code.present"],
+    ["launcher.torchrun", "launcher.place", "launcher.foreground", "launcher.network", "launcher.sightings"],
+    ["launcher.binding"],
     ["policies"],
     ["launcher.run", "launcher.settings", "launcher.incidents", "launcher.lineage", "launcher.advance"],
+    ["launcher.run", "launcher.drain", "launcher.incidents", "launcher.lineage", "launcher.advance"],
     ["launcher.grammar", "launcher.foreign", "launcher.sources", "launcher.sections"],
     ["launcher.sizes", "launcher.declared"],
     [

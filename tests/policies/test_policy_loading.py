@@ -100,6 +100,7 @@ def test_a_wrong_word_is_shown_at_its_place(tmp_path: Path, text: str, expected:
         (rule(do="{replace: blamed, collect: [stacks]}", more="    mode: advise\n"), "7:19: after 'exit' there is nothing left that could save: use 'exclude'"),
         (rule("draining: {}", "{replace: blamed, restart: {from: latest}}"), "7:19: 'replace' and 'restart' in one rung contradict each other"),
         (rule("non_finite: {}", "{replace: blamed}"), "7:19: 'non_finite' blames no node: nothing would be replaced"),
+        (rule(do="{restart: {from: lates}}"), "7:26: 'lates' is not one of latest, last_good, before_incident, step N (did you mean 'latest'?)"),
         (rule(do="{shrink: true, hold: {}}"), "7:18: 'shrink' says how a restart goes on without enough nodes: it needs 'restart'"),
         (rule(do="{requeue: true, stop: x}"), "7:19: 'requeue' says how a restart goes on without enough nodes: it needs 'restart'"),
         (rule("draining: {}", "{save: now}", "    for: 3s\n"), "8:10: 'for' has no meaning with 'draining': remove it"),
@@ -114,7 +115,7 @@ def test_a_rule_that_cannot_do_its_work_is_a_mistake(tmp_path: Path, text: str, 
 UNBUILT_DETECTORS = {
     "spike": "{window: 200 steps, above: 6 sigma, warmup: 500 steps}", "scale_collapse": "{below: 1.0, halvings: 8}",
     "drift": "{}", "plateau": "{window: 5000 steps, less_than: 0.1 %}", "straggler": "{slower_than: 1.3 x median}",
-    "slow": "{}", "gpu_fault": "{xid: [48, 63-64]}", "sdc": "{every: 100 steps}",
+    "slow": "{}", "gpu_fault": "{xid: [48, 63-64]}",
 }  # fmt: skip
 
 
@@ -125,7 +126,7 @@ def test_a_detector_that_does_not_exist_yet_is_refused_by_name(tmp_path: Path, n
 
 
 def test_every_detector_is_either_built_or_refused() -> None:
-    built = {"exit", "node_lost", "hang", "draining", "non_finite", "threshold"}
+    built = {"exit", "node_lost", "hang", "draining", "non_finite", "threshold", "sdc"}
     built |= {"storage_stall", "scheduler", "time_left", "disk", "log"}
     assert built | set(UNBUILT_DETECTORS) == set(When.model_fields)
 
@@ -354,7 +355,7 @@ def test_a_trainer_that_only_prints_may_be_silent_for_long_unless_the_policy_say
     ("when", "expected"),
     [
         ("threshold: {metric: lsos, above: 3}", "5:32: our trainer reports no metric 'lsos' (did you mean 'loss'?)"),
-        ("threshold: {metric: speed, above: 3}", "5:32: our trainer reports no metric 'speed' (it reports: loss, grad_norm, lr, tokens, tokens_per_s, activation_norm, val_loss)"),
+        ("threshold: {metric: mfu, above: 3}", f"5:32: our trainer reports no metric 'mfu' (it reports: {', '.join(TRAINER_METRICS)})"),
         ("non_finite: {metrics: [loss, gradnorm]}", "5:41: our trainer reports no metric 'gradnorm' (did you mean 'grad_norm'?)"),
         ("threshold: {metric: loss, below: -5}", "5:45: loss is never negative: the rule can never fire"),
         ("threshold: {metric: loss, below: 0}", "5:45: loss is never negative: the rule can never fire"),
@@ -368,6 +369,27 @@ def test_a_metric_that_our_trainer_never_reports_like_that_is_a_mistake(
     assert mistakes(tmp_path, rule(when, "{hold: {}}")) == []
 
 
+def test_the_norm_of_a_layer_can_be_watched(tmp_path: Path) -> None:
+    when = "threshold: {metric: grad_norm.layers.3, above: 3}"
+    assert mistakes(tmp_path, rule(when, "{hold: {}}"), RunFacts()) == []
+
+
+@pytest.mark.parametrize(
+    ("when", "do", "facts", "expected"),
+    [
+        ("sdc: {}", "{exclude: blamed, restart: {from: before_incident}}", RunFacts(checksum_every=50), []),
+        ("sdc: {every: 70}", "{hold: {}}", RunFacts(checksum_every=50), ["5:25: every 70 is no multiple of trainer.checksum_every = 50"]),
+        ("sdc: {}", "{hold: {}}", RunFacts(checksum_every=0), ["5:17: trainer.checksum_every is 0, so nothing is compared: the rule can never fire"]),
+        ("sdc: {}", "{save: now, hold: {}}", RunFacts(), ["7:16: after 'sdc' the weights are damaged: save nothing"]),
+        ("sdc: {}", "{replace: blamed}", RunFacts(), ["7:19: 'replace' saves first, and after 'sdc' the weights are damaged: use 'exclude'"]),
+    ],
+)  # fmt: skip
+def test_a_rule_about_corruption_must_be_able_to_fire_and_save_nothing(
+    tmp_path: Path, when: str, do: str, facts: RunFacts, expected: list[str]
+) -> None:
+    assert mistakes(tmp_path, rule(when, do), facts) == expected
+
+
 @pytest.mark.parametrize("facts", [None, RunFacts(), RunFacts(own_trainer=False)])
 def test_a_norm_is_never_negative_whoever_trains(tmp_path: Path, facts: RunFacts | None) -> None:
     assert mistakes(tmp_path, rule("threshold: {metric: grad_norm, below: -1}", "{hold: {}}"), facts) == [
@@ -377,14 +399,16 @@ def test_a_norm_is_never_negative_whoever_trains(tmp_path: Path, facts: RunFacts
 
 
 def test_the_known_metrics_are_those_that_our_trainer_reports() -> None:
-    tree = ast.parse((FOLDER.parent / "model" / "train.py").read_text())
-    (step,) = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "train_step")
+    tree = ast.parse((FOLDER.parent / "model" / "trainer.py").read_text())
+    reporting = ("train_step", "_update")
+    steps = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name in reporting]
     named: set[str] = set()
-    for node in ast.walk(step):
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).startswith("metrics"):
-            place = node.targets[0]
-            keys = node.value.keys if isinstance(node.value, ast.Dict) else [getattr(place, "slice", None)]
-            named |= {key.value for key in keys if isinstance(key, ast.Constant)}
+    for node in (inner for step in steps for inner in ast.walk(step)):
+        if isinstance(node, (ast.Assign, ast.AugAssign)):
+            place = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            if ast.unparse(place).startswith("metrics"):
+                keys = node.value.keys if isinstance(node.value, ast.Dict) else [getattr(place, "slice", None)]
+                named |= {key.value for key in keys if isinstance(key, ast.Constant)}
     assert named == set(TRAINER_METRICS)
 
 

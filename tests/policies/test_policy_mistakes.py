@@ -89,7 +89,7 @@ MALFORMED = [
     (rule(do="{stop: no, really}"), "7:20: unknown key 'really': quote the text if a comma belongs to it"),
     (rule(do="{hold: {reason: a, b}}"), "7:28: unknown key 'b': quote the text if a comma belongs to it"),
     (rule(do="{restart: latest}"), "7:19: a mapping of keys to values is expected, not 'latest': write {from: ...}"),
-    (rule(do="{restart: {from: last good}}"), "7:26: 'last good' is no checkpoint: write latest, last_good, before_incident or step N"),
+    (rule(do="{restart: {from: last good}}"), "7:26: 'last good' is not one of latest, last_good, before_incident, step N (did you mean 'last_good'?)"),
     (rule(do="restart"), "7:9: a mapping of keys to values is expected, not 'restart': write {restart: ...}"),
     (rule(NAN, f"{{set: {{lr: 0.9x}}, {BACK}}}"), "7:20: '0.9x' is no change of a setting: write a factor such as x0.9, or a value above 0"),
     (rule(NAN, f"{{set: {{lr: x0}}, {BACK}}}"), "7:20: 'x0': a factor lies between 0 and 1e+06"),
