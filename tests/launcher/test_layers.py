@@ -51,8 +51,14 @@ LAYERS = [
     ["launcher.torchrun", "launcher.place", "launcher.foreground", "launcher.network", "launcher.sightings"],
     ["launcher.binding"],
     ["policies"],
-    ["launcher.run", "launcher.settings", "launcher.incidents", "launcher.lineage", "launcher.advance"],
-    ["launcher.run", "launcher.drain", "launcher.incidents", "launcher.lineage", "launcher.advance"],
+    [
+        "launcher.run",
+        "launcher.settings",
+        "launcher.drain",
+        "launcher.incidents",
+        "launcher.lineage",
+        "launcher.advance",
+    ],
     ["launcher.grammar", "launcher.foreign", "launcher.sources", "launcher.sections"],
     ["launcher.sizes", "launcher.declared"],
     [
