@@ -374,11 +374,26 @@ def wait_(run: RunName, timeout: Timeout = None, through_hold: ThroughHold = Fal
 
 
 @app.command()
-def incidents(run: RunName, as_json: AsJson = False, root: Root = RUNS) -> None:
-    """What went wrong, which rule decided, what was done and why."""
+def incidents(
+    run: RunName,
+    verb: Annotated[
+        Literal["approve", "hold", "release", "note"] | None, typer.Argument(metavar="[approve|hold|release|note]")
+    ] = None,
+    incident: Annotated[int | None, typer.Argument(metavar="[ID]", help="The number of an incident.")] = None,
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Of a note.")] = None,
+    as_json: AsJson = False,
+    root: Root = RUNS,
+) -> None:
+    """What went wrong, which rule decided, what was done and why. Or what you say to one of them.
+
+    approve: do what was asked about. hold: leave it, or end a restart in a hold. release: take that back. note: add
+    your words, also when the run has ended.
+    """
     from launcher.view.incidents import incidents_of, incidents_text
     from launcher.view.locate import find_run
 
+    if verb is not None:
+        return _say_of_incident(root, run, verb, incident, text)
     found = incidents_of(find_run(root, run))
     return _print_json(found) if as_json else _print(incidents_text(found))
 
@@ -448,6 +463,39 @@ def validate(files: Annotated[list[str], typer.Argument(metavar="FILES", help="F
     from launcher.view.check import check_policies
 
     _print("\n".join(check_policies(files)))
+
+
+@policy_app.command()
+def explain(
+    run: RunName,
+    incident: Annotated[int | None, typer.Argument(metavar="[ID]", help="The number of an incident.")] = None,
+    root: Root = RUNS,
+) -> None:
+    """Why a rule fired: of an incident. Or why each rule did not: what it sees now, and what its ladder has left."""
+    from launcher.view.explaining import explanation_of_incident, explanation_of_rules
+    from launcher.view.locate import find_run
+
+    paths = find_run(root, run)
+    _print(explanation_of_rules(paths) if incident is None else explanation_of_incident(paths, incident))
+
+
+@policy_app.command(name="set")
+def set_(
+    run: RunName,
+    change: Annotated[str, typer.Argument(metavar="KEY=VALUE", help="hang.mode=advise, budget.restarts='20 per run'")],
+    how_long: Annotated[str | None, typer.Option("--for", metavar="12h", help="Then as it was.")] = None,
+    root: Root = RUNS,
+) -> None:
+    """Change the policy of a run that goes on: a key of a rule, or of the budget. Checked as at submit."""
+    from launcher import policy_set
+
+    try:
+        asked = policy_set.asked(change)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="KEY=VALUE") from None
+    if how_long is not None:
+        asked["for_s"] = _seconds(how_long, "--for")
+    _command(root, run, policy_set.SET, **asked)
 
 
 @policy_app.command()
@@ -543,6 +591,20 @@ def _command(root: Path, name: str, verb: str, **args: Any) -> None:
     from launcher.view.steer import steer
 
     _tell(steer(find_run(root, name), verb, args))
+
+
+def _say_of_incident(root: Path, name: str, verb: str, incident: int | None, text: str | None) -> None:
+    from launcher.view.locate import find_run
+    from launcher.view.steer import note
+
+    if incident is None:
+        raise typer.BadParameter("which incident?", param_hint="ID")
+    if (text is None) == (verb == "note"):
+        problem = "a note needs its text, in quotes" if verb == "note" else "only a note has a text"
+        raise typer.BadParameter(problem, param_hint="TEXT")
+    if text is not None:
+        return _tell(note(find_run(root, name), incident, text))
+    return _command(root, name, verb, incident=incident)
 
 
 def _command_all(root: Path, name: str, verb: str, **args: Any) -> None:

@@ -13,6 +13,8 @@ RUNNING, SUSPECT
 RECOVERING  attempt_started                                    STARTING
 any live    run_held                                           HELD
 HELD        run_released, a person's decision with one of these RECOVERING
+HELD, with its ranks left waiting
+            step_done, steps_moving                            RUNNING
 any live    run_paused                                         PAUSED
 PAUSED      run_unpaused                                       RECOVERING
 any live    run_ended                                          SUCCEEDED, FAILED, STOPPED
@@ -60,15 +62,17 @@ from launcher.events import (
     RunResumed,
     RunSubmitted,
     RunUnpaused,
+    SettingsApplied,
     StepDone,
     StepsMoving,
     StepsStopped,
     TrainerDone,
 )
 from launcher.evolve import evolve
-from launcher.incidents import action_done, close_incidents, decided, recovered, spared
+from launcher.incidents import action_done, close_incidents, decided, no_more_asked, noted, recovered, spared
 from launcher.lineage import committed, healthy_step, rejected, removed, save_failed, set_aside, verified
-from launcher.run import HALTED, Attempt, Node, NodeState, Run, RunState
+from launcher.run import HALTED, Attempt, Node, NodeState, Note, Run, RunState
+from launcher.settings import applied
 
 
 def fold(events: Iterable[Event], run: Run | None = None) -> Run:
@@ -93,6 +97,8 @@ def _submitted(run: Run, event: RunSubmitted) -> Run:
 
 
 def _asked(run: Run, event: Asked) -> Run:
+    """What a person asks for anew is what they want: a policy's change of it is forgotten."""
+    own = run.own_settings
     return evolve(
         run,
         nodes_wanted=event.nodes,
@@ -101,6 +107,8 @@ def _asked(run: Run, event: Asked) -> Run:
         target_step=event.target_step,
         probation=event.probation,
         save_every=event.save_every,
+        own_settings=event.settings,
+        settings={name: value for name, value in run.settings.items() if own.get(name) == event.settings.get(name)},
     )
 
 
@@ -132,8 +140,13 @@ def _job_over(run: Run, event: JobOver) -> Run:
 def _held(run: Run, event: RunHeld) -> Run:
     if run.state.is_terminal:
         return run
+    if event.keeps_ranks:
+        run = evolve(run, state=RunState.HELD, hold_reason=event.reason, holding=None, keeps_ranks=True)
+        return close_incidents(run, "HELD")
     run = evolve(
         run,
+        holding=None,
+        keeps_ranks=False,
         state=RunState.HELD,
         hold_reason=event.reason,
         hold_requested="",
@@ -149,7 +162,9 @@ def _held(run: Run, event: RunHeld) -> Run:
 def _released(run: Run, event: RunReleased) -> Run:
     if run.state is not RunState.HELD:
         return run
-    return evolve(run, state=RunState.RECOVERING, hold_reason="", pending=None, recovering_since=event.at)
+    return evolve(
+        run, state=RunState.RECOVERING, hold_reason="", keeps_ranks=False, pending=None, recovering_since=event.at
+    )
 
 
 def _paused(run: Run, event: RunPaused) -> Run:
@@ -186,6 +201,8 @@ def _ended(run: Run, event: RunEnded) -> Run:
         stop_now=False,
         hold_requested="",
         hold_reason="",
+        keeps_ranks=False,
+        holding=None,
         paused_by="",
         steps_stopped=False,
         recovering_since=None,
@@ -208,6 +225,8 @@ def _resumed(run: Run, event: RunResumed) -> Run:
         replace=None,
         replacing_since=None,
         hold_reason="",
+        keeps_ranks=False,
+        holding=None,
         hold_requested="",
         paused_by="",
         stop_requested="",
@@ -270,7 +289,16 @@ def _steps_stopped(run: Run, event: StepsStopped) -> Run:
 
 
 def _steps_moving(run: Run, event: StepsMoving) -> Run:
-    return _look(evolve(run, steps_stopped=False)) if _is_current(run, event.attempt) else run
+    if not _is_current(run, event.attempt):
+        return run
+    return _look(evolve(_gone_on(run, event.at), steps_stopped=False))
+
+
+def _gone_on(run: Run, at: float) -> Run:
+    """What ranks had waited for is there again: nobody need do anything."""
+    if not run.keeps_ranks:
+        return evolve(run, holding=None) if run.holding else run
+    return recovered(evolve(run, state=RunState.RUNNING, keeps_ranks=False, hold_reason=""), at)
 
 
 def _with_node(run: Run, node: Node) -> Run:
@@ -290,11 +318,12 @@ def _is_current(run: Run, attempt: int) -> bool:
 
 
 def _attempt_started(run: Run, event: AttemptStarted) -> Run:
-    run = _end_attempt(run, event.at, "superseded")
+    run = no_more_asked(_end_attempt(run, event.at, "superseded"))
     base = event.restore[0] if event.restore else 0
     attempt = Attempt(
-        event.attempt, event.at, event.slots, event.incarnations, event.restore, event.resumes_itself, last_step=base
-    )
+        event.attempt, event.at, event.slots, event.incarnations, event.restore, event.resumes_itself, event.settings,
+        event.skips, last_step=base,
+    )  # fmt: skip
     if not event.resumes_itself:
         run = _set_back(run, base)
     nodes = {name: evolve(node, excluded="") for name, node in run.nodes.items()}  # it held for this choice
@@ -311,6 +340,8 @@ def _attempt_started(run: Run, event: AttemptStarted) -> Run:
         replace=None,
         replacing_since=None,
         steps_stopped=False,
+        asking=None,  # it begins with all of it
+        holding=None,
         save_requested_at=None,
         save_beyond=0,
         recovering_since=None,
@@ -365,6 +396,7 @@ def _with_attempt(run: Run, attempt: Attempt) -> Run:
 def _step_done(run: Run, event: StepDone) -> Run:
     if not _is_current(run, event.attempt):
         return run
+    run = _gone_on(run, event.at)
     attempt, completed = run.attempts[-1], event.step + 1
     first = attempt.first_step_at is None
     if first and attempt.resumes_itself:
@@ -379,6 +411,8 @@ def _step_done(run: Run, event: StepDone) -> Run:
         last_step_at=event.at,
     )
     run = evolve(_with_attempt(run, attempt), step=completed, stride=stride, metrics=event.metrics)
+    if event.samples is not None:
+        run = evolve(run, newest_samples=(event.step, *event.samples))
     if run.save_requested_at is not None and event.at <= run.save_requested_at:
         run = evolve(run, save_beyond=completed)
     if first:
@@ -400,7 +434,11 @@ def _command(run: Run, event: CommandReceived) -> Run:
     if event.verb == "stop" and not run.state.is_terminal:
         now = run.stop_now or event.args.get("now") is True
         run = evolve(run, stop_requested=event.author, stop_requested_at=event.at, stop_now=now)
-    if event.verb == "hold" and not run.state.is_terminal and run.state is not RunState.HELD:
+    if event.verb == "note":
+        note = Note(event.at, event.author, str(event.args.get("text", "")))
+        run = noted(run, event.args.get("incident"), note)
+    may_be_held = not run.state.is_terminal and run.state is not RunState.HELD
+    if event.verb == "hold" and "incident" not in event.args and may_be_held:
         reason = f"{event.author}: {event.args.get('reason') or 'no reason given'}"
         run = evolve(run, hold_requested=reason, hold_requested_at=event.at)
     if event.verb == "pause" and "refused" not in event.args and run.state is not RunState.HELD:
@@ -443,6 +481,7 @@ _HANDLERS = {
     AttemptEnded: _attempt_ended,
     StepDone: _step_done,
     TrainerDone: _trainer_done,
+    SettingsApplied: applied,
     CheckpointCommitted: committed,
     CheckpointFailed: save_failed,
     CheckpointVerified: verified,

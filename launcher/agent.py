@@ -28,13 +28,16 @@ from launcher.backends.choice import backend_of, has_scheduler
 from launcher.environment import environment
 from launcher.evidence import collect
 from launcher.foreground import GENTLE, Foreground
+from launcher.line_watch import watched_by
 from launcher.machine import binding_of
 from launcher.paths import RunPaths, write_atomically
 from launcher.program import program_of
 from launcher.ranks import Message, Ranks
 from launcher.sightings import Sightings
 from launcher.spec import read_resolved
+from launcher.storage_probe import StorageProbe
 from launcher.warm import die_with
+from policies.load import read_policy
 
 SAMPLE_S = 0.25
 BEAT_S = 0.5
@@ -70,7 +73,9 @@ class Agent:
         program = program_of(self._spec, paths, node, self.scratch, self.host)
         self.binding = binding_of(self._spec)
         self.environment = environment(self._spec.launch, os.environ) | {"bind": self.binding.told()}
-        self.ranks = Ranks(node, self.scratch, program, paths.agent_log(node), self.say, foreground)
+        watched = watched_by(read_policy(paths.policy))
+        self.ranks = Ranks(node, self.scratch, program, paths.agent_log(node), self.say, foreground, watched)
+        self._storage = StorageProbe(paths.root)
         self._foreground = foreground
         self.epoch = 0
         self.link: wire.Link | None = None
@@ -173,13 +178,14 @@ class Agent:
             self.heard_at += now - expected
             self._supervised_at += now - expected
         self.ranks.sample()
-        still_s = self.ranks.still_s()
+        still_s, storage_s = self.ranks.still_s(), self._storage.waits_s()
         stopped = still_s > 1.0 and still_s > stop_threshold(self.ranks.gap_p99())
         if self.link and (now - self._beat_at > BEAT_S - SAMPLE_S / 2 or stopped != self._stopped):
             self._beat_at, self._stopped = now, stopped
             if now - self._sent_at > STEPS_S - SAMPLE_S / 2:
                 self._send_outbox()
-            self.link.send({"type": "beat", "ranks": self.ranks.progress(), "gap_p99": self.ranks.gap_p99()})
+            beat = {"ranks": self.ranks.progress(), "gap_p99": self.ranks.gap_p99(), "storage_s": storage_s}
+            self.link.send({"type": "beat", **beat})
         self._watch_supervisor(now)
         if self._ended_by_scheduler and not any(rank.alive for rank in self.ranks.by_rank.values()):
             self._leaving.set()
@@ -325,6 +331,8 @@ class Agent:
             "OPT_LAUNCH_CHECKPOINTS": str(self.paths.checkpoints),
             "OPT_LAUNCH_RESTORE": message["restore"],
             "OPT_LAUNCH_RESTORE_DIGEST": message["restore_digest"],
+            "OPT_LAUNCH_SETTINGS": json.dumps(message["settings"]),
+            "OPT_LAUNCH_SKIPS": json.dumps(message["skips"]),
         }
         if self.ranks.program.starts_ranks:
             shared["OPT_LAUNCH_RANKS_PER_NODE"] = str(self.ranks.program.starts_ranks)

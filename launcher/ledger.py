@@ -26,6 +26,7 @@ from launcher.events import (
     RunUnpaused,
     StepDone,
 )
+from launcher.run import keeps_ranks
 
 RECENT = 256  # steps that are kept one by one
 
@@ -148,6 +149,9 @@ class Ledger:
             self._count("checkpoint", blocked)
             us = took - blocked
             self.phase = _STEPPING
+        elif self.phase == "held":  # its ranks were left waiting, and have gone on
+            self._count("held", self._elapsed())
+            self.phase, us = _STEPPING, 0
         else:  # done while ranks were already being ended: it counts as a step, its time is the phase's
             us = 0
         loss = event.metrics.get("loss")
@@ -185,7 +189,7 @@ class Ledger:
         self.completed = base
 
     def _decided(self, event: Decision) -> None:
-        ends_ranks = event.actions.keys() & {"restart", "hold", "stop"}
+        ends_ranks = event.actions.keys() & {"restart", "hold", "stop"} and not keeps_ranks(event)
         if event.mode == "act" and ends_ranks and not self.ended and self.phase not in (*_HALTED, "queue"):
             self._turn("restarting", was="rolled_back" if event.detector in _NUMERICS else "hang")
             self.fresh = False

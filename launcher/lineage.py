@@ -17,6 +17,7 @@ from launcher.events import (
 )
 from launcher.evolve import evolve
 from launcher.run import Checkpoint, Run
+from launcher.settings import saved
 
 
 def committed(run: Run, event: CheckpointCommitted) -> Run:
@@ -36,7 +37,7 @@ def committed(run: Run, event: CheckpointCommitted) -> Run:
     )  # fmt: skip
     run = evolve(run, checkpoints={**run.checkpoints, checkpoint.id: checkpoint})
     if current:
-        run = evolve(run, head=checkpoint.id)
+        run = saved(evolve(run, head=checkpoint.id))
         if event.step > run.save_beyond:  # one that was begun before a save was asked for is not the one asked for
             run = evolve(run, save_requested_at=None)
     return run

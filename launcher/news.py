@@ -28,8 +28,9 @@ def news(event: Event, name: str) -> str:
             restored = f"from step {event.restore[0]:,}" if event.restore else "from the start"
             return f"attempt {event.attempt} {restored} on {', '.join(event.slots)}"
         case Decision():
-            advised = "" if event.mode == "act" else f" ({event.mode} only)"
-            return f"{event.rule}: {event.why}: {', '.join(event.actions)}{advised}"
+            advised = {"advise": " (advise only)", "ask": f" (opt-launch incidents {name} approve {event.incident}?)"}
+            deeds = ", ".join(event.actions) or "nothing is done"
+            return f"{event.rule}: {event.why}: {deeds}{advised.get(event.mode, '')}"
         case DrainDone():
             return f"{event.node}: {event.detail}" + (f" in Slurm: {event.reason}" if event.ok else "")
         case DrainUndone():

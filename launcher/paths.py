@@ -156,6 +156,10 @@ class RunPaths:
     def incident(self, number: int) -> Path:
         return self.root / "incidents" / f"{number:04d}"
 
+    def command_output(self, incident: int, decision: str) -> Path:
+        """What the command of a decision has printed."""
+        return self.incident(incident) / f"{decision}.run.log"
+
     def environment(self, attempt: int) -> Path:
         return self.root / "environment" / f"{attempt:04d}.json"
 

@@ -44,14 +44,16 @@ def first_error(lines: list[str]) -> tuple[str, str]:
 class RankLog:
     """Gathers what arrives on the ranks' pipes; writes on a thread of its own, for a slow disk must not stop us.
 
-    `limit`: so many bytes are kept of a node. A pipe holds 1 MiB where the kernel allows, so that a rank that prints
-    between two looks need not wait.
+    `watch(rank, lines)` sees them first. `limit`: so many bytes are kept of a node. A pipe holds 1 MiB where the kernel
+    allows, so that a rank that prints between two looks need not wait.
     """
 
-    def __init__(self, path: Path, arrivals: Arrivals, limit: int) -> None:
+    def __init__(
+        self, path: Path, arrivals: Arrivals, limit: int, watch: Callable[[int, list[str]], None] | None = None
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._parts = LogParts(path, limit)
-        self._path, self._arrivals = path, arrivals
+        self._path, self._arrivals, self._watch = path, arrivals, watch
         self._tails: dict[int, deque[str]] = {}
         self._streams: set[_Stream] = set()
         self._text, self._handed_at = "", 0.0
@@ -84,6 +86,8 @@ class RankLog:
             self._close(stream)
         if not lines:
             return
+        if self._watch is not None:
+            self._watch(stream.rank, lines)
         if stream.name == "err":
             self._tails[stream.rank] += lines
         head = f"{datetime.now().astimezone().isoformat(timespec='milliseconds')} rank {stream.rank} {stream.name} "

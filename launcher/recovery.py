@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from launcher.abilities import Abilities
-from launcher.checkpoints import NoChoice, choose
+from launcher.checkpoints import NoChoice, choose, tried_before
 from launcher.crew import assign, by_preference, is_to_leave, size_of
 from launcher.events import (
     ActionDone,
@@ -28,9 +28,10 @@ from launcher.events import (
     RunPaused,
 )
 from launcher.reporter import SAVE, STOP
-from launcher.run import Attempt, Node, NodeState, Run, RunState
+from launcher.run import Asking, Attempt, Node, NodeState, Run, RunState
 
 COLLECT_LIMIT_S = 10.0
+SET_LIMIT_S = 1800.0  # a step, or a phase between two, may take so long
 GENTLE_LIMIT_S = 1800.0  # nothing is wrong and nobody waits: as long as any save may take
 
 
@@ -111,14 +112,27 @@ class Requeue:
     exclude: tuple[str, ...] = ()
 
 
-Move = Emit | Send | Inspect | Search | Requeue
+@dataclass(frozen=True)
+class Errand:
+    """Start the command of this decision, unless that was done before."""
+
+    decision: Decision
+
+
+Move = Emit | Send | Inspect | Search | Requeue | Errand
 
 
 def plan(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     """The moves that are due now."""
     if run.state.is_terminal:
-        return [Send(node, {"type": "leave", "state": run.state.value}) for node in fleet.answering]
-    return [*_stray_ranks(run, fleet), *_next(run, fleet, limits)]
+        return [*_errands(run), *(Send(node, {"type": "leave", "state": run.state.value}) for node in fleet.answering)]
+    return [*_errands(run), *_stray_ranks(run, fleet), *_next(run, fleet, limits)]
+
+
+def _errands(run: Run) -> list[Errand]:
+    """Commands to be run: after the restart of their rung has begun, before a hold or a stop is through."""
+    restarting = run.pending.id if run.pending and "restart" in run.pending.actions else ""
+    return [Errand(decision) for id_, decision in run.errands.items() if id_ != restarting]
 
 
 def _next(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
@@ -126,7 +140,7 @@ def _next(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         return _stop(run, fleet, limits)
     if run.hold_requested:
         return _hold(run, fleet, limits)
-    if run.state is RunState.HELD:
+    if run.state is RunState.HELD and not run.keeps_ranks:
         return _clear(run, fleet, "held") if run.live_attempt else []
     if run.paused_by:
         return _pause(run, fleet, limits)
@@ -269,9 +283,12 @@ def _wish(attempt: Attempt, trainer: Abilities, bits: int, asked_at: float) -> l
     if trainer.signal:
         signal = {"type": "signal", "attempt": attempt.number, "signal": trainer.signal, "wish": asked_at}
         return [Send(node, signal) for node in attempt.slots]
+    return [_to_first_rank(attempt, {"type": "wanted", "bits": bits, "wish": asked_at})]
+
+
+def _to_first_rank(attempt: Attempt, message: Mapping[str, object]) -> Send:
     node = next(node for node, ranks in attempt.slots.items() if 0 in ranks)
-    wanted = {"type": "wanted", "bits": bits, "wish": asked_at}
-    return [Send(node, {"type": "to_rank", "attempt": attempt.number, "rank": 0, "message": wanted})]
+    return Send(node, {"type": "to_rank", "attempt": attempt.number, "rank": 0, "message": message})
 
 
 # ---------------------------------------------------------------- decisions
@@ -331,10 +348,23 @@ def _keep_running(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) 
     codes = list(attempt.exits.values())
     if len(codes) == attempt.ranks and not any(codes):
         return _all_ended(run, attempt, fleet, trainer)
+    if run.holding is not None:
+        return [Emit(RunHeld(at=fleet.now, reason=_reason(run.holding, "hold"), keeps_ranks=True))]
     moves = _begin(run, attempt, fleet, trainer) or _replacement(run, attempt, fleet, trainer)
     if run.save_requested_at is not None and not moves:
         moves += _save(run, attempt, fleet, trainer, run.save_requested_at)
+    if run.asking is not None and not moves:
+        moves += _ask_to_set(attempt, fleet, run.asking)
     return moves
+
+
+def _ask_to_set(attempt: Attempt, fleet: Fleet, asking: Asking) -> list[Move]:
+    """Settings that the ranks are to go on with, told to the rank that speaks for all; asked until it has answered."""
+    if fleet.now > asking.at + SET_LIMIT_S:
+        detail = f"no word of it within {SET_LIMIT_S:.0f}s: it is for the next attempt"
+        return [Emit(ActionDone(at=fleet.now, decision=asking.id, action="set", ok=False, detail=detail))]
+    message = {"type": "set", "id": asking.id, "settings": dict(asking.settings)}
+    return [_to_first_rank(attempt, message)]
 
 
 def _all_ended(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) -> list[Move]:
@@ -401,6 +431,8 @@ def _begin(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) -> list
         "restore": restore.id if restore else None,
         "restore_digest": restore.manifest_digest if restore else "",
         "args": trainer.args_for(restore.path, restore.step) if restore else [],
+        "settings": dict(attempt.settings),
+        "skips": [list(span) for span in attempt.skips],
     }
     order = list(attempt.slots)
     return [
@@ -422,7 +454,7 @@ def _start(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     if not fleet.searched:
         return [Search()]
     origin, onset_step = _origin(run.pending)
-    choice = choose(run, origin, onset_step)
+    choice = choose(run, origin, onset_step, below=tried_before(run))
     if isinstance(choice, NoChoice):
         return [Emit(RunHeld(at=fleet.now, reason=choice.reason))]
     if choice.restore is None and fleet.unfinished:
@@ -439,6 +471,8 @@ def _start(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         restore=choice.restore,
         why=choice.why,
         resumes_itself=limits.trainer.resumes_itself and choice.restore is None,
+        settings=dict(run.settings),
+        skips=run.skips,
     )
     return [Emit(started)]
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from launcher.accounting import PARTS, Account, sample_faults
 from launcher.code.record import read_code
 from launcher.environment import changes
-from launcher.events import AttemptStarted, DrainDone, DrainUndone, Event, RunAmended
+from launcher.events import AttemptStarted, CommandReceived, DrainDone, DrainUndone, Event, RunAmended
 from launcher.fold import View
 from launcher.journal import read_journal
 from launcher.ledger import Ledger
@@ -19,6 +19,7 @@ from launcher.reader import Damage
 from launcher.run import Attempt, Run
 from launcher.view.snapshot import finite, iso, read_live, snapshot_of
 from launcher.view.words import cost, counted, deeds, duration, number, percent
+from policies.amended import SET, key_of
 
 _MAX_CELL = 120
 
@@ -39,9 +40,7 @@ def report(paths: RunPaths, now: float | None = None) -> dict[str, Any]:
         "time": time_account(books),
         "code": _code(paths),
         "attempts": [_attempt(one, journal.events) for one in run.attempts],
-        "amendments": [
-            _amendment(event) for event in journal.events if isinstance(event, RunAmended) and event.changes
-        ],
+        "amendments": [*_amendments_of(journal.events)],
         "drains": [_drain(event) for event in journal.events if isinstance(event, DrainDone | DrainUndone)],
         "samples": {"ranges": len(books.kept_samples), "faults": sample_faults(books.kept_samples, books.first_sample)},
         "damage": [_damage(one) for one in journal.damage],
@@ -93,8 +92,17 @@ def _attempt(attempt: Attempt, events: Sequence[Event]) -> dict[str, Any]:
     }
 
 
-def _amendment(event: RunAmended) -> dict[str, Any]:
-    return {"at": iso(event.at), "author": event.author, "changes": event.changes}
+def _amendments_of(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
+    """What people have asked for otherwise, of the run or of its policy."""
+    for event in events:
+        if isinstance(event, RunAmended) and event.changes:
+            yield {"at": iso(event.at), "author": event.author, "changes": event.changes}
+        elif isinstance(event, CommandReceived) and event.verb == SET and "path" in event.args:
+            key, new = key_of(event), event.args["value"]
+            for_s = event.args.get("for_s")
+            told = f"{new} for {duration(for_s)}" if isinstance(for_s, (int, float)) else new
+            changes = {f"policy.{key}": [event.args["before"], told]}
+            yield {"at": iso(event.at), "author": event.author, "changes": changes}
 
 
 def _drain(event: DrainDone | DrainUndone) -> dict[str, Any]:
@@ -247,6 +255,7 @@ def _incidents(body: Mapping[str, Any]) -> list[str]:
             f"- Decided: rule {one['rule']}: {deeds(one)}.",
             f"- Cost: {cost(one) or 'nothing yet'}.",
             f"- Cured: {_was_it_cured(one, body['incidents'])}.",
+            *(f"- Note of {note['author']}, {note['at']}: {note['text']}" for note in one["notes"]),
         ]
     return lines
 
@@ -254,7 +263,7 @@ def _incidents(body: Mapping[str, Any]) -> list[str]:
 def _was_it_cured(incident: Mapping[str, Any], incidents: Sequence[Mapping[str, Any]]) -> str:
     """Whether the deed was enough: steps went on, and the same rule was not needed at the same step again."""
     if incident["state"] != "RECOVERED":
-        return {"ADVISED": "nothing was done", "NOTED": "training went on"}.get(
+        return {"ADVISED": "nothing was done", "LEFT": "it was left as it is", "NOTED": "training went on"}.get(
             incident["state"], f"no, {incident['state'].lower()}"
         )
     again = [

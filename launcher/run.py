@@ -11,10 +11,17 @@ from launcher.events import (
     CheckpointId,
     CommandReceived,
     Decision,
+    Json,
     TrainerDone,
 )
 
 ENDING = frozenset({"restart", "hold", "stop"})  # actions that end the attempt
+
+
+def keeps_ranks(decision: Decision) -> bool:
+    """Whether it is a hold that leaves the ranks waiting for what they wait for."""
+    held = decision.actions.get("hold")
+    return isinstance(held, dict) and bool(held.get("keeps_ranks"))
 
 
 class RunState(StrEnum):
@@ -96,6 +103,9 @@ class Attempt:
     incarnations: Mapping[str, str]
     restore: CheckpointId | None
     resumes_itself: bool = False
+    settings: Mapping[str, Json] = field(default_factory=dict)
+    skips: tuple[tuple[int, int], ...] = ()
+    told_settings: bool = False  # whether the trainer has said that it began with them
     first_step_at: float | None = None
     last_step: int = 0
     last_step_at: float | None = None
@@ -108,6 +118,15 @@ class Attempt:
     @property
     def ranks(self) -> int:
         return sum(len(ranks) for ranks in self.slots.values())
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a person has to say about an incident."""
+
+    at: float
+    author: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -130,7 +149,19 @@ class Incident:
     evidence: Mapping[str, object]
     recovered_at: float | None = None
     lost_steps: int | None = None
-    state: str = "OPEN"  # OPEN, RECOVERED, HELD, ENDED; NOTED or ADVISED where training went on
+    state: str = "OPEN"  # OPEN, RECOVERED, HELD, ENDED; NOTED, ADVISED, ASKED or LEFT where training went on
+    due_at: float = 0.0  # until when a person is asked
+    otherwise: str = ""  # what is done if nobody answers: act or nothing
+    notes: tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Settings that the ranks are asked to go on with, by the decision of this id."""
+
+    id: str
+    at: float
+    settings: Mapping[str, Json]
 
 
 @dataclass(frozen=True)
@@ -178,6 +209,12 @@ class Run:
     nodes: Mapping[str, Node] = field(default_factory=dict)
     attempts: tuple[Attempt, ...] = ()
     checkpoints: Mapping[CheckpointId, Checkpoint] = field(default_factory=dict)
+    own_settings: Mapping[str, Json] = field(default_factory=dict)  # as the run was asked for
+    settings: Mapping[str, Json] = field(default_factory=dict)  # what a policy has changed them to
+    skips: tuple[tuple[int, int], ...] = ()  # ranges of absolute sample indices that are left out
+    asking: Asking | None = None  # of the ranks that train
+    newest_samples: tuple[int, int, int] | None = None  # (step, first, end) of the newest step
+    errands: Mapping[str, Decision] = field(default_factory=dict)  # decisions whose `run` has no outcome yet
     head: CheckpointId | None = None  # newest checkpoint of the current line
     incidents: tuple[Incident, ...] = ()
     pending: Decision | None = None  # a restart, hold or stop that is being carried out
@@ -186,6 +223,8 @@ class Run:
     replacing_since: float | None = None  # for that the trainer has been asked to save and end
     steps_stopped: bool = False
     hold_reason: str = ""
+    holding: Decision | None = None  # without ending the ranks, and no word of it yet
+    keeps_ranks: bool = False  # it is held, and they wait
     stop_requested: str = ""  # who asked
     stop_requested_at: float = 0.0
     stop_now: bool = False  # without a last checkpoint

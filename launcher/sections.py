@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from launcher.abilities import Abilities
+from launcher.abilities import SETTINGS, Abilities
 from launcher.foreign import Capabilities, CheckpointFiles, Telemetry, abilities_of
 from launcher.grammar import LIMIT, Positive, Section, StepCount, Texts
 from policies.units import Bytes, Duration, Steps
@@ -288,4 +288,7 @@ class RunSpec(Section):
     @property
     def abilities(self) -> Abilities:
         """What the trainer can do."""
-        return Abilities() if self.trainer else abilities_of(self.telemetry, self.can, self.checkpoints)
+        if self.trainer is None:
+            return abilities_of(self.telemetry, self.can, self.checkpoints)
+        scales = self.trainer.dtype == "fp16"
+        return Abilities(settings=SETTINGS if scales else SETTINGS - {"loss_scale"})

@@ -43,6 +43,7 @@ FOLDED_BY = (
     "ledger",
     "lineage",
     "run",
+    "settings",
 )
 _BODY = ',"fold":'
 

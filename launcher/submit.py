@@ -142,6 +142,7 @@ def asked(spec: RunSpec) -> dict[str, Any]:
         "target_step": trainer.steps if trainer else spec.abilities.done_step,
         "probation": trainer.checkpoint.probation if trainer else 20,
         "save_every": trainer.checkpoint.every if trainer else None,
+        "settings": {"lr": trainer.lr, "clip": trainer.clip} if trainer else {},
     }
 
 

@@ -363,13 +363,30 @@ def test_logs_since_a_while_ago_leave_out_what_is_older(tmp_path: Path, root: Pa
 def test_what_is_done_by_hand_is_checked_and_asked_about_first(tmp_path: Path, root: Path) -> None:
     paths = make_run(root, "a")
     paths.spec.write_text("name: a\ncommand: ['true']\n")
-    wrong = call("do", "a", "{restart: {form: latest}, skip: 3 batches}", "--why", "x", "--yes", cwd=tmp_path)
+    wrong = call("do", "a", "{restart: {form: latest}, skip: 3 steps}", "--why", "x", "--yes", cwd=tmp_path)
     unasked = call("do", "a", "{restart: {from: latest}}", "--why", "x", cwd=tmp_path)
     assert (wrong.code, unasked.code) == (3, 2)
     assert "ACTIONS:1:12: unknown key 'form' (did you mean 'from'?)" in wrong.err
-    assert "ACTIONS:1:33: action 'skip' is not built yet" in wrong.err
+    assert "ACTIONS:1:33: '3 steps' is not a number of batches: write for example 64 batches" in wrong.err
     assert unasked.err == "error: nobody can be asked: no terminal\n  while: do a\n  try:   add --yes\n"
     assert not [*paths.control.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["incidents", "a", "approve"], "which incident?"),
+        (["incidents", "a", "note", "1"], "a note needs its text, in quotes"),
+        (["incidents", "a", "hold", "1", "because"], "only a note has a text"),
+        (["policy", "set", "a", "hang.mode"], "'hang.mode' is not KEY=VALUE"),
+        (["policy", "set", "a", "hang.mode=advise", "--for", "soon"], "'soon' is not a duration"),
+    ],
+)
+def test_what_is_said_by_half_is_a_mistake_of_use(tmp_path: Path, root: Path, arguments: list[str], told: str) -> None:
+    make_run(root, "a")
+    outcome = call(*arguments, cwd=tmp_path)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert told in " ".join(outcome.err.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(
@@ -532,7 +549,7 @@ def test_the_version_is_shown(tmp_path: Path) -> None:
 def test_a_bare_word_to_validate_is_a_shipped_policy_or_a_file_here(tmp_path: Path) -> None:
     unknown = call("policy", "validate", "nope", cwd=tmp_path)
     assert unknown.code == 3
-    assert "no shipped policy is called 'nope' (shipped: cautious, default, infra, numerics; " in unknown.err
+    assert "no shipped policy is called 'nope' (shipped: cautious, default, infra, numerics, opt175b; " in unknown.err
     rule = "rules:\n  - {name: x, when: {hang: {}}, do: [{hold: {}}]}\n"
     (tmp_path / "nope").write_text(f"version: 1\nname: mine\n{rule}")
     assert call("policy", "validate", "nope", cwd=tmp_path).out == "nope: ok, 1 rule\n"

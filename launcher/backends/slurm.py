@@ -219,6 +219,7 @@ class NodeStates:
         self._asked_at = -POLL_S
         self._pause_s = POLL_S
         self._thread: threading.Thread | None = None
+        self.job_state = ""
         self.ends_at: float | None = None
         self.away_since: float | None = None
 
@@ -241,7 +242,7 @@ class NodeStates:
         self.away_since, self._pause_s = None, POLL_S
         self._states = reports(said.stdout)
         if (job := show_job(self._job_id)) is not None:
-            self.ends_at = job.ends_at
+            self.job_state, self.ends_at = job.state, job.ends_at
 
 
 node_states = NodeStates

@@ -253,6 +253,9 @@ def _incident(incident: Incident) -> dict[str, Any]:
         "decision": {"mode": incident.mode, "actions": dict(incident.actions), "ids": list(incident.decisions)},
         "why": incident.why,
         "state": incident.state,
+        "due_at": iso(incident.due_at),
+        "otherwise": incident.otherwise,
+        "notes": [{"at": iso(note.at), "author": note.author, "text": note.text} for note in incident.notes],
     }
 
 

@@ -87,7 +87,7 @@ def deeds(incident: dict[str, Any]) -> str:
         origin = value.get("from") if name == "restart" and isinstance(value, dict) else None
         parts.append(f"restart from {origin}" if origin else f"{name} if need be" if value is True else name)
     told = ", ".join(parts) or "nothing"
-    return f"would: {told}" if decision["mode"] == "advise" else told
+    return {"advise": f"would: {told}", "ask": f"asks: {told}"}.get(decision["mode"], told)
 
 
 def cost(incident: dict[str, Any]) -> str:

@@ -6,14 +6,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import counting
 import pytest
-from live_run import LiveRun
+from live_run import LiveRun, opt_launch
 
 from launcher import branch, stop
 from launcher.control import command
@@ -27,16 +26,6 @@ from launcher.view.snapshot import snapshot
 pytestmark = pytest.mark.timeout(120)
 Launch = Callable[..., LiveRun]
 ROOT = Path(__file__).parents[2]
-
-
-def opt_launch(run: LiveRun, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """The command as a person gives it, perhaps in a world of its own."""
-    done = [*before, sys.executable, "-m", "cli", *arguments]
-    root = {"OPT_LAUNCH_ROOT": str(run.paths.root.parent), "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        done, env={**os.environ, **root}, capture_output=True, text=True, check=False, timeout=60,
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- stop
@@ -247,7 +236,8 @@ def test_what_a_held_run_is_to_do_is_said_by_a_person(launch: Launch) -> None:
         ({"save": "now"}, "no ranks train"),
         ({"restart": {"from": "step 7"}}, "no usable checkpoint at step 7"),
         ({"hold": {}}, "held already"),
-        ({"skip": "64 batches"}, "action 'skip' is not built yet"),
+        ({"skip": "64 batches"}, "it needs 'restart'"),
+        ({"check": "deep"}, "action 'check' is not built yet"),
     ):
         done, said = command(run.paths, "do", {"actions": asked, "why": "x"})
         assert (done, why_not in said) == (False, True), said

@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[2]
 OURS = {"cli", "launcher", "model", "policies"}
 
 PURE = [
+    "launcher.settings", "launcher.verdicts", "policies.questions", "policies.why_not",
+    "policies.surroundings", "policies.amended", "policies.patterns",
     "launcher.evolve", "launcher.events", "launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance",
     "launcher.accounting", "launcher.ledger", "launcher.codec", "launcher.fold",
     "launcher.crew", "launcher.drain", "launcher.replacement", "launcher.recovery",
@@ -25,6 +27,7 @@ PURE = [
     "launcher.checkpoints", "policies.schema", "policies.when", "policies.units", "policies.detectors",
     "policies.engine", "policies.exits", "policies.silence", "policies.explain", "policies.finding",
     "policies.ladder", "policies.meaning", "policies.observe", "policies.state",
+    "policies.answer", "policies.built_in", "policies.infrastructure", "policies.person",
     "policies.corruption",
 ]  # fmt: skip
 IMPURE = {
@@ -48,7 +51,14 @@ LAYERS = [
     ["launcher.torchrun", "launcher.place", "launcher.foreground", "launcher.network", "launcher.sightings"],
     ["launcher.binding"],
     ["policies"],
-    ["launcher.run", "launcher.drain", "launcher.incidents", "launcher.lineage", "launcher.advance"],
+    [
+        "launcher.run",
+        "launcher.settings",
+        "launcher.drain",
+        "launcher.incidents",
+        "launcher.lineage",
+        "launcher.advance",
+    ],
     ["launcher.grammar", "launcher.foreign", "launcher.sources", "launcher.sections"],
     ["launcher.sizes", "launcher.declared"],
     [
@@ -70,7 +80,9 @@ LAYERS = [
         "launcher.reader",
         "launcher.journal",
         "launcher.snapshots",
+        "launcher.verdicts",
     ],
+    ["launcher.line_watch", "launcher.storage_probe"],
     ["launcher.rank_log", "launcher.rank_socket", "launcher.program", "launcher.machine", "launcher.warm_process"],
     [
         "launcher.recovery",

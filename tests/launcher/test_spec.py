@@ -147,7 +147,7 @@ def changed(old: str, new: str) -> str:
         (RUN + "launch: {env: {A: 1}}\n", "11:19: a text is expected, not 1: put it in quotes"),
         (RUN + "launch: {env: {1A: x}}\n", "11:20: '1A' cannot be the name of an environment variable"),
         (RUN + "policy: []\n", "11:9: policy must not be empty"),
-        (RUN + "policy: default\n", "11:9: a list is expected, not 'default'"),
+        (RUN + "policy: default\n", "11:9: a list is expected, not 'default': write [default]"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_shown_at_its_place(tmp_path: Path, text: str, expected: str) -> None:
