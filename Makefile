@@ -55,7 +55,7 @@ slurm:
 
 # Everything as whoever calls, and the parts that need rights once more as a user who has none.
 test: dev slurm
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 	$(MAKE) --no-print-directory test-unprivileged
 
 test-unprivileged: dev

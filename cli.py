@@ -60,6 +60,7 @@ policy_app = typer.Typer(no_args_is_help=True, help="Look at policies.")
 app.add_typer(policy_app, name="policy")
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Its name, a unique prefix of it, or - for the newest.")]
+RunOrSweep = Annotated[str, typer.Argument(metavar="RUN", help="As everywhere, or a sweep: all runs of it.")]
 Root = Annotated[Path, typer.Option(envvar="OPT_LAUNCH_ROOT", help="The folder of the runs.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="trainer.lr=2e-4")]
@@ -125,6 +126,7 @@ def submit(
     _print(paths.name, flush=True)
     if (closed := closed_above(paths.root, resolved.spec.access)) is not None:
         _tell(f"warning: {closed} is closed to group {resolved.spec.access.group}: chmod o+x, or another --root")
+    _tell_code(paths)
     if skipped := sizes.skipped(resolved.spec):
         _tell(f"cluster.min_nodes: {skipped}")
     if watch:
@@ -190,12 +192,11 @@ def status(
     root: Root = RUNS,
 ) -> None:
     """How a run is doing, and what happens next; on a terminal a live screen. Of a sweep: a table of its runs."""
-    from launcher.sweep.record import find_record
     from launcher.view.locate import find_run, list_runs
 
     if run is None:
         return _list(root, list_runs(root), as_json=as_json)
-    if not (root / run).exists() and (record := find_record(root, run)):
+    if record := _sweep(root, run):
         return _show_sweep(root, record, watch, as_json=as_json)
     paths = find_run(root, run)
     if as_json and watch is None:
@@ -240,41 +241,72 @@ def logs(
 
 @app.command()
 def stop(
-    run: RunName,
+    run: RunOrSweep,
     now: Annotated[bool, typer.Option("--now", help="Save nothing; end it also where no supervisor answers.")] = False,
     yes: Yes = False,
     root: Root = RUNS,
 ) -> None:
-    """Save a checkpoint, then end the run. It can be resumed. Asks first; without a terminal it wants --yes."""
+    """Save a checkpoint, then end the run, or all runs of a sweep. Asks first; without a terminal it wants --yes."""
     from launcher.paths import user_name
     from launcher.stop import stop as end
     from launcher.view.locate import find_run
 
+    how, author = " without saving" if now else "", user_name(os.getuid())
+    if (record := _sweep(root, run)) is not None:
+        from launcher.sweep.steer import stop_all, unfinished
+
+        if not (left := unfinished(record, root)):
+            return _tell(f"sweep {run}: nothing to stop")
+        _ask(f"Stop {len(left)} of {len(record.runs)} runs of sweep {run}{how}?", yes, f"stop {run}")
+        return stop_all(left, author, now=now, tell=_tell)
     paths = find_run(root, run)
-    _ask(f"Stop run {paths.name}{' without saving' if now else ''}?", yes, f"stop {paths.name}")
-    _tell(end(paths, user_name(os.getuid()), now=now, tell=_tell))
+    _ask(f"Stop run {paths.name}{how}?", yes, f"stop {paths.name}")
+    return _tell(end(paths, author, now=now, tell=_tell))
 
 
 @app.command()
-def save(run: RunName, root: Root = RUNS) -> None:
+def save(run: RunOrSweep, root: Root = RUNS) -> None:
     """Write a checkpoint at the next step."""
-    _command(root, run, "save")
+    _command_all(root, run, "save")
 
 
 @app.command()
 def hold(
-    run: RunName,
+    run: RunOrSweep,
     reason: Annotated[str, typer.Option(help="Why; it is shown to whoever looks.")] = "",
     root: Root = RUNS,
 ) -> None:
     """End the ranks and keep the allocation until the run is released."""
-    _command(root, run, "hold", reason=reason)
+    _command_all(root, run, "hold", reason=reason)
 
 
 @app.command()
-def release(run: RunName, root: Root = RUNS) -> None:
+def release(run: RunOrSweep, root: Root = RUNS) -> None:
     """Let a held run go on."""
-    _command(root, run, "release")
+    _command_all(root, run, "release")
+
+
+@app.command()
+def pause(
+    run: RunName,
+    reason: Annotated[str, typer.Option(help="Why; it is shown to whoever looks.")] = "",
+    now: Annotated[bool, typer.Option("--now", help="Save nothing: steps since the last checkpoint are lost.")] = False,
+    yes: Yes = False,
+    root: Root = RUNS,
+) -> None:
+    """Save, end the ranks and keep the nodes, free for something else. With --now it asks first, as stop does."""
+    from launcher.view.locate import find_run
+
+    paths = find_run(root, run)
+    if now:
+        _ask(f"Pause run {paths.name} without saving?", yes, f"pause {paths.name} --now")
+    _command(root, paths.name, "pause", reason=reason, now=now)
+
+
+@app.command()
+def unpause(run: RunName, root: Root = RUNS) -> None:
+    """Let a paused run go on from where it was."""
+    _command(root, run, "unpause")
 
 
 @app.command()
@@ -316,6 +348,7 @@ def resume(
     policy: Policies = None,
     partition: Annotated[str | None, typer.Option(help="Slurm's.")] = None,
     time: Annotated[str | None, typer.Option(help="The job's limit: 12h, 3-00:00:00.")] = None,
+    new_code: Annotated[bool, typer.Option("--new-code", help="Copy the code anew; else it stays as it was.")] = False,
     root: Root = RUNS,
 ) -> None:
     """Start a run again that has ended, or whose processes have all died; perhaps with changes. Prints its name."""
@@ -325,8 +358,10 @@ def resume(
 
     paths = find_run(root, run)
     flags = {"nodes": nodes, "spares": spares, "policy": policy, "partition": partition, "time": time}
-    start(paths, user_name(os.getuid()), changes or (), flags)
+    start(paths, user_name(os.getuid()), changes or (), flags, new_code=new_code)
     _print(paths.name)
+    if new_code:
+        _tell_code(paths)
 
 
 @app.command(name="wait")
@@ -339,11 +374,26 @@ def wait_(run: RunName, timeout: Timeout = None, through_hold: ThroughHold = Fal
 
 
 @app.command()
-def incidents(run: RunName, as_json: AsJson = False, root: Root = RUNS) -> None:
-    """What went wrong, which rule decided, what was done and why."""
+def incidents(
+    run: RunName,
+    verb: Annotated[
+        Literal["approve", "hold", "release", "note"] | None, typer.Argument(metavar="[approve|hold|release|note]")
+    ] = None,
+    incident: Annotated[int | None, typer.Argument(metavar="[ID]", help="The number of an incident.")] = None,
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Of a note.")] = None,
+    as_json: AsJson = False,
+    root: Root = RUNS,
+) -> None:
+    """What went wrong, which rule decided, what was done and why. Or what you say to one of them.
+
+    approve: do what was asked about. hold: leave it, or end a restart in a hold. release: take that back. note: add
+    your words, also when the run has ended.
+    """
     from launcher.view.incidents import incidents_of, incidents_text
     from launcher.view.locate import find_run
 
+    if verb is not None:
+        return _say_of_incident(root, run, verb, incident, text)
     found = incidents_of(find_run(root, run))
     return _print_json(found) if as_json else _print(incidents_text(found))
 
@@ -413,6 +463,39 @@ def validate(files: Annotated[list[str], typer.Argument(metavar="FILES", help="F
     from launcher.view.check import check_policies
 
     _print("\n".join(check_policies(files)))
+
+
+@policy_app.command()
+def explain(
+    run: RunName,
+    incident: Annotated[int | None, typer.Argument(metavar="[ID]", help="The number of an incident.")] = None,
+    root: Root = RUNS,
+) -> None:
+    """Why a rule fired: of an incident. Or why each rule did not: what it sees now, and what its ladder has left."""
+    from launcher.view.explaining import explanation_of_incident, explanation_of_rules
+    from launcher.view.locate import find_run
+
+    paths = find_run(root, run)
+    _print(explanation_of_rules(paths) if incident is None else explanation_of_incident(paths, incident))
+
+
+@policy_app.command(name="set")
+def set_(
+    run: RunName,
+    change: Annotated[str, typer.Argument(metavar="KEY=VALUE", help="hang.mode=advise, budget.restarts='20 per run'")],
+    how_long: Annotated[str | None, typer.Option("--for", metavar="12h", help="Then as it was.")] = None,
+    root: Root = RUNS,
+) -> None:
+    """Change the policy of a run that goes on: a key of a rule, or of the budget. Checked as at submit."""
+    from launcher import policy_set
+
+    try:
+        asked = policy_set.asked(change)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="KEY=VALUE") from None
+    if how_long is not None:
+        asked["for_s"] = _seconds(how_long, "--for")
+    _command(root, run, policy_set.SET, **asked)
 
 
 @policy_app.command()
@@ -536,6 +619,44 @@ def _command(root: Path, name: str, verb: str, **args: Any) -> None:
     from launcher.view.steer import steer
 
     _tell(steer(find_run(root, name), verb, args))
+
+
+def _say_of_incident(root: Path, name: str, verb: str, incident: int | None, text: str | None) -> None:
+    from launcher.view.locate import find_run
+    from launcher.view.steer import note
+
+    if incident is None:
+        raise typer.BadParameter("which incident?", param_hint="ID")
+    if (text is None) == (verb == "note"):
+        problem = "a note needs its text, in quotes" if verb == "note" else "only a note has a text"
+        raise typer.BadParameter(problem, param_hint="TEXT")
+    if text is not None:
+        return _tell(note(find_run(root, name), incident, text))
+    return _command(root, name, verb, incident=incident)
+
+
+def _command_all(root: Path, name: str, verb: str, **args: Any) -> None:
+    """The command to a run, or to all runs of a sweep that have begun and not ended."""
+    if (record := _sweep(root, name)) is None:
+        return _command(root, name, verb, **args)
+    from launcher.sweep.steer import steer_all, unfinished
+
+    return steer_all(unfinished(record, root), verb, args, _tell)
+
+
+def _sweep(root: Path, name: str) -> Any:
+    """The sweep of this name; None where there is none, or a run is called so."""
+    from launcher.sweep.record import find_record
+
+    return None if (root / name).exists() else find_record(root, name)
+
+
+def _tell_code(paths: Any) -> None:
+    from launcher.code.record import read_code
+    from launcher.view.code import told
+
+    if (code := read_code(paths)) and (line := told(paths, code)):
+        _tell(line)
 
 
 def _ask(question: str, yes: bool, what: str) -> None:

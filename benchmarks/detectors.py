@@ -21,7 +21,7 @@ from scoring import LANGUAGE, Curve, Rule, Score, curves, poisson_limit, score, 
 from launcher.curves import Row
 from launcher.events import Decision, Event, IncidentOpened, Judgement, StepDone
 from launcher.replay import events_of, replayed
-from policies.engine import ENDS
+from policies.answer import ENDS
 from policies.load import load_policy
 from policies.schema import Policy
 from policies.schema import Rule as PolicyRule

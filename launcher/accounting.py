@@ -11,6 +11,7 @@ starting     from the first attempt of an allocation to its first step
 restarting   from a decision to go back, or the end of an attempt, to the first new step
 unobserved   a command ran and told of no step, in the whole run
 queue        from submit (or resume) to the first attempt: no ranks yet
+paused       a person wanted no ranks for a while
 held         waiting for a person
 stopped      winding down after the last step, and between an end and a resume
 """
@@ -26,10 +27,12 @@ from typing import Literal
 from launcher.run import Incident
 
 Part = Literal[
-    "useful", "rolled_back", "checkpoint", "hang", "starting", "restarting", "unobserved", "queue", "held", "stopped"
-]
+    "useful", "rolled_back", "checkpoint", "hang", "starting", "restarting", "unobserved", "queue", "paused", "held",
+    "stopped",
+]  # fmt: skip
 PARTS: tuple[Part, ...] = (
-    "useful", "rolled_back", "checkpoint", "hang", "starting", "restarting", "unobserved", "queue", "held", "stopped",
+    "useful", "rolled_back", "checkpoint", "hang", "starting", "restarting", "unobserved", "queue", "paused", "held",
+    "stopped",
 )  # fmt: skip
 
 

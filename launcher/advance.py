@@ -13,6 +13,10 @@ RUNNING, SUSPECT
 RECOVERING  attempt_started                                    STARTING
 any live    run_held                                           HELD
 HELD        run_released, a person's decision with one of these RECOVERING
+HELD, with its ranks left waiting
+            step_done, steps_moving                            RUNNING
+any live    run_paused                                         PAUSED
+PAUSED      run_unpaused                                       RECOVERING
 any live    run_ended                                          SUCCEEDED, FAILED, STOPPED
 any         run_resumed                                        PENDING
 """
@@ -21,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from launcher.drain import drained, undone
 from launcher.events import (
     ActionDone,
     AgentJoined,
@@ -36,6 +41,9 @@ from launcher.events import (
     CommandAnswered,
     CommandReceived,
     Decision,
+    DrainDone,
+    DrainUndone,
+    EnvironmentChanged,
     EpochStarted,
     Event,
     IncidentClosed,
@@ -51,18 +59,32 @@ from launcher.events import (
     RunAmended,
     RunEnded,
     RunHeld,
+    RunPaused,
     RunReleased,
     RunResumed,
     RunSubmitted,
+    RunUnpaused,
+    SettingsApplied,
     StepDone,
     StepsMoving,
     StepsStopped,
     TrainerDone,
 )
 from launcher.evolve import evolve
-from launcher.incidents import action_done, close_incidents, closed, decided, opened, recovered, spared
+from launcher.incidents import (
+    action_done,
+    close_incidents,
+    closed,
+    decided,
+    no_more_asked,
+    noted,
+    opened,
+    recovered,
+    spared,
+)
 from launcher.lineage import committed, healthy_step, rejected, removed, save_failed, set_aside, verified
-from launcher.run import Attempt, Node, NodeState, Run, RunState
+from launcher.run import HALTED, Attempt, Node, NodeState, Note, Run, RunState
+from launcher.settings import applied
 
 
 def fold(events: Iterable[Event], run: Run | None = None) -> Run:
@@ -87,6 +109,8 @@ def _submitted(run: Run, event: RunSubmitted) -> Run:
 
 
 def _asked(run: Run, event: Asked) -> Run:
+    """What a person asks for anew is what they want: a policy's change of it is forgotten."""
+    own = run.own_settings
     return evolve(
         run,
         nodes_wanted=event.nodes,
@@ -95,6 +119,8 @@ def _asked(run: Run, event: Asked) -> Run:
         target_step=event.target_step,
         probation=event.probation,
         save_every=event.save_every,
+        own_settings=event.settings,
+        settings={name: value for name, value in run.settings.items() if own.get(name) == event.settings.get(name)},
     )
 
 
@@ -126,11 +152,17 @@ def _job_over(run: Run, event: JobOver) -> Run:
 def _held(run: Run, event: RunHeld) -> Run:
     if run.state.is_terminal:
         return run
+    if event.keeps_ranks:
+        run = evolve(run, state=RunState.HELD, hold_reason=event.reason, holding=None, keeps_ranks=True)
+        return close_incidents(run, "HELD")
     run = evolve(
         run,
+        holding=None,
+        keeps_ranks=False,
         state=RunState.HELD,
         hold_reason=event.reason,
         hold_requested="",
+        paused_by="",
         pending=None,
         replace=None,
         replacing_since=None,
@@ -142,7 +174,30 @@ def _held(run: Run, event: RunHeld) -> Run:
 def _released(run: Run, event: RunReleased) -> Run:
     if run.state is not RunState.HELD:
         return run
-    return evolve(run, state=RunState.RECOVERING, hold_reason="", pending=None, recovering_since=event.at)
+    return evolve(
+        run, state=RunState.RECOVERING, hold_reason="", keeps_ranks=False, pending=None, recovering_since=event.at
+    )
+
+
+def _paused(run: Run, event: RunPaused) -> Run:
+    """What is pending waits, as does the wish to replace a node: nothing is forgotten by a pause."""
+    if run.state.is_terminal:
+        return run
+    return evolve(
+        run,
+        state=RunState.PAUSED,
+        paused_by=event.reason,
+        replacing_since=None,
+        steps_stopped=False,
+        save_requested_at=None,
+        recovering_since=None,
+    )
+
+
+def _unpaused(run: Run, event: RunUnpaused) -> Run:
+    if run.state is not RunState.PAUSED:
+        return run
+    return evolve(run, state=RunState.RECOVERING, paused_by="", recovering_since=event.at)
 
 
 def _ended(run: Run, event: RunEnded) -> Run:
@@ -158,6 +213,9 @@ def _ended(run: Run, event: RunEnded) -> Run:
         stop_now=False,
         hold_requested="",
         hold_reason="",
+        keeps_ranks=False,
+        holding=None,
+        paused_by="",
         steps_stopped=False,
         recovering_since=None,
     )
@@ -172,12 +230,17 @@ def _resumed(run: Run, event: RunResumed) -> Run:
         run,
         state=RunState.PENDING,
         nodes={},
+        broken={},
+        drain_refused="",
         pending=None,
         pending_done=frozenset(),
         replace=None,
         replacing_since=None,
         hold_reason="",
+        keeps_ranks=False,
+        holding=None,
         hold_requested="",
+        paused_by="",
         stop_requested="",
         stop_now=False,
         ended_reason="",
@@ -195,6 +258,8 @@ def _agent_joined(run: Run, event: AgentJoined) -> Run:
         node = evolve(node, excluded=known.excluded)
     if known:
         node = evolve(node, draining=known.draining)
+    if run.state is RunState.PENDING and run.recovering_since is None:
+        run = evolve(run, recovering_since=event.at)
     return _with_node(run, node)
 
 
@@ -236,7 +301,16 @@ def _steps_stopped(run: Run, event: StepsStopped) -> Run:
 
 
 def _steps_moving(run: Run, event: StepsMoving) -> Run:
-    return _look(evolve(run, steps_stopped=False)) if _is_current(run, event.attempt) else run
+    if not _is_current(run, event.attempt):
+        return run
+    return _look(evolve(_gone_on(run, event.at), steps_stopped=False))
+
+
+def _gone_on(run: Run, at: float) -> Run:
+    """What ranks had waited for is there again: nobody need do anything."""
+    if not run.keeps_ranks:
+        return evolve(run, holding=None) if run.holding else run
+    return recovered(evolve(run, state=RunState.RUNNING, keeps_ranks=False, hold_reason=""), at)
 
 
 def _with_node(run: Run, node: Node) -> Run:
@@ -256,18 +330,19 @@ def _is_current(run: Run, attempt: int) -> bool:
 
 
 def _attempt_started(run: Run, event: AttemptStarted) -> Run:
-    run = _end_attempt(run, event.at, "superseded")
+    run = no_more_asked(_end_attempt(run, event.at, "superseded"))
     base = event.restore[0] if event.restore else 0
     attempt = Attempt(
-        event.attempt, event.at, event.slots, event.incarnations, event.restore, event.resumes_itself, last_step=base
-    )
+        event.attempt, event.at, event.slots, event.incarnations, event.restore, event.resumes_itself, event.settings,
+        event.skips, last_step=base,
+    )  # fmt: skip
     if not event.resumes_itself:
         run = _set_back(run, base)
     nodes = {name: evolve(node, excluded="") for name, node in run.nodes.items()}  # it held for this choice
     return evolve(
         run,
-        # A hold or an end that came in between stands: these ranks will not be started.
-        state=run.state if run.state is RunState.HELD or run.state.is_terminal else RunState.STARTING,
+        # A halt or an end that came in between stands: these ranks will not be started.
+        state=run.state if run.state in HALTED or run.state.is_terminal else RunState.STARTING,
         attempts=(*run.attempts, attempt),
         head=event.restore,
         restarts=run.restarts + (1 if run.attempts else 0),
@@ -277,6 +352,8 @@ def _attempt_started(run: Run, event: AttemptStarted) -> Run:
         replace=None,
         replacing_since=None,
         steps_stopped=False,
+        asking=None,  # it begins with all of it
+        holding=None,
         save_requested_at=None,
         save_beyond=0,
         recovering_since=None,
@@ -292,6 +369,12 @@ def _set_back(run: Run, base: int) -> Run:
     return evolve(run, step=base, lost_steps=run.lost_steps + lost, incidents=incidents)
 
 
+def _environment_changed(run: Run, event: EnvironmentChanged) -> Run:
+    """It is told when it is known: that may be after the attempt."""
+    attempts = (evolve(one, differs=event.changes) if one.number == event.attempt else one for one in run.attempts)
+    return evolve(run, attempts=tuple(attempts))
+
+
 def _rank_exited(run: Run, event: RankExited) -> Run:
     if not _is_current(run, event.attempt):
         return run
@@ -303,7 +386,7 @@ def _attempt_ended(run: Run, event: AttemptEnded) -> Run:
     if not _is_current(run, event.attempt):
         return run
     run = _end_attempt(run, event.at, event.reason)
-    if run.state is RunState.HELD:
+    if run.state in HALTED:
         return run
     if run.job_ending:
         return evolve(run, state=RunState.PENDING, pending=None)
@@ -325,6 +408,7 @@ def _with_attempt(run: Run, attempt: Attempt) -> Run:
 def _step_done(run: Run, event: StepDone) -> Run:
     if not _is_current(run, event.attempt):
         return run
+    run = _gone_on(run, event.at)
     attempt, completed = run.attempts[-1], event.step + 1
     first = attempt.first_step_at is None
     if first and attempt.resumes_itself:
@@ -339,6 +423,8 @@ def _step_done(run: Run, event: StepDone) -> Run:
         last_step_at=event.at,
     )
     run = evolve(_with_attempt(run, attempt), step=completed, stride=stride, metrics=event.metrics)
+    if event.samples is not None:
+        run = evolve(run, newest_samples=(event.step, *event.samples))
     if run.save_requested_at is not None and event.at <= run.save_requested_at:
         run = evolve(run, save_beyond=completed)
     if first:
@@ -360,9 +446,16 @@ def _command(run: Run, event: CommandReceived) -> Run:
     if event.verb == "stop" and not run.state.is_terminal:
         now = run.stop_now or event.args.get("now") is True
         run = evolve(run, stop_requested=event.author, stop_requested_at=event.at, stop_now=now)
-    if event.verb == "hold" and not run.state.is_terminal and run.state is not RunState.HELD:
+    if event.verb == "note":
+        note = Note(event.at, event.author, str(event.args.get("text", "")))
+        run = noted(run, event.args.get("incident"), note)
+    may_be_held = not run.state.is_terminal and run.state is not RunState.HELD
+    if event.verb == "hold" and "incident" not in event.args and may_be_held:
         reason = f"{event.author}: {event.args.get('reason') or 'no reason given'}"
         run = evolve(run, hold_requested=reason, hold_requested_at=event.at)
+    if event.verb == "pause" and "refused" not in event.args and run.state is not RunState.HELD:
+        now, since = event.args.get("now") is True, run.pause_requested_at if run.paused_by else event.at
+        run = evolve(run, paused_by=str(event.args.get("reason")), pause_requested_at=since, pause_now=now)
     if event.verb == "save":
         run = evolve(run, save_requested_at=event.at, save_beyond=run.step)
     return run
@@ -378,6 +471,8 @@ _HANDLERS = {
     EpochStarted: _epoch_started,
     RunHeld: _held,
     RunReleased: _released,
+    RunPaused: _paused,
+    RunUnpaused: _unpaused,
     RunEnded: _ended,
     RunResumed: _resumed,
     JobEnding: _job_ending,
@@ -388,13 +483,17 @@ _HANDLERS = {
     NodeDown: _node_down,
     NodeDraining: _node_draining,
     NodeUndrained: _node_undrained,
+    DrainDone: drained,
+    DrainUndone: undone,
     StepsStopped: _steps_stopped,
     StepsMoving: _steps_moving,
     AttemptStarted: _attempt_started,
+    EnvironmentChanged: _environment_changed,
     RankExited: _rank_exited,
     AttemptEnded: _attempt_ended,
     StepDone: _step_done,
     TrainerDone: _trainer_done,
+    SettingsApplied: applied,
     CheckpointCommitted: committed,
     CheckpointFailed: save_failed,
     CheckpointVerified: verified,

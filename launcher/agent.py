@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import json
 import os
@@ -27,23 +28,28 @@ from launcher.backends.choice import backend_of, has_scheduler
 from launcher.environment import environment
 from launcher.evidence import collect
 from launcher.foreground import GENTLE, Foreground
+from launcher.line_watch import watched_by
 from launcher.machine import binding_of
 from launcher.paths import RunPaths, write_atomically
 from launcher.program import program_of
 from launcher.ranks import Message, Ranks
+from launcher.sightings import Sightings
 from launcher.spec import read_resolved
+from launcher.storage_probe import StorageProbe
 from launcher.warm import die_with
+from policies.load import read_policy
 
 SAMPLE_S = 0.25
 BEAT_S = 0.5
 STEPS_S = 1.0  # ordinary steps are told together so often
 LATE_S = 2.0
 TAKEOVER_S = 3.0  # times (index + 1)
-ALONE_S = 60.0  # wait so long when no other agent can be reached and none refused
-ABANDONED_S = 600.0
+ALONE_S = 60.0  # wait so long when no other agent can be reached and none refused, and nobody writes
+LAST_WAITS_S = 30.0  # for the other agents to leave an allocation that is given up
 LAST_WORDS_S = 2.0  # how long a reader may take to read what is left
 STARTING_S = 30.0  # how long a supervisor may take from its start to its first word
 END_GRACE_S = 1.0  # for a first node that is just leaving
+_UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN)  # nobody there has answered
 EXIT_ABANDONED = 75
 EXIT_PAST_JOB = 76  # of a supervisor whose job another has taken the place of
 
@@ -61,15 +67,20 @@ class Agent:
         self.scratch = Path(tempfile.mkdtemp(prefix=f"opt-launch-{os.getpid()}-{node}-", dir=parent))
         self._spec = read_resolved(paths.spec)
         access.share(self._spec.access)  # supervisor and ranks, our children, have it from us
+        self._sightings = Sightings(paths.live)
+        self._lately_s = min(ALONE_S, self._spec.cluster.unsupervised / 2)
         self._backend, self._in_a_job = backend_of(self._spec), has_scheduler(self._spec)
         program = program_of(self._spec, paths, node, self.scratch, self.host)
         self.binding = binding_of(self._spec)
         self.environment = environment(self._spec.launch, os.environ) | {"bind": self.binding.told()}
-        self.ranks = Ranks(node, self.scratch, program, paths.agent_log(node), self.say, foreground)
+        watched = watched_by(read_policy(paths.policy))
+        self.ranks = Ranks(node, self.scratch, program, paths.agent_log(node), self.say, foreground, watched)
+        self._storage = StorageProbe(paths.root)
         self._foreground = foreground
         self.epoch = 0
         self.link: wire.Link | None = None
-        self.heard_at = time.monotonic()
+        self.heard_at = time.monotonic()  # or when we last did something about not having heard
+        self._supervised_at = self.heard_at  # when there was a supervisor, whether or not we could hear it
         self.peers: list[Message] = []
         self._outbox: dict[int, Message] = {}
         self._sent_at = 0.0
@@ -165,14 +176,16 @@ class Agent:
         if now - expected > LATE_S:
             self.ranks.shift(now - expected)
             self.heard_at += now - expected
+            self._supervised_at += now - expected
         self.ranks.sample()
-        still_s = self.ranks.still_s()
+        still_s, storage_s = self.ranks.still_s(), self._storage.waits_s()
         stopped = still_s > 1.0 and still_s > stop_threshold(self.ranks.gap_p99())
         if self.link and (now - self._beat_at > BEAT_S - SAMPLE_S / 2 or stopped != self._stopped):
             self._beat_at, self._stopped = now, stopped
             if now - self._sent_at > STEPS_S - SAMPLE_S / 2:
                 self._send_outbox()
-            self.link.send({"type": "beat", "ranks": self.ranks.progress(), "gap_p99": self.ranks.gap_p99()})
+            beat = {"ranks": self.ranks.progress(), "gap_p99": self.ranks.gap_p99(), "storage_s": storage_s}
+            self.link.send({"type": "beat", **beat})
         self._watch_supervisor(now)
         if self._ended_by_scheduler and not any(rank.alive for rank in self.ranks.by_rank.values()):
             self._leaving.set()
@@ -199,14 +212,15 @@ class Agent:
             return await link.flush()
         if self.link is not None:
             self.link.close()
-        self.link, self.epoch, self.heard_at = link, epoch, time.monotonic()
+        self.link, self.epoch = link, epoch
+        self.heard_at = self._supervised_at = time.monotonic()
         inventory = {"attempt": self.ranks.attempt, "ranks": self.ranks.progress(), "environment": self.environment}
         link.send({"type": "inventory", **self._address(), **inventory})
         self._sent = 0
         self._send_outbox()
         try:
             while (message := await link.receive()) is not None and self.link is link:
-                self.heard_at = time.monotonic()
+                self.heard_at = self._supervised_at = time.monotonic()
                 self._handle(message)
         finally:
             if self.link is link:
@@ -262,14 +276,34 @@ class Agent:
         self._leaving.set()
 
     async def _abandon(self) -> None:
-        """No supervisor can be had. The last agent here has the job begun anew, or given back: nothing works in it."""
+        """No supervisor can be had: leave. The first of the agents that are left does so last, and gives the job back.
+
+        Not if there is one that we cannot reach: then the job is not ours to give back.
+        """
         self._exit_code = EXIT_ABANDONED
-        if all(answer == "refused" for answer in await self._ask_peers()):
-            if self._spec.cluster.continue_by == "requeue":
-                self._backend.requeue(self.job_id, ())
-            else:
-                await asyncio.to_thread(self._backend.end, self.job_id)
-        self._leaving.set()
+        await self.ranks.end()
+        deadline = time.monotonic() + LAST_WAITS_S
+        while answering := await self._answering():
+            if min(answering) < self.index or time.monotonic() > deadline:
+                return self._leaving.set()
+            await asyncio.sleep(END_GRACE_S)
+        if not self._sightings.is_there(time.monotonic(), self._lately_s):
+            await self._give_back()
+        return self._leaving.set()
+
+    async def _answering(self) -> list[int]:
+        """The indices of the other agents that are there."""
+        peers = self._other_agents()
+        answers = await asyncio.gather(*map(self._ask, peers))
+        return [peer["index"] for peer, said in zip(peers, answers, strict=True) if said in ("hears", "deaf")]
+
+    async def _give_back(self) -> None:
+        """Have the job begin anew, or end: nothing works in it."""
+        if self._spec.cluster.continue_by != "requeue":
+            await asyncio.to_thread(self._backend.end, self.job_id)
+        elif self._in_a_job:
+            self._backend.requeue(self.job_id, ())
+            await asyncio.sleep(LAST_WAITS_S)  # what asks for it ends with us, and Slurm ends us
 
     async def _store(self, attempt: int) -> None:
         with contextlib.suppress(asyncio.CancelledError, TimeoutError):
@@ -297,6 +331,8 @@ class Agent:
             "OPT_LAUNCH_CHECKPOINTS": str(self.paths.checkpoints),
             "OPT_LAUNCH_RESTORE": message["restore"],
             "OPT_LAUNCH_RESTORE_DIGEST": message["restore_digest"],
+            "OPT_LAUNCH_SETTINGS": json.dumps(message["settings"]),
+            "OPT_LAUNCH_SKIPS": json.dumps(message["skips"]),
         }
         if self.ranks.program.starts_ranks:
             shared["OPT_LAUNCH_RANKS_PER_NODE"] = str(self.ranks.program.starts_ranks)
@@ -341,23 +377,37 @@ class Agent:
         silent_s = now - self.heard_at
         if self._starting is not None and self._starting[0].poll() == EXIT_PAST_JOB:
             self._leaving.set()  # the run has gone on in another job
-        elif silent_s > ABANDONED_S and not self._ending:
-            self._ending = True
-            self._spawn(self._abandon())
+        elif now - self._supervised_at > self._spec.cluster.unsupervised and not self._ending:
+            self._given_up(now)
         elif silent_s > TAKEOVER_S * (self.index + 1) and not self._asking and not self._supervisor_starts():
             self._asking = True
-            self._spawn(self._succeed(silent_s))
+            self._spawn(self._succeed())
 
-    async def _succeed(self, silent_s: float) -> None:
+    def _given_up(self, now: float) -> None:
+        """For too long no supervisor: leave, unless the work shows that one is there and takes us for alive."""
+        is_there = self._sightings.is_there(now, self._lately_s)
+        if is_there and self.ranks.by_rank and self.ranks.still_s() < self._lately_s:
+            self._supervised_at = now
+        else:
+            self._ending = True
+            self._spawn(self._abandon())
+
+    async def _succeed(self) -> None:
+        self._sightings.look(time.monotonic(), self._supervised_at)
         try:
             answers = await self._ask_peers()
         finally:
             self._asking = False
         if any(answer == "hears" for answer in answers):
-            self.heard_at = time.monotonic() - TAKEOVER_S * self.index  # only our own link is broken: ask again
-        elif not answers or any(answer != "timeout" for answer in answers) or silent_s >= ALONE_S:
+            self._supervised_at = time.monotonic()
+            self.heard_at = self._supervised_at - TAKEOVER_S * self.index  # only our own link is broken: ask again
+        elif not answers or any(answer != "timeout" for answer in answers) or self._is_alone():
             self._start_supervisor()
             self.heard_at = time.monotonic()
+
+    def _is_alone(self) -> bool:
+        """Whether nobody is there, as far as can be told by one who may be cut off: nobody writes either."""
+        return self._sightings.is_nobody(time.monotonic(), ALONE_S)
 
     async def _ask_peers(self) -> list[str]:
         """ "hears", "deaf", "refused" or "timeout" for each other agent of this job."""
@@ -378,8 +428,8 @@ class Agent:
             link = await wire.dial(peer["host"], peer["port"], self.secret, timeout_s=2.0)
         except TimeoutError:
             return "timeout"
-        except OSError:
-            return "refused"
+        except OSError as error:
+            return "timeout" if error.errno in _UNREACHABLE else "refused"
         try:
             link.send({"type": "ask"})
             answer = await asyncio.wait_for(link.receive(), 2.0)
@@ -418,7 +468,7 @@ def main(argv: list[str]) -> int:
         die_with(os.getppid())
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     gc.freeze()  # what the imports made stays: no collection need look at it again
-    agent = Agent(RunPaths(Path(root)), node, int(index), foreground)
+    agent = Agent(RunPaths(Path(root).absolute()), node, int(index), foreground)
     return asyncio.run(agent.run(starts_supervisor="OPT_LAUNCH_FIRST" in os.environ))
 
 

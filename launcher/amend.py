@@ -22,7 +22,7 @@ from policies.load import RunFacts, read_policy, refit
 from policies.schema import Policy
 
 # What a checkpoint of our trainer has in common with every run that goes on from it.
-IDENTITY = ("size", "tokenizer", "seq_len", "seed", "data", "held_out")
+IDENTITY = ("size", "tokenizer", "vocabulary", "seq_len", "seed", "data", "text_key", "held_out")
 _SECRET = re.compile(r"launch\.env\..*(KEY|TOKEN|SECRET|PASS)", re.IGNORECASE)
 _SLURM_FLAGS = ("partition", "time")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launcher.events import CheckpointId
@@ -24,12 +25,13 @@ class NoChoice:
     reason: str
 
 
-def choose(run: Run, origin: str = "latest", onset_step: int = -1) -> Choice | NoChoice:
+def choose(run: Run, origin: str = "latest", onset_step: int = -1, below: int | None = None) -> Choice | NoChoice:
     """The checkpoint a restart with `from: origin` begins from.
 
     `origin`: "latest", "last_good", "before_incident" or "step N". `onset_step`: the step index at which an
     incident of the numbers began; a checkpoint of that step or before holds nothing of it, or, where not every step is
-    told, one of the last step told before it.
+    told, one of the last step told before it. `below`: older than the one of this step, which did not help, if there
+    is one.
     """
     if not run.checkpoints:
         return Choice(None, "no checkpoint was ever committed")
@@ -47,6 +49,8 @@ def choose(run: Run, origin: str = "latest", onset_step: int = -1) -> Choice | N
             Choice(exact.id, f"step {step} was asked for") if exact else NoChoice(f"no usable checkpoint at {origin}")
         )
     before = [c for c in line if onset_step < 0 or c.step <= onset_step - run.stride + 1]
+    if below is not None and (older := [c for c in before if c.step < below]):
+        before, onset_step = older, below - 1
     if origin == "before_incident" and before:
         return Choice(before[0].id, f"newest complete checkpoint from before the incident at step {onset_step}")
     good = next((c for c in before if run.is_good(c)), None)
@@ -55,6 +59,29 @@ def choose(run: Run, origin: str = "latest", onset_step: int = -1) -> Choice | N
     if before:
         return Choice(before[-1].id, "none is good yet: the oldest complete one from before the incident")
     return NoChoice(f"no usable checkpoint from before the incident at step {onset_step}")
+
+
+def tried_before(run: Run) -> int | None:
+    """The step of the checkpoint from which the run went on when it was to be cured of what has come again.
+
+    The same story goes on when the numbers go wrong again before they have gone well for a probation beyond the step
+    at which they had last time.
+    """
+    decision = run.pending
+    if decision is None or _origin(decision.actions) == "latest":
+        return None
+    earlier = (one for one in reversed(run.incidents) if one.number != decision.incident and one.mode == "act")
+    incident = next((one for one in earlier if _origin(one.actions) != "latest"), None)
+    if incident is None or incident.attempt >= len(run.attempts):
+        return None
+    restore = run.attempts[incident.attempt].restore  # of the attempt that came after it
+    again = max(decision.onset_step, 0) <= incident.step + run.probation
+    return restore[0] if again and restore else None
+
+
+def _origin(actions: Mapping[str, object]) -> str:
+    restart = actions.get("restart")
+    return str(restart.get("from", "latest")) if isinstance(restart, Mapping) else "latest"
 
 
 def removable(run: Run, keep: int, keep_every: int | None) -> tuple[Checkpoint, ...]:

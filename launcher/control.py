@@ -20,7 +20,9 @@ from launcher.events import CommandAnswered, CommandReceived
 from launcher.journal import newest_epoch, read_journal
 from launcher.paths import RunPaths, owner_of, user_name, write_atomically
 
-VERBS = frozenset({"stop", "save", "hold", "release", "replace", "do"})
+VERBS = frozenset(
+    {"stop", "save", "hold", "release", "pause", "unpause", "replace", "do", "approve", "note", "policy_set"}
+)
 ANSWER_S = 30.0  # how long an answer may take
 REQUEST_BYTES, TEXT_LETTERS, ARGS_DEPTH = 8192, 500, 12
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from launcher.abilities import SETTINGS
 from launcher.foreign import Telemetry
 from launcher.sections import RunSpec
 from launcher.sizes import smaller
@@ -23,15 +24,18 @@ UNDECLARED_S = 1800.0
 def facts_of(spec: RunSpec) -> RunFacts:
     """What a policy must fit."""
     about: dict[str, Any] = {"channels": frozenset(spec.notify), "first_step_s": spec.launch.first_step}
+    about["settings"] = spec.abilities.settings
     about["shrinks"] = bool(smaller(spec))
+    about["has_scheduler"] = spec.cluster.backend != "local"
     about["requeues"] = spec.cluster.backend == "slurm" and spec.cluster.continue_by != "none"
     if spec.trainer:
-        return RunFacts(**about)
+        return RunFacts(**about, checksum_every=spec.trainer.checksum_every)
     told = spec.telemetry
     return RunFacts(
         **about,
         own_trainer=False,
         goes_back=spec.checkpoints is not None,
+        skips=spec.abilities.skips,
         saves=not spec.abilities.refusal and (bool(spec.abilities.signal) or told is not None),
         metrics=told.metrics if told else None,
         least_hang_s=UNDECLARED_S if told and told.by_lines else None,
@@ -68,6 +72,7 @@ def foreign_problems(spec: RunSpec) -> Iterator[Problem]:
         return
     if spec.telemetry:
         yield from _patterns(spec.telemetry)
+    yield from _told(spec)
     yield from _goal(spec, spec.telemetry)
     yield from _resume(spec)
     if spec.checkpoints:
@@ -86,6 +91,15 @@ def _patterns(told: Telemetry) -> Iterator[Problem]:
     if patterns and not any(flaws) and not any(map(tells_steps, patterns)):
         message = "no group tells the step: write (?P<step>\\d+) counted from 0, or (?P<steps_done>\\d+) counted from 1"
         yield message, (keys[0],)
+
+
+def _told(spec: RunSpec) -> Iterator[Problem]:
+    """What is told through the reporter needs a trainer that uses it."""
+    by_lines = spec.telemetry is not None and spec.telemetry.by_lines
+    for name in ("skip", *sorted(SETTINGS)) if by_lines else ():
+        if getattr(spec.can, name) == "reporter":
+            message = f"'capabilities.{name}: reporter' needs a trainer that uses it: 'telemetry: {{preset: reporter}}'"
+            yield message, (f"capabilities.{name}", "telemetry")
 
 
 def _goal(spec: RunSpec, told: Telemetry | None) -> Iterator[Problem]:

@@ -29,11 +29,15 @@ def parsed(text: str, channels: frozenset[str]) -> dict[str, Any]:
     return document.value
 
 
-def checked(command: CommandReceived, run: Run, trainer: Abilities, channels: frozenset[str]) -> CommandReceived:
+def checked(
+    command: CommandReceived, run: Run, trainer: Abilities, channels: frozenset[str], owner: str
+) -> CommandReceived:
     """The command with `actions` as a decision carries them; without them and with `refused` if they cannot be done."""
     why, asked = str(command.args.get("why", "")), command.args.get("actions")
     rung, flaws = _read(asked, channels) if isinstance(asked, dict) else (None, [((), "no actions")])
     refused = "; ".join(message for _, message in flaws) or (lacking(run, rung, trainer) if rung else "")
+    if rung and rung.run and command.author != owner:
+        refused = f"what is run is run as {owner}: only they may ask for it"
     if rung is None or refused:
         return evolve(command, args={"why": why, "refused": refused})
     return evolve(command, args={"why": why, "actions": rung.plain(f"{command.author}: {why}")})
@@ -55,9 +59,19 @@ def lacking(run: Run, rung: Rung, trainer: Abilities) -> str:
     saves = rung.save or (rung.restart and rung.restart.save_first)
     if saves and trainer.refusal:
         return trainer.refusal
+    if told := _deaf_to(rung, trainer):
+        return told
     if not trains and (saves or rung.collect):
         return f"no ranks train that could save or be looked at: the run is {run.state}"
     return _no_checkpoint(run, rung.restart.from_) if rung.restart else ""
+
+
+def _deaf_to(rung: Rung, trainer: Abilities) -> str:
+    """What the trainer cannot be told."""
+    asked = rung.set.model_dump(exclude_none=True) if rung.set else {}
+    unknown = [name for name in asked if name not in trainer.settings]
+    unknown += ["skip"] if rung.skip and not trainer.skips else []
+    return f"the trainer cannot be told: {', '.join(unknown)}" if unknown else ""
 
 
 def _no_checkpoint(run: Run, origin: str) -> str:
@@ -71,13 +85,17 @@ def _no_checkpoint(run: Run, origin: str) -> str:
 
 
 def what_ends(run: Run) -> str:
-    """Why nothing else is begun: the run is at its end, or about to be held; "" if it goes on."""
+    """Why nothing else is begun: the run is at its end, or halted by a person; "" if it goes on."""
     if run.state.is_terminal:
         return f"the run is {run.state}"
     if run.stop_requested:
         return f"the run is being stopped, as {run.stop_requested} asked"
     if run.hold_requested:
         return f"the run is being held: {run.hold_requested}"
+    if run.state is RunState.PAUSED:
+        return f"the run is paused: {run.paused_by}; unpause it first"
+    if run.paused_by:
+        return f"the run is being paused: {run.paused_by}"
     return f"the job is ending: {run.job_ending}" if run.job_ending else ""
 
 
@@ -90,4 +108,8 @@ def told(actions: Json) -> str:
 def _told(name: str, value: Json) -> str:
     if name == "restart" and isinstance(value, dict):
         return f"restart from {value['from']}" + (" after a save" if value.get("save_first") else "")
+    if name == "set" and isinstance(value, dict):
+        return "set " + ", ".join(f"{key} {one}" for key, one in value.items())
+    if name == "skip" and isinstance(value, dict):
+        return f"skip {value['batches']} batches"
     return name

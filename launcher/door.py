@@ -20,14 +20,16 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from launcher import access, resume, submit
+from launcher.amend import changes as differences
 from launcher.backends import own
 from launcher.backends.scratch import sweep_scratch
 from launcher.document import Document, read_document
 from launcher.errors import LaunchError, Mistake, of_the_system
+from launcher.events import RunAmended
 from launcher.foreground import SHOWN
 from launcher.network import own_address
 from launcher.paths import RunPaths, user_name
-from launcher.place import Place, place_of
+from launcher.place import Place, place_of, training
 from launcher.run import RunState
 from launcher.sections import RunSpec
 from launcher.snapshots import read_run
@@ -37,9 +39,11 @@ from launcher.torchrun import Asked, parse
 from policies.units import parse_rate
 
 FIRST_NODE_S = 300.0  # how long the others wait for the first one
+LAST_CALL = "30s"  # torchrun's: so long it waits for further nodes once there are enough
 COUNT_S = 120.0  # torch may be on a slow disk
 ENDING_S = 60.0  # how long what is being ended may take to be gone
 _POLL_S = 0.5
+_SIZE = ("cluster.nodes", "cluster.min_nodes", "cluster.spares")
 _ELSEWHERE = "192.0.2.1"  # an address that is nobody's (RFC 5737): the way there is the way to all others
 _COUNT_DEVICES = """
 import sys, torch
@@ -80,17 +84,18 @@ def resolved_spec(asked: Asked, place: Place) -> ResolvedSpec:
     """The spec of a run of this place. Raises ConfigError, LaunchError."""
     file = read_document(asked.config) if asked.config else Document(OF_RUN, {})
     ranks = ranks_per_node(asked.ranks)
-    spares = asked.spares or 0
-    least, most = asked.nodes or (0, 0)
+    nodes = training(asked, place.count)
+    least = asked.nodes[0] if asked.nodes and asked.is_elastic else None
     flags = {
         ("name",): (asked.name, "--name") if asked.name or "name" in file.value else (_name(asked, place), OF_RUN),
         ("policy",): ([*asked.policy] or None, "--policy"),
         ("command",): ([*asked.command], OF_RUN),
         ("cluster", "backend"): ("own", OF_RUN),
-        ("cluster", "nodes"): (place.count - spares, OF_RUN),
-        ("cluster", "spares"): (spares, "--spares"),
+        ("cluster", "nodes"): (nodes, OF_RUN),
+        ("cluster", "spares"): (place.count - nodes, "--spares"),
         ("cluster", "ranks_per_node"): (ranks, "--nproc-per-node"),
-        ("cluster", "min_nodes"): (least if least < most else None, "--nnodes"),
+        ("cluster", "min_nodes"): (least, "--nnodes"),
+        ("capabilities", "elastic"): (asked.is_elastic or None, "--nnodes"),
     }
     changes, mistakes = parsed_overrides(asked.changes)
     tells_steps = "telemetry" in file.value or any(change.path[0] == "telemetry" for change in changes)
@@ -112,8 +117,11 @@ def _built_in(asked: Asked, place: Place, ranks: int, *, tells_steps: bool) -> d
     env = {"ROLE_NAME": asked.role, "TORCHELASTIC_MAX_RESTARTS": str(asked.max_restarts or 0)}
     # A script that tells no steps cannot be told from one that hangs before its first.
     first_step = {} if tells_steps else {"first_step": "3650d"}
+    cluster: dict[str, Any] = {"continue_by": "none", "silence": "10s" if place.job or place.count > 1 else "2s"}
+    if asked.is_elastic:
+        cluster["wait_for_node"] = LAST_CALL
     return {
-        "cluster": {"continue_by": "none", "silence": "10s" if place.job or place.count > 1 else "2s"},
+        "cluster": cluster,
         "launch": {**first_step, "threads": threads, "bind": "none", "env": env},
     }
 
@@ -158,15 +166,15 @@ def _begin(resolved: ResolvedSpec, paths: RunPaths, place: Place) -> tuple[Place
     place = replace(place, step=place.step or uuid.uuid4().hex[:8])
     if not paths.root.exists():
         submit.make(resolved, paths.root.parent)
-    elif _goes_on(resolved.spec, paths, place):
+    elif _goes_on(resolved, paths, place):
         return place, 0
     own.announce(paths, place)
     return place, None
 
 
-def _goes_on(spec: RunSpec, paths: RunPaths, place: Place) -> bool:
+def _goes_on(resolved: ResolvedSpec, paths: RunPaths, place: Place) -> bool:
     """Go on with an earlier run of this name; whether it has succeeded already. Raises LaunchError."""
-    _refuse_another(spec, paths)
+    _refuse_another(resolved.spec, paths)
     _wait_for_its_end(paths, place)
     state = read_run(paths).state
     if state is RunState.SUCCEEDED:
@@ -174,9 +182,22 @@ def _goes_on(spec: RunSpec, paths: RunPaths, place: Place) -> bool:
         return True
     before = own.allocation(paths)
     is_requeued = bool(place.job) and before.get("job") == place.job and before.get("life") != place.life
-    if state.is_terminal or not is_requeued:  # else the supervisor sees that the job began anew
-        resume.begin_again(paths, user_name(os.getuid()))
+    author = user_name(os.getuid())
+    changed = _other_size(resolved, paths, author)
+    if changed or state.is_terminal or not is_requeued:  # else the supervisor sees that the job began anew
+        resume.begin_again(paths, author, changed)
     return False
+
+
+def _other_size(resolved: ResolvedSpec, paths: RunPaths, author: str) -> list[RunAmended]:
+    """An elastic run goes on with as many nodes as there are this time."""
+    was, now = read_resolved(paths.spec), resolved.spec
+    if not now.can.elastic:
+        return []
+    if changes := {key: both for key, both in differences(was, now).items() if key in _SIZE}:
+        submit.write_spec(paths, resolved)
+        return [RunAmended(at=time.time(), author=author, changes=changes, **submit.asked(now))]
+    return []
 
 
 def _refuse_another(spec: RunSpec, paths: RunPaths) -> None:
@@ -184,7 +205,8 @@ def _refuse_another(spec: RunSpec, paths: RunPaths) -> None:
     hint = "another --name for another run"
     if stored.cluster.backend != "own":
         raise _refused(f"a run named '{paths.name}' was submitted, not started by {OF_RUN}", paths, hint)
-    shape = [(one.cluster.nodes, one.cluster.ranks_per_node) for one in (stored, spec)]
+    are_elastic = stored.can.elastic and spec.can.elastic
+    shape = [(0 if are_elastic else one.cluster.nodes, one.cluster.ranks_per_node) for one in (stored, spec)]
     if shape[0] != shape[1]:
         was, now = (f"{nodes} nodes with {ranks} ranks each" for nodes, ranks in shape)
         raise _refused(f"run '{paths.name}' was started on {was}, and now on {now}", paths, hint)

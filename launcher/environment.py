@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from launcher.events import Json
 from launcher.sections import FROM_ENV, Launch
 
 PACKAGES = ("torch", "numpy", "nvidia-nccl-cu12", "opt-launch")
@@ -54,6 +55,39 @@ def of_attempt(by_node: dict[str, dict[str, Any]]) -> dict[str, Any]:
     found = {key: [one.get(key) for one in by_node.values()] for key in keys}
     distinct = {key: [v for i, v in enumerate(values) if v not in values[:i]] for key, values in found.items()}
     return {**distinct, "nodes": sorted(by_node)}
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Json]:
+    """What two attempts have recorded differently: its dotted name, and both values, None where there is none.
+
+    What only one of them knows is nothing that has changed. Of code with the same digest nothing else counts.
+    """
+    known = before.keys() & after.keys() - {"nodes"}
+    if _digest(before) and _digest(before) == _digest(after):
+        known.discard("code")
+    old, new = ({k: v for key in known for k, v in _flat(key, one[key]).items()} for one in (before, after))
+    return {key: [old.get(key), new.get(key)] for key in sorted({*old, *new}) if old.get(key) != new.get(key)}
+
+
+def _digest(recorded: Mapping[str, Any]) -> str:
+    return (recorded.get("code") or {}).get("digest", "")
+
+
+def _flat(key: str, value: Any) -> dict[str, Any]:
+    """The values under a key by their dotted names; those of several nodes as a list, unless they are all the same."""
+    if isinstance(value, dict):
+        return {name: one for inner, held in value.items() for name, one in _flat(f"{key}.{inner}", held).items()}
+    if not isinstance(value, list):
+        return {key: value}
+    if value and all(isinstance(one, dict) for one in value):
+        inner = sorted({name for one in value for name in one})
+        return {f"{key}.{name}": _one([one.get(name) for one in value]) for name in inner}
+    return {key: _one(value)}
+
+
+def _one(values: list[Any]) -> Any:
+    distinct = [one for at, one in enumerate(values) if one not in values[:at]]
+    return distinct[0] if len(distinct) == 1 else distinct
 
 
 def _cpuinfo() -> dict[str, str]:

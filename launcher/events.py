@@ -15,7 +15,9 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 SCHEMA = 1
 
-PERSON = "person"  # the rule of decisions that a person made
+# Rules of decisions that no policy makes.
+PERSON = "person"
+RETRY = "hold-retry"
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 CheckpointId: TypeAlias = tuple[int, int]  # (step, attempt that wrote it)
@@ -63,7 +65,8 @@ class Branch:
 class Asked:
     """What a person asked for, as far as the state machine needs it. `ranks_per_node` ranks on `nodes` nodes.
 
-    `slots_per_node` of them a node has, where a rank stands for several.
+    `slots_per_node` of them a node has, where a rank stands for several. `settings`: what a policy may change, where
+    its value is known: lr (the peak), clip.
     """
 
     nodes: int
@@ -73,6 +76,7 @@ class Asked:
     probation: int
     save_every: int | None
     slots_per_node: int | None = None
+    settings: dict[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,14 +118,29 @@ class EpochStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RunHeld(Event):
-    """The run needs a person; the allocation is kept."""
+    """The run needs a person; the allocation is kept. `keeps_ranks`: the ranks are left as they are, waiting."""
 
     reason: str
+    keeps_ranks: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunReleased(Event):
     """A person let a held run go on; budgets count anew from here."""
+
+    author: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPaused(Event):
+    """No rank runs, because a person wants it so; the allocation is kept. `reason`: who, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunUnpaused(Event):
+    """A person let a paused run go on. Nothing was wrong with it: budgets count as before."""
 
     author: str
 
@@ -157,6 +176,22 @@ class JobOver(Event):
     """The job that is being ended will not begin again."""
 
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobTold(Event):
+    """What the scheduler says of the job, when it has changed. `ends_at`: Unix seconds, None without a limit."""
+
+    state: str
+    ends_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskTold(Event):
+    """The space of the file system with the run folder, in bytes, when it has changed by more than a fiftieth."""
+
+    free: int
+    total: int
 
 
 # ---------------------------------------------------------------- nodes
@@ -215,6 +250,56 @@ class NodeUndrained(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StorageSilent(Event):
+    """A look at the run folder from the node, begun at `since`, has not come back."""
+
+    node: str
+    since: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageBack(Event):
+    """It has."""
+
+    node: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineMatched(Event):
+    """A rank printed a line that a rule of the policy looks for; of many such lines only some are told."""
+
+    attempt: int
+    node: str
+    rank: int
+    rule: str
+    line: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrainDone(Event):
+    """What came of having the scheduler keep a node that we left out from everybody: `reason` stands there if `ok`.
+
+    `refused`: we may not; else another's hand is on the node, or there are limits.
+    """
+
+    node: str
+    decision: str
+    ok: bool
+    reason: str
+    detail: str
+    refused: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrainUndone(Event):
+    """The node takes part again: what came of having the scheduler open it, if the reason there was still ours."""
+
+    node: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankProgress:
     """One rank's place at a moment; `os_state` is the kernel's letter (T = stopped, Z = dead)."""
 
@@ -255,7 +340,8 @@ class StepsMoving(Event):
 class AttemptStarted(Event):
     """A set of ranks is about to be started together; journaled before the deed.
 
-    `resumes_itself`: where it begins only the trainer knows, and its first step will tell.
+    `resumes_itself`: where it begins only the trainer knows, and its first step will tell. `settings`: those that are
+    to be other than the run was asked for; `skips`: half-open ranges of absolute sample indices that are left out.
     """
 
     attempt: int
@@ -264,6 +350,8 @@ class AttemptStarted(Event):
     restore: CheckpointId | None
     why: str
     resumes_itself: bool = False
+    settings: dict[str, Json] = field(default_factory=dict)
+    skips: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +383,7 @@ class StepDone(Event):
     `metrics` holds the trainer's numbers (loss, grad_norm, lr, ...; not-a-number and infinities as
     such). `samples` is the half-open range of absolute sample indices consumed. `blocked_s` is the part
     of `step_s` spent blocked by a save. `compute_s`: of each rank, in their order, the seconds in which it computed and
-    did not wait for others.
+    did not wait for others. `checksums`: what ranks must hold the same bits of -> rank -> its checksum.
     """
 
     attempt: int
@@ -305,6 +393,33 @@ class StepDone(Event):
     step_s: float = 0.0
     blocked_s: float = 0.0
     compute_s: tuple[float, ...] = ()
+    checksums: dict[str, dict[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingsApplied(Event):
+    """The trainer says with which settings it goes on from `step`. `id`: of the decision; "" at the attempt's start.
+
+    `asked`: a number, "x0.5" (of a value that only the trainer knows) or "reset". `problem`: why nothing was changed.
+    """
+
+    attempt: int
+    id: str
+    step: int
+    asked: dict[str, Json] = field(default_factory=dict)
+    effective: dict[str, Json] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def differing(self) -> tuple[str, ...]:
+        """The settings that are not what was asked for, as far as that can be told."""
+        return tuple(name for name, value in self.asked.items() if not _is_met(value, self.effective.get(name)))
+
+
+def _is_met(asked: Json, effective: Json) -> bool:
+    if isinstance(effective, bool) or not isinstance(effective, (int, float)) or not math.isfinite(effective):
+        return False
+    return isinstance(asked, str) or math.isclose(asked, effective, rel_tol=1e-6)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,8 +502,9 @@ class Decision(Event):
     """What a rule (or a person, or the engine itself) decided about a finding; journaled before the deed.
 
     `id` is unique in the run. `actions` maps action names to their parameters, in the fixed order of
-    the grammar; with mode `advise` nothing of it is done. `nodes` are those the finding is about; `blame`
-    says how sure that is. `delay_s`: wait so long before the restart (back-off).
+    the grammar; with mode `advise` nothing of it is done, and with mode `ask` not before a person says so or, where
+    `otherwise` is act, it is `due_at`. Without actions it closes what was asked. `nodes` are those the finding is
+    about; `blame` says how sure that is. `delay_s`: wait so long before the restart (back-off).
     """
 
     id: str
@@ -396,7 +512,7 @@ class Decision(Event):
     attempt: int
     rule: str
     detector: str
-    mode: Literal["act", "advise"] = "act"
+    mode: Literal["act", "advise", "ask"] = "act"
     rung: int = 0
     counts: bool = True
     actions: dict[str, Json] = field(default_factory=dict)
@@ -408,6 +524,8 @@ class Decision(Event):
     onset_at: float = 0.0
     onset_step: int = -1
     delay_s: float = 0.0
+    due_at: float = 0.0
+    otherwise: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -503,6 +621,14 @@ class Warned(Event):
     text: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentChanged(Event):
+    """An attempt runs on something else than the one before. `changes`: what -> what it was, and what it is."""
+
+    attempt: int
+    changes: dict[str, Json] = field(default_factory=dict)
+
+
 # ---------------------------------------------------------------- JSON
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -567,6 +693,10 @@ def _rich(cls: type[Event], name: str, value: Any) -> Any:
         return {node: tuple(ranks) for node, ranks in value.items()}
     if name in ("metrics", "result"):
         return {key: _number(item) for key, item in value.items()}
+    if name == "skips":
+        return tuple((first, end) for first, end in value)
+    if name == "checksums":
+        return {what: {int(rank): number for rank, number in of.items()} for what, of in value.items()}
     if name in ("nodes", "ranks", "restore", "parent", "samples", "compute_s") and isinstance(value, list):
         return tuple(value)
     return value

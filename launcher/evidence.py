@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from launcher.log_parts import newest
 from launcher.ranks import Rank
 
 DUMP_TIMEOUT_S = 8.0
@@ -23,7 +24,7 @@ async def collect(ranks: list[Rank], folder: Path, node: str, log: Path) -> list
         f"{node}.rank{rank.rank}.stack.txt": _state(rank) + stack
         for rank, stack in zip((rank for rank in ranks if rank.alive), stacks, strict=True)
     }
-    texts[f"{node}.log"] = _tail(log)
+    texts[f"{node}.log"] = _tail(newest(log))
     written: list[str] = []
     for name, text in texts.items():
         with contextlib.suppress(OSError):

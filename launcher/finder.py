@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from launcher.events import (
     CheckpointVerified,
     Event,
     RunReleased,
+    RunUnpaused,
     Warned,
 )
 from launcher.foreign import CheckpointFiles
@@ -34,14 +34,20 @@ _SHARE = 0.05  # of the time at most goes into looking
 class Finder(Chores):
     """Looks every few seconds while the trainer runs, and once more before it is started again.
 
-    `newest`: the trainer takes the newest checkpoint it finds, and must find none that we passed over.
+    `newest`: the trainer takes the newest checkpoint it finds, and must find none that we passed over. `folder`: that
+    which relative names are in, whatever copy of the code ranks work in.
     """
 
     def __init__(
-        self, files: CheckpointFiles, newest: bool, emit: Callable[[Event], Event], ack: Callable[[str, int], None]
+        self,
+        files: CheckpointFiles,
+        newest: bool,
+        folder: Path,
+        emit: Callable[[Event], Event],
+        ack: Callable[[str, int], None],
     ) -> None:
         super().__init__()
-        self._files, self._newest, self._folder = files, newest, Path(os.getcwd())
+        self._files, self._newest, self._folder = files, newest, folder
         self._emit, self._ack = emit, ack
         self._run = Run()
         self._known: set[CheckpointId] = set()  # told of, though it may not be durable yet
@@ -60,7 +66,7 @@ class Finder(Chores):
         """Go on from an event that counts."""
         self._run = run
         match event:
-            case AttemptStarted() | AttemptEnded() | RunReleased():
+            case AttemptStarted() | AttemptEnded() | RunReleased() | RunUnpaused():
                 self.searched, self.inspected = False, frozenset()
 
     # ------------------------------------------------------------ looking

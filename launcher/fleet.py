@@ -12,13 +12,24 @@ from typing import Any
 
 from launcher import wire
 from launcher.agent import stop_threshold
-from launcher.events import AgentJoined, Event, NodeBack, NodeSilent, RankProgress, StepsMoving, StepsStopped
+from launcher.events import (
+    AgentJoined,
+    Event,
+    NodeBack,
+    NodeSilent,
+    RankProgress,
+    StepsMoving,
+    StepsStopped,
+    StorageBack,
+    StorageSilent,
+)
 from launcher.paths import RunPaths
 from launcher.recovery import Inventory
 from launcher.run import Node, NodeState, Run, RunState
 
 BEAT_S = 1.0  # to agents, which miss us after 3 s
 RESET_GRACE_S = 1.0
+STORAGE_S = 15.0  # a look at a folder that takes so long is told
 _REDIAL_S = 0.2
 _SCAN_S = 0.5
 _SCAN_WHEN_RUNNING_S = 2.0
@@ -42,6 +53,8 @@ class Contact:
     attempt: int = 0
     ranks: dict[str, Message] = field(default_factory=dict)
     gap_p99: float = 0.0
+    storage_s: float = 0.0  # for so long the run folder has not answered there
+    storage_told: bool = False
     beat_at: float = 0.0
     cleared: int = 0
     collected: frozenset[str] = frozenset()
@@ -150,6 +163,7 @@ class Fleet:
                 self.changed |= message["ranks"].keys() != contact.ranks.keys()
                 contact.ranks, contact.beat_at = message["ranks"], now
                 contact.gap_p99 = message.get("gap_p99", contact.gap_p99)
+                contact.storage_s = message.get("storage_s", contact.storage_s)
             if contact.silent and contact.beat_at == now:
                 contact.silent, contact.came_back = False, True
             if message["type"] == "killed":
@@ -222,6 +236,7 @@ class Fleet:
             self._beat()
         for contact in self.contacts.values():
             self._watch_silence(contact, now)
+            self._watch_storage(contact)
         self._watch_steps(run, now)
         for contact in self.contacts.values():
             if contact.came_back:  # told only after what its ranks did meanwhile
@@ -258,6 +273,14 @@ class Fleet:
             since = time.time() - (now - contact.heard_at)
             cause = "reset" if reset else "silence"
             self._emit(NodeSilent(at=time.time(), node=contact.node, since=since, cause=cause))
+
+    def _watch_storage(self, contact: Contact) -> None:
+        is_silent = contact.storage_s > STORAGE_S
+        if contact.joined and is_silent != contact.storage_told:
+            contact.storage_told = is_silent
+            at = time.time()
+            told = StorageSilent(at=at, node=contact.node, since=at - contact.storage_s)
+            self._emit(told if is_silent else StorageBack(at=at, node=contact.node))
 
     def _watch_steps(self, run: Run, now: float) -> None:
         """Emit `steps_stopped` and `steps_moving` for the live attempt, by its ranks on answering nodes."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from launcher.abilities import SAVE_LIMIT_S, Abilities
+from launcher.abilities import SAVE_LIMIT_S, SETTINGS, Abilities
 from launcher.grammar import Positive, Section, Text, Texts
 from launcher.reporter import EXIT_CHECKPOINT_REJECTED
 from launcher.telemetry import PRESETS, Patterns, Speaker, compiled, flaw, metrics_of
@@ -113,6 +113,7 @@ Resume = Annotated[
 Save = Annotated[
     Annotated[Literal["none"], Tag("a word")] | Annotated[SaveNow, Tag("a mapping")], Discriminator(_word_or_mapping)
 ]
+Told = Literal["none", "reporter"]  # whether the trainer hears of it through the reporter
 ExitMeaning = Literal["rerun_same", "done", "stop"]
 
 
@@ -120,11 +121,19 @@ class Capabilities(Section):
     """What the trainer can do. What is not said is not known, and not relied upon."""
 
     resume: Resume | None = None
-    skip: Literal["none"] = "none"
+    skip: Told = "none"
     save_now: Save | None = None
-    lr: Literal["none"] = "none"
+    lr: Told = "none"
+    clip: Told = "none"
+    loss_scale: Told = "none"
+    elastic: bool = False  # fit for any WORLD_SIZE, and so are its checkpoints
     done: Done | None = None
     exit_codes: dict[Annotated[str, AfterValidator(_exit_code)], ExitMeaning] = Field(default_factory=dict)
+
+    @property
+    def settings(self) -> frozenset[str]:
+        """The settings that can be changed."""
+        return frozenset(name for name in SETTINGS if getattr(self, name) == "reporter")
 
     def codes(self, meaning: ExitMeaning) -> list[int]:
         """The exit statuses that mean this."""
@@ -164,6 +173,9 @@ def abilities_of(telemetry: Telemetry | None, can: Capabilities, checkpoints: Ch
         save_s=by_signal.within if by_signal else SAVE_LIMIT_S,
         resume_args=can.resume.args if isinstance(can.resume, ResumeArgs) else (),
         resumes_itself=checkpoints is None and can.resume != "none",
+        begins_anew=can.resume == "none",
         done_step=can.done.step if can.done else None,
+        settings=can.settings,
+        skips=can.skip == "reporter",
         refusal={"goes_on": "", "exits": SAVE_ENDS, "never": NO_SAVE}[saves],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from launcher.code.record import original_folder
 from launcher.events import Event
 from launcher.finder import Finder
 from launcher.keeper import Keeper
@@ -20,5 +21,5 @@ def keeper_of(
 ) -> Keeper | Finder:
     """For a trainer that says where its checkpoints are, one that looks there; else one that is told of each."""
     if spec.checkpoints:
-        return Finder(spec.checkpoints, spec.can.resume == "newest", emit, ack)
+        return Finder(spec.checkpoints, spec.can.resume == "newest", original_folder(paths), emit, ack)
     return Keeper(paths, spec.trainer.checkpoint if spec.trainer else None, emit, ack, send)

@@ -32,6 +32,9 @@ def launch_problems(spec: RunSpec, environment: Mapping[str, str]) -> Iterator[P
     if launch.mode == "per_node" and spec.trainer:
         message = "'launch.mode: per_node' is for a command that starts the ranks of a node itself, not for our trainer"
         yield message, ("launch.mode", "trainer")
+    if launch.code == "snapshot" and (spec.trainer or cluster.backend == "own"):
+        why = "of our own trainer nothing is copied" if spec.trainer else "opt-launch run starts what is there"
+        yield f"'launch.code: snapshot' is for a command that is submitted: {why}", ("launch.code",)
     for index, item in enumerate(launch.prefix):
         for name in sorted({*_PLACE.findall(item)} - PLACES.keys()):
             yield f"{{{name}}} stands for nothing: {{{'}, {'.join(PLACES)}}} do", (f"launch.prefix.{index}",)

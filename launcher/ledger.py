@@ -19,16 +19,20 @@ from launcher.events import (
     RunAmended,
     RunEnded,
     RunHeld,
+    RunPaused,
     RunReleased,
     RunResumed,
     RunSubmitted,
+    RunUnpaused,
     StepDone,
 )
+from launcher.run import keeps_ranks
 
 RECENT = 256  # steps that are kept one by one
 
 _NUMERICS = frozenset({"spike", "non_finite", "scale_collapse", "drift", "plateau", "sdc"})
 _BEGINNING = ("starting", "restarting")
+_HALTED = ("paused", "held")
 _STEPPING = "useful"  # the part of an open interval in which ranks train
 _STILL_MEDIANS = 3  # a last step older than so many median steps means that nothing moves
 _STILL_LEAST_US = 1_000_000
@@ -100,7 +104,9 @@ class Ledger:
             self.asked = event  # told when the former allocation is gone
         elif isinstance(event, RunHeld):
             self._turn("held", was="hang" if self._stands_still() else "rolled_back")
-        elif isinstance(event, RunReleased) and self.phase == "held":
+        elif isinstance(event, RunPaused):
+            self._turn("paused", was="stopped")
+        elif isinstance(event, (RunReleased, RunUnpaused)) and self.phase in _HALTED:
             self._turn("restarting")
         elif isinstance(event, (RunEnded, RunResumed)):
             self._turn("stopped" if isinstance(event, RunEnded) else "queue", was="stopped")
@@ -143,6 +149,9 @@ class Ledger:
             self._count("checkpoint", blocked)
             us = took - blocked
             self.phase = _STEPPING
+        elif self.phase == "held":  # its ranks were left waiting, and have gone on
+            self._count("held", self._elapsed())
+            self.phase, us = _STEPPING, 0
         else:  # done while ranks were already being ended: it counts as a step, its time is the phase's
             us = 0
         loss = event.metrics.get("loss")
@@ -180,8 +189,8 @@ class Ledger:
         self.completed = base
 
     def _decided(self, event: Decision) -> None:
-        ends_ranks = event.actions.keys() & {"restart", "hold", "stop"}
-        if event.mode == "act" and ends_ranks and not self.ended and self.phase not in ("held", "queue"):
+        ends_ranks = event.actions.keys() & {"restart", "hold", "stop"} and not keeps_ranks(event)
+        if event.mode == "act" and ends_ranks and not self.ended and self.phase not in (*_HALTED, "queue"):
             self._turn("restarting", was="rolled_back" if event.detector in _NUMERICS else "hang")
             self.fresh = False
 

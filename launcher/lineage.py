@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from launcher.events import (
     CheckpointCommitted,
@@ -16,6 +17,7 @@ from launcher.events import (
 )
 from launcher.evolve import evolve
 from launcher.run import Checkpoint, Run
+from launcher.settings import saved
 
 
 def committed(run: Run, event: CheckpointCommitted) -> Run:
@@ -28,14 +30,14 @@ def committed(run: Run, event: CheckpointCommitted) -> Run:
         return run
     current = event.attempt == (run.attempt.number if run.attempt else 0)  # 0: it was there before the run
     already = max(0, run.step - event.step) if current else 0
-    finite = all(math.isfinite(value) for value in run.metrics.values()) if current else True
+    finite = was_skipped(run.metrics) or _is_finite(run.metrics) if current else True
     checkpoint = Checkpoint(
         event.step, event.attempt, event.parent, event.manifest_digest, event.bytes, event.at,
         healthy_steps=already if finite else 0, doubted=not finite, path=event.path, written_at=event.written_at,
     )  # fmt: skip
     run = evolve(run, checkpoints={**run.checkpoints, checkpoint.id: checkpoint})
     if current:
-        run = evolve(run, head=checkpoint.id)
+        run = saved(evolve(run, head=checkpoint.id))
         if event.step > run.save_beyond:  # one that was begun before a save was asked for is not the one asked for
             run = evolve(run, save_requested_at=None)
     return run
@@ -64,6 +66,8 @@ def set_aside(run: Run, event: CheckpointSetAside) -> Run:
 
 def healthy_step(run: Run, event: StepDone, before: int) -> Run:
     """Count for every checkpoint of the line on probation the steps done since `before`, or cast doubt on it."""
+    if was_skipped(event.metrics):
+        return run  # the weights are those of before: no proof of health, and no doubt
     changed: dict[CheckpointId, Checkpoint] = {}
     for checkpoint in run.lineage():
         if checkpoint.healthy_steps >= run.probation:
@@ -72,10 +76,19 @@ def healthy_step(run: Run, event: StepDone, before: int) -> Run:
             continue
         changed[checkpoint.id] = (
             evolve(checkpoint, healthy_steps=checkpoint.healthy_steps + run.step - max(before, checkpoint.step))
-            if all(map(math.isfinite, event.metrics.values()))
+            if _is_finite(event.metrics)
             else evolve(checkpoint, doubted=True)
         )
     return evolve(run, checkpoints={**run.checkpoints, **changed}) if changed else run
+
+
+def was_skipped(metrics: Mapping[str, float]) -> bool:
+    """Whether the update of a step was left out, as a loss scale does when it finds its size."""
+    return metrics.get("skipped", 0.0) >= 1
+
+
+def _is_finite(metrics: Mapping[str, float]) -> bool:
+    return all(map(math.isfinite, metrics.values()))
 
 
 def _with_checkpoint(run: Run, id_: CheckpointId, **changes: object) -> Run:

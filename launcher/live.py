@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from launcher.fleet import Contact
-from launcher.run import Run, RunState
+from launcher.run import Incident, Run, RunState
+from policies.units import format_duration
 
 SCHEMA = 1
 
@@ -32,6 +33,9 @@ def next_action(run: Run, at: float) -> str:
         return f"save, then hold: {run.hold_requested}"
     if run.state is RunState.HELD:
         return f"nothing until released: {run.hold_reason}"
+    if run.paused_by:
+        how = "end the ranks" if run.pause_now else "save"
+        return f"{how}, then pause: {run.paused_by}"
     if pending is not None:
         wait_s = max(0.0, pending.at + pending.delay_s - at)
         what = ", ".join(pending.actions)
@@ -39,6 +43,8 @@ def next_action(run: Run, at: float) -> str:
         return f"{what}{when}: {pending.rule}: {pending.why}"
     if run.job_ending:
         return f"save, then have the scheduler begin the job anew: {run.job_ending}"
+    if asked := next((one for one in run.incidents if one.state == "ASKED"), None):
+        return f"{_asked(run, asked, at)}: {asked.rule}: {asked.why}"
     if run.state is RunState.SUSPECT:
         silent = [node.name for node in run.nodes.values() if node.silent_since is not None]
         about = f"{', '.join(silent)} is silent" if silent else "no step moves"
@@ -49,3 +55,9 @@ def next_action(run: Run, at: float) -> str:
         when = "save, then replace" if run.replacing_since else "when a spare is there, save and replace"
         return f"{when} {', '.join(run.replace.nodes)}: {run.replace.why}"
     return ""  # what a run that trains does next, the journal tells
+
+
+def _asked(run: Run, incident: Incident, at: float) -> str:
+    left = format_duration(float(round(max(0.0, incident.due_at - at))))
+    when = f"in {left}" if incident.otherwise == "act" else f"only if approved within {left}"
+    return f"{', '.join(incident.actions)} {when}: incidents {run.name} approve {incident.number}, or hold"

@@ -44,6 +44,25 @@ class RunPaths:
         return self.root / "variables.json"
 
     @property
+    def code_folder(self) -> Path:
+        """What is known of the code, one number for each time that it was taken; the highest counts."""
+        return self.root / "code"
+
+    def code(self, number: int) -> Path:
+        """The copy of the work tree, and links to what lies beside it."""
+        return self.code_folder / f"{number:04d}"
+
+    def code_record(self, number: int) -> Path:
+        return self.code_folder / f"{number:04d}.json"
+
+    def code_diff(self, number: int) -> Path:
+        return self.code_folder / f"{number:04d}.diff"
+
+    def code_files(self, number: int) -> Path:
+        """The names of the files that were copied, each followed by a NUL."""
+        return self.code_folder / f"{number:04d}.files"
+
+    @property
     def journal_folder(self) -> Path:
         return self.root / "journal"
 
@@ -137,6 +156,10 @@ class RunPaths:
     def incident(self, number: int) -> Path:
         return self.root / "incidents" / f"{number:04d}"
 
+    def command_output(self, incident: int, decision: str) -> Path:
+        """What the command of a decision has printed."""
+        return self.incident(incident) / f"{decision}.run.log"
+
     def environment(self, attempt: int) -> Path:
         return self.root / "environment" / f"{attempt:04d}.json"
 
@@ -144,7 +167,7 @@ class RunPaths:
         """Make all folders of the run. Raises OSError."""
         folders = (
             self.journal_folder, self.metrics_folder, self.state, self.epochs, self.agents, self.control,
-            self.checkpoints, self.logs, self.root / "incidents", self.root / "environment",
+            self.checkpoints, self.logs, self.root / "incidents", self.root / "environment", self.code_folder,
         )  # fmt: skip
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)

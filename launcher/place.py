@@ -28,7 +28,7 @@ class Place:
 
     @property
     def job_id(self) -> str:
-        """By which the processes of this start know each other: 123; 123.1 requeued; 123+4 as its fifth step."""
+        """By which the processes of a start know each other: 123 or 123_7; 123.1 requeued; 123+4 as its fifth step."""
         return (self.life or "own") + (f"+{self.step}" if self.step != "0" else "")
 
 
@@ -40,7 +40,17 @@ def slurm_life(job_id: str) -> str:
 def slurm_job(job_id: str) -> str:
     """Slurm's id of the job in a `job_id`; "" where Slurm has no part."""
     job = slurm_life(job_id).partition(".")[0]
-    return job if job.isdigit() else ""
+    return job if job[:1].isdigit() else ""
+
+
+def own_id(environment: Mapping[str, str]) -> str:
+    """The id of the job we are in, with the number of its life if it was requeued.
+
+    An element of an array goes by ARRAY_INDEX: the number in SLURM_JOB_ID is the whole array's for one of them.
+    """
+    array, life = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_RESTART_COUNT", "0")
+    job = f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment["SLURM_JOB_ID"]
+    return job if life == "0" else f"{job}.{life}"
 
 
 def place_of(asked: Asked, environment: Mapping[str, str], host: str) -> Place:
@@ -53,24 +63,30 @@ def place_of(asked: Asked, environment: Mapping[str, str], host: str) -> Place:
     if spares >= place.count:
         raise WrongUse(f"{spares} of {place.count} nodes cannot be spares", f"--spares {spares}", "start more tasks")
     least, most = asked.nodes or (1, place.count)
-    if not any(least <= count <= most for count in (place.count, place.count - spares)):
+    fits = least <= place.count - spares if least < most else place.count in (least, least + spares)
+    if asked.nodes and not fits:
         told = f"{least}" if least == most else f"{least}:{most}"
         where = f"in job {place.job}" if place.job else f"on {host}"
         raise WrongUse(f"--nnodes is {told}, and this is one of {place.count} tasks", where, _ONE_A_NODE)
     return place
 
 
+def training(asked: Asked, count: int) -> int:
+    """How many of `count` nodes train. Of a range at most its end: what is beyond it waits, as with torchrun."""
+    nodes = count - (asked.spares or 0)
+    return min(nodes, asked.nodes[1]) if asked.is_elastic and asked.nodes else nodes
+
+
 def _in_a_job(environment: Mapping[str, str], host: str) -> Place:
     """One task of a step; or the batch script itself, or the shell of salloc, in a job of one node."""
-    job, step = environment["SLURM_JOB_ID"], environment.get("SLURM_STEP_ID", "")
+    life, step = own_id(environment), environment.get("SLURM_STEP_ID", "")
+    job = slurm_job(life)
     nodes = int(environment.get("SLURM_STEP_NUM_NODES" if step else "SLURM_JOB_NUM_NODES", "1"))
     tasks = int(environment.get("SLURM_STEP_NUM_TASKS", nodes)) if step else 1
     if tasks != nodes:
         told = f"{tasks} tasks on {nodes} nodes" if step else f"one task in a job of {nodes} nodes"
         raise WrongUse(f"{told}: one a node is needed", f"in job {job}", _ONE_A_NODE)
     index = int(environment.get("SLURM_NODEID", "0")) if step else 0
-    restarts = environment.get("SLURM_RESTART_COUNT", "0")
-    life = job + (f".{restarts}" if restarts != "0" else "")
     return Place(environment.get("SLURMD_NODENAME", host), index, nodes, job, life, step)
 
 

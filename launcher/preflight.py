@@ -14,12 +14,10 @@ from launcher import sizes
 from launcher.access import why_not
 from launcher.declared import Problem, foreign_problems
 from launcher.launch_checks import launch_problems
-from launcher.sections import SIZES, RunSpec, Trainer
+from launcher.sections import BYTES, OPT_VOCABULARY, SIZES, RunSpec, Trainer
 
 # Grammar whose deeds do not exist yet: the key, and the values that ask for nothing.
 NOT_BUILT: dict[str, tuple[object, ...]] = {
-    "trainer.tokenizer": ("bytes",),
-    "trainer.dtype": ("fp32", "bf16"),
     "trainer.checkpoint.memory": (None, False),
     "health.before_start": ("none",),
     "health.every": (None,),
@@ -39,6 +37,7 @@ def problems(spec: RunSpec, environment: Mapping[str, str]) -> Iterator[Problem]
         yield from _batch(spec.trainer)
         yield from _checkpoints(spec.trainer)
         yield from _corpus(spec.trainer)
+        yield from _tokenizer(spec.trainer)
 
 
 def value_at(spec: object, key: str) -> object:
@@ -80,9 +79,12 @@ def _cluster(spec: RunSpec) -> Iterator[Problem]:
         message = f"min_nodes is {least}, more than the {cluster.nodes} nodes of the run"
         yield message, ("cluster.min_nodes", "cluster.nodes")
     if spec.trainer is None:
-        if least is not None and least < cluster.nodes:
-            message = f"whether a command can go on with fewer nodes than {cluster.nodes} is not known: leave it out"
-            yield message, ("cluster.min_nodes", "cluster.nodes", "trainer")
+        if least is not None and least < cluster.nodes and not spec.can.elastic:
+            message = (
+                f"whether the command can go on with fewer nodes than {cluster.nodes} is not known: if it and its "
+                "checkpoints fit any WORLD_SIZE, say capabilities: {elastic: true}; else leave this out"
+            )
+            yield message, ("cluster.min_nodes", "cluster.nodes", "trainer", "capabilities.elastic")
         return
     fewer = sizes.asked(spec)
     if fewer and all(fewer.values()):
@@ -143,9 +145,30 @@ def _corpus(trainer: Trainer) -> Iterator[Problem]:
         if item != "python" and (reason := _why_no_corpus(item))
     ]
     yield from missing
-    # Of the standard library there is always enough.
-    if not missing and "python" not in trainer.data:
+    # Of the standard library there is always enough, and how many tokens JSON or a tokenizer make is not known yet.
+    counted = trainer.tokenizer == BYTES and not any(item.endswith(".jsonl") for item in trainer.data)
+    if not missing and counted and "python" not in trainer.data:
         yield from _length(trainer)
+
+
+def _tokenizer(trainer: Trainer) -> Iterator[Problem]:
+    if trainer.tokenizer == BYTES:
+        return
+    import tokenizers
+
+    key = "trainer.tokenizer"
+    if not trainer.tokenizer.endswith(".json"):
+        yield f"{trainer.tokenizer} is neither 'bytes' nor the path of a tokenizer.json", (key,)
+        return
+    try:
+        vocabulary = tokenizers.Tokenizer.from_file(trainer.tokenizer).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises nothing else
+        yield f"{trainer.tokenizer} is no tokenizer.json that can be read: {error}", (key,)
+        return
+    ids, known = max(vocabulary.values(), default=-1) + 1, trainer.vocabulary or OPT_VOCABULARY
+    if ids > known:
+        message = f"its {ids} token ids are more than the {known} of the model: set vocabulary to {-(-ids // 8) * 8}"
+        yield message, (key, "trainer.vocabulary")
 
 
 def _length(trainer: Trainer) -> Iterator[Problem]:

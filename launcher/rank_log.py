@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from launcher.arrivals import Arrivals
+from launcher.log_parts import LogParts
 
 TAIL_LINES = 60
 Heard = Callable[[str, bytes, float], None]
@@ -43,16 +44,21 @@ def first_error(lines: list[str]) -> tuple[str, str]:
 class RankLog:
     """Gathers what arrives on the ranks' pipes; writes on a thread of its own, for a slow disk must not stop us.
 
-    A pipe holds 1 MiB where the kernel allows, so that a rank that prints between two looks need not wait.
+    `watch(rank, lines)` sees them first. `limit`: so many bytes are kept of a node. A pipe holds 1 MiB where the kernel
+    allows, so that a rank that prints between two looks need not wait.
     """
 
-    def __init__(self, path: Path, arrivals: Arrivals) -> None:
+    def __init__(
+        self, path: Path, arrivals: Arrivals, limit: int, watch: Callable[[int, list[str]], None] | None = None
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._arrivals = path, arrivals
+        self._parts = LogParts(path, limit)
+        self._path, self._arrivals, self._watch = path, arrivals, watch
         self._tails: dict[int, deque[str]] = {}
         self._streams: set[_Stream] = set()
         self._text, self._handed_at = "", 0.0
-        self._queue: queue.SimpleQueue[tuple[Path, str] | None] = queue.SimpleQueue()  # None: no more will come
+        # Text, and for the last lines of a failed rank their own file; None: no more will come.
+        self._queue: queue.SimpleQueue[tuple[str, Path | None] | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="rank-log", daemon=True)
         self._writer.start()
 
@@ -80,6 +86,8 @@ class RankLog:
             self._close(stream)
         if not lines:
             return
+        if self._watch is not None:
+            self._watch(stream.rank, lines)
         if stream.name == "err":
             self._tails[stream.rank] += lines
         head = f"{datetime.now().astimezone().isoformat(timespec='milliseconds')} rank {stream.rank} {stream.name} "
@@ -99,7 +107,7 @@ class RankLog:
 
     def _hand_over(self) -> None:
         if self._text:
-            self._queue.put((self._path, self._text))
+            self._queue.put((self._text, None))
             self._text, self._handed_at = "", time.monotonic()
 
     def finish(self, rank: int, *, failed: bool) -> list[str]:
@@ -108,7 +116,7 @@ class RankLog:
         tail = list(self._tails[rank])
         if failed and tail:
             path = self._path.with_name(f"{self._path.stem}.rank{rank}.failed.log")
-            self._queue.put((path, "".join(line + "\n" for line in tail)))
+            self._queue.put(("".join(line + "\n" for line in tail), path))
         return tail
 
     def close(self, wait_s: float = 0.0) -> None:
@@ -121,11 +129,15 @@ class RankLog:
 
     def _write(self) -> None:
         while (written := self._queue.get()) is not None:
-            self._append(*written)
+            with contextlib.suppress(OSError):  # logs come last when the disk is full
+                self._append(*written)
 
-    def _append(self, path: Path, text: str) -> None:
-        with contextlib.suppress(OSError), path.open("a") as file:  # logs come last when the disk is full
-            file.write(text)
+    def _append(self, text: str, path: Path | None) -> None:
+        if path is None:
+            self._parts.append(text)
+        else:
+            with path.open("a") as file:
+                file.write(text)
 
 
 @dataclass(eq=False)

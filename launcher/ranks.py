@@ -20,6 +20,7 @@ from launcher import reporter as reporter_file
 from launcher import warm
 from launcher.arrivals import Arrivals
 from launcher.foreground import Foreground
+from launcher.line_watch import LineWatch, Watched
 from launcher.program import Program
 from launcher.rank_log import Heard, RankLog, first_error
 from launcher.rank_socket import RankListener, RankSocket
@@ -73,7 +74,9 @@ class Ranks:
         warm_log: Path,
         say: Callable[[Message], None],
         foreground: Foreground | None = None,
+        watched: tuple[Watched, ...] = (),
     ) -> None:
+        self._watched = watched
         self.node, self.program, self._foreground = node, program, foreground
         self._scratch, self._say = scratch, say
         self.attempt = 0
@@ -166,7 +169,7 @@ class Ranks:
         await self.end()
         if self._log is not None:
             self._log.close()
-        self._log = RankLog(log, self._arrivals)
+        self._log = RankLog(log, self._arrivals, self.program.log_limit, self._watch_of(attempt, envs))
         problem = await self._warm.ready()
         if attempt <= self._cleared or attempt != self.attempt:
             return
@@ -185,6 +188,13 @@ class Ranks:
                     os.close(descriptor)
             if problem:
                 self._give_up(self.by_rank[rank], problem)
+
+    def _watch_of(self, attempt: int, envs: Mapping[int, Mapping[str, str]]) -> Callable[[int, list[str]], None] | None:
+        """Who looks for the lines of the policy's rules, if it has such."""
+        if not self._watched:
+            return None
+        watch, ranks = LineWatch(self._watched, self._say), int(next(iter(envs.values()))["WORLD_SIZE"])
+        return lambda rank, lines: watch.take(attempt, rank, ranks, lines)
 
     def _telemetry_of(self, envs: Mapping[int, Mapping[str, str]]) -> Telemetry | None:
         if self.program.speaker is None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from launcher.abilities import Abilities
-from launcher.checkpoints import NoChoice, choose
+from launcher.checkpoints import NoChoice, choose, tried_before
 from launcher.crew import assign, by_preference, is_to_leave, size_of
 from launcher.events import (
     ActionDone,
@@ -25,12 +25,14 @@ from launcher.events import (
     JobEnding,
     RunEnded,
     RunHeld,
+    RunPaused,
 )
 from launcher.reporter import SAVE, STOP
-from launcher.run import Attempt, Node, NodeState, Run, RunState
+from launcher.run import Asking, Attempt, Node, NodeState, Run, RunState
 
 COLLECT_LIMIT_S = 10.0
-REPLACE_LIMIT_S = 1800.0  # nothing is wrong and nobody waits: as long as any save may take
+SET_LIMIT_S = 1800.0  # a step, or a phase between two, may take so long
+GENTLE_LIMIT_S = 1800.0  # nothing is wrong and nobody waits: as long as any save may take
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,16 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Limits:
-    """The part of the spec that recovery needs. `smaller`: numbers of nodes below the wanted one, largest first."""
+    """The part of the spec that recovery needs. `smaller`: numbers of nodes below the wanted one, largest first.
+
+    `begins_smaller`: also in a new allocation, whose nodes come one by one, those that are there are enough in time.
+    """
 
     wait_for_node_s: float = 120.0
     continue_by: Literal["requeue", "chain", "none"] = "requeue"  # when the scheduler ends the job
     trainer: Abilities = field(default_factory=Abilities)
     smaller: tuple[int, ...] = ()
+    begins_smaller: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,14 +112,27 @@ class Requeue:
     exclude: tuple[str, ...] = ()
 
 
-Move = Emit | Send | Inspect | Search | Requeue
+@dataclass(frozen=True)
+class Errand:
+    """Start the command of this decision, unless that was done before."""
+
+    decision: Decision
+
+
+Move = Emit | Send | Inspect | Search | Requeue | Errand
 
 
 def plan(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     """The moves that are due now."""
     if run.state.is_terminal:
-        return [Send(node, {"type": "leave", "state": run.state.value}) for node in fleet.answering]
-    return [*_stray_ranks(run, fleet), *_next(run, fleet, limits)]
+        return [*_errands(run), *(Send(node, {"type": "leave", "state": run.state.value}) for node in fleet.answering)]
+    return [*_errands(run), *_stray_ranks(run, fleet), *_next(run, fleet, limits)]
+
+
+def _errands(run: Run) -> list[Errand]:
+    """Commands to be run: after the restart of their rung has begun, before a hold or a stop is through."""
+    restarting = run.pending.id if run.pending and "restart" in run.pending.actions else ""
+    return [Errand(decision) for id_, decision in run.errands.items() if id_ != restarting]
 
 
 def _next(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
@@ -121,8 +140,10 @@ def _next(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         return _stop(run, fleet, limits)
     if run.hold_requested:
         return _hold(run, fleet, limits)
-    if run.state is RunState.HELD:
+    if run.state is RunState.HELD and not run.keeps_ranks:
         return _clear(run, fleet, "held") if run.live_attempt else []
+    if run.paused_by:
+        return _pause(run, fleet, limits)
     if run.job_ending:
         return _hand_over(run, fleet, limits)
     if run.pending is not None:
@@ -177,6 +198,35 @@ def _hold(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     return _end_gently(run, run.live_attempt, fleet, limits.trainer, run.hold_requested_at, reason)
 
 
+def _pause(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
+    """A person wants no ranks for a while. What is being done about a failure comes first, but for its new attempt."""
+    if run.pending is not None and (run.live_attempt or "restart" not in run.pending.actions):
+        return _carry_out(run, fleet, limits, run.pending)
+    if run.live_attempt is None:
+        return _stay_paused(run, fleet)
+    if run.live_attempt.done is not None:
+        return _keep_running(run, run.live_attempt, fleet, limits.trainer)  # it came to its end meanwhile
+    if run.pause_now:
+        return _clear(run, fleet, f"paused by {run.paused_by}")
+    trainer, nodes = limits.trainer, (run.nodes.get(name) for name in run.live_attempt.slots)
+    doubtful = trainer.signal or any(node is None or node.state is not NodeState.ALIVE for node in nodes)
+    limit_s = trainer.save_s if doubtful else GENTLE_LIMIT_S
+    reason = f"paused by {run.paused_by}"
+    return _end_gently(run, run.live_attempt, fleet, trainer, run.pause_requested_at, reason, limit_s)
+
+
+def _stay_paused(run: Run, fleet: Fleet) -> list[Move]:
+    """No job is begun anew for a run that would do nothing in it: at the time limit of this one the run ends."""
+    if run.state is not RunState.PAUSED:
+        return [Emit(RunPaused(at=fleet.now, reason=run.paused_by))]
+    if run.job_over:
+        return [Emit(RunEnded(at=fleet.now, state="STOPPED", reason=run.job_over))]
+    if run.job_ending and not run.job_decided:
+        reason = f"paused by {run.paused_by}, until {run.job_ending}"
+        return [Emit(RunEnded(at=fleet.now, state="STOPPED", reason=reason))]
+    return []
+
+
 def _hand_over(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     """The job ends: save, and have another go on. What the scheduler has decided already is not asked of it."""
     if run.live_attempt is not None:
@@ -200,7 +250,7 @@ def lost_nodes(run: Run) -> tuple[str, ...]:
 def _make_way(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities, since: float) -> list[Move]:
     """A spare is to take the place of a node that still works: have the trainer save and end."""
     why = f"{run.replace.rule}: {run.replace.why}"[:500] if run.replace else "a node was to be replaced"
-    limit_s = trainer.save_s if trainer.signal else REPLACE_LIMIT_S
+    limit_s = trainer.save_s if trainer.signal else GENTLE_LIMIT_S
     return _end_gently(run, attempt, fleet, trainer, since, why, limit_s)
 
 
@@ -233,9 +283,12 @@ def _wish(attempt: Attempt, trainer: Abilities, bits: int, asked_at: float) -> l
     if trainer.signal:
         signal = {"type": "signal", "attempt": attempt.number, "signal": trainer.signal, "wish": asked_at}
         return [Send(node, signal) for node in attempt.slots]
+    return [_to_first_rank(attempt, {"type": "wanted", "bits": bits, "wish": asked_at})]
+
+
+def _to_first_rank(attempt: Attempt, message: Mapping[str, object]) -> Send:
     node = next(node for node, ranks in attempt.slots.items() if 0 in ranks)
-    wanted = {"type": "wanted", "bits": bits, "wish": asked_at}
-    return [Send(node, {"type": "to_rank", "attempt": attempt.number, "rank": 0, "message": wanted})]
+    return Send(node, {"type": "to_rank", "attempt": attempt.number, "rank": 0, "message": message})
 
 
 # ---------------------------------------------------------------- decisions
@@ -295,10 +348,23 @@ def _keep_running(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) 
     codes = list(attempt.exits.values())
     if len(codes) == attempt.ranks and not any(codes):
         return _all_ended(run, attempt, fleet, trainer)
+    if run.holding is not None:
+        return [Emit(RunHeld(at=fleet.now, reason=_reason(run.holding, "hold"), keeps_ranks=True))]
     moves = _begin(run, attempt, fleet, trainer) or _replacement(run, attempt, fleet, trainer)
     if run.save_requested_at is not None and not moves:
         moves += _save(run, attempt, fleet, trainer, run.save_requested_at)
+    if run.asking is not None and not moves:
+        moves += _ask_to_set(attempt, fleet, run.asking)
     return moves
+
+
+def _ask_to_set(attempt: Attempt, fleet: Fleet, asking: Asking) -> list[Move]:
+    """Settings that the ranks are to go on with, told to the rank that speaks for all; asked until it has answered."""
+    if fleet.now > asking.at + SET_LIMIT_S:
+        detail = f"no word of it within {SET_LIMIT_S:.0f}s: it is for the next attempt"
+        return [Emit(ActionDone(at=fleet.now, decision=asking.id, action="set", ok=False, detail=detail))]
+    message = {"type": "set", "id": asking.id, "settings": dict(asking.settings)}
+    return [_to_first_rank(attempt, message)]
 
 
 def _all_ended(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) -> list[Move]:
@@ -365,6 +431,8 @@ def _begin(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) -> list
         "restore": restore.id if restore else None,
         "restore_digest": restore.manifest_digest if restore else "",
         "args": trainer.args_for(restore.path, restore.step) if restore else [],
+        "settings": dict(attempt.settings),
+        "skips": [list(span) for span in attempt.skips],
     }
     order = list(attempt.slots)
     return [
@@ -386,7 +454,7 @@ def _start(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     if not fleet.searched:
         return [Search()]
     origin, onset_step = _origin(run.pending)
-    choice = choose(run, origin, onset_step)
+    choice = choose(run, origin, onset_step, below=tried_before(run))
     if isinstance(choice, NoChoice):
         return [Emit(RunHeld(at=fleet.now, reason=choice.reason))]
     if choice.restore is None and fleet.unfinished:
@@ -403,6 +471,8 @@ def _start(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         restore=choice.restore,
         why=choice.why,
         resumes_itself=limits.trainer.resumes_itself and choice.restore is None,
+        settings=dict(run.settings),
+        skips=run.skips,
     )
     return [Emit(started)]
 
@@ -430,10 +500,13 @@ def _available(run: Run, fleet: Fleet) -> list[Node]:
 
 
 def _size(run: Run, fleet: Fleet, limits: Limits, there: int) -> int | None:
-    """How many nodes to begin with; None: more are to be waited for. A new allocation begins whole."""
-    may_shrink = run.pending is not None and "shrink" in run.pending.actions and _has_waited(run, fleet, limits)
-    smaller = limits.smaller if run.state is RunState.RECOVERING else ()
-    return size_of(run, there, smaller, may_shrink=may_shrink)
+    """How many nodes to begin with; None: more are to be waited for. Most new allocations begin whole."""
+    has_waited = _has_waited(run, fleet, limits)
+    if run.state is not RunState.RECOVERING:
+        begins = limits.begins_smaller and has_waited
+        return size_of(run, there, limits.smaller if begins else (), may_shrink=begins)
+    may_shrink = run.pending is not None and "shrink" in run.pending.actions and has_waited
+    return size_of(run, there, limits.smaller, may_shrink=may_shrink)
 
 
 def _has_waited(run: Run, fleet: Fleet, limits: Limits) -> bool:
@@ -441,7 +514,7 @@ def _has_waited(run: Run, fleet: Fleet, limits: Limits) -> bool:
 
 
 def _wait_for_nodes(run: Run, fleet: Fleet, limits: Limits, nodes: list[Node]) -> list[Move]:
-    if not _has_waited(run, fleet, limits):
+    if run.state is RunState.PENDING or not _has_waited(run, fleet, limits):
         return []
     waited = f"waited {limits.wait_for_node_s:.0f}s"
     have = ", ".join(sorted(node.name for node in nodes)) or "none"

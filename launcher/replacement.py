@@ -23,13 +23,22 @@ def _why_not(run: Run, name: str, trainer: Abilities) -> str:
         return f"nothing to replace: the run is {run.state}"
     if name not in attempt.slots:
         return f"{name!r} does not train; these do: {', '.join(attempt.slots)}"
-    if trainer.saves == "never":
-        return "the trainer cannot be told to save: its steps would be lost"
-    if run.save_every is None and not run.checkpoints and not trainer.signal:
-        return "the command has saved nothing so far: its steps would be lost"
+    if lost := why_steps_would_be_lost(run, trainer):
+        return lost
     if run.replacing_since is not None:
         return "a node is being replaced already"
     idle = (one for one in run.nodes.values() if one.name not in attempt.slots and not is_to_leave(run, one))
     if not any(one.state is NodeState.ALIVE and not one.excluded for one in idle):
         return f"no spare is there to take the place of {name}"
+    return ""
+
+
+def why_steps_would_be_lost(run: Run, trainer: Abilities) -> str:
+    """Why an attempt that is asked to save and end would not be gone on with where it was; "" if it would."""
+    if trainer.begins_anew:
+        return "the trainer always begins at step 0: its steps would be lost"
+    if trainer.saves == "never":
+        return "the trainer cannot be told to save: its steps would be lost"
+    if run.save_every is None and not run.checkpoints and not trainer.signal:
+        return "the command has saved nothing so far: its steps would be lost"
     return ""

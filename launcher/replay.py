@@ -27,9 +27,11 @@ from launcher.events import (
 )
 from launcher.journal import read_journal
 from launcher.paths import RunPaths
-from policies.engine import ENDS, NUMERICS, decide, initial
+from policies.answer import ENDS
+from policies.engine import decide, initial
 from policies.schema import Policy
 from policies.state import EngineState
+from policies.watch import NUMERICS
 
 NODE = "curve"  # where a run of which only the curve is known has its one rank
 

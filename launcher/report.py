@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from launcher.accounting import PARTS, Account, sample_faults
-from launcher.events import AttemptStarted, Event, RunAmended
+from launcher.code.record import read_code
+from launcher.environment import changes
+from launcher.events import AttemptStarted, CommandReceived, DrainDone, DrainUndone, Event, RunAmended
 from launcher.fold import View
 from launcher.journal import read_journal
 from launcher.ledger import Ledger
@@ -16,9 +19,9 @@ from launcher.reader import Damage
 from launcher.run import Attempt, Run
 from launcher.view.snapshot import finite, iso, read_live, snapshot_of
 from launcher.view.words import cost, counted, deeds, duration, number, percent
+from policies.amended import SET, key_of
 
 _MAX_CELL = 120
-_IDENTITIES = ("hostname", "node", "nodes", "pid", "started_at", "at", "attempt")  # differ without changing a bit
 
 
 def report(paths: RunPaths, now: float | None = None) -> dict[str, Any]:
@@ -35,10 +38,10 @@ def report(paths: RunPaths, now: float | None = None) -> dict[str, Any]:
         "digest": comparability(run, _environments(paths, run)),
         "effective_loss": [{"step": step, "attempt": at, "loss": loss} for step, at, loss in books.loss_curve],
         "time": time_account(books),
+        "code": _code(paths),
         "attempts": [_attempt(one, journal.events) for one in run.attempts],
-        "amendments": [
-            _amendment(event) for event in journal.events if isinstance(event, RunAmended) and event.changes
-        ],
+        "amendments": [*_amendments_of(journal.events)],
+        "drains": [_drain(event) for event in journal.events if isinstance(event, DrainDone | DrainUndone)],
         "samples": {"ranges": len(books.kept_samples), "faults": sample_faults(books.kept_samples, books.first_sample)},
         "damage": [_damage(one) for one in journal.damage],
     }
@@ -61,6 +64,15 @@ def time_account(books: Account) -> dict[str, Any]:
     }
 
 
+def _code(paths: RunPaths) -> dict[str, Any] | None:
+    """The code that was taken down last; None where that is not known."""
+    try:
+        code = read_code(paths)
+    except (OSError, ValueError):
+        return None
+    return asdict(code) | {"label": code.label} if code else None
+
+
 def _attempt(attempt: Attempt, events: Sequence[Event]) -> dict[str, Any]:
     started = (event for event in events if isinstance(event, AttemptStarted) and event.attempt == attempt.number)
     return {
@@ -80,8 +92,22 @@ def _attempt(attempt: Attempt, events: Sequence[Event]) -> dict[str, Any]:
     }
 
 
-def _amendment(event: RunAmended) -> dict[str, Any]:
-    return {"at": iso(event.at), "author": event.author, "changes": event.changes}
+def _amendments_of(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
+    """What people have asked for otherwise, of the run or of its policy."""
+    for event in events:
+        if isinstance(event, RunAmended) and event.changes:
+            yield {"at": iso(event.at), "author": event.author, "changes": event.changes}
+        elif isinstance(event, CommandReceived) and event.verb == SET and "path" in event.args:
+            key, new = key_of(event), event.args["value"]
+            for_s = event.args.get("for_s")
+            told = f"{new} for {duration(for_s)}" if isinstance(for_s, (int, float)) else new
+            changes = {f"policy.{key}": [event.args["before"], told]}
+            yield {"at": iso(event.at), "author": event.author, "changes": changes}
+
+
+def _drain(event: DrainDone | DrainUndone) -> dict[str, Any]:
+    reason = event.reason if isinstance(event, DrainDone) else ""
+    return {"at": iso(event.at), "node": event.node, "ok": event.ok, "detail": event.detail, "reason": reason}
 
 
 def _damage(damage: Damage) -> dict[str, Any]:
@@ -116,16 +142,10 @@ def comparability(run: Run, environments: Mapping[int, Mapping[str, Any]]) -> di
     known = [environments[one.number] for one in stepped if one.number in environments]
     if not known or len(known) < len(stepped):
         return {"comparable": None, "why": "the hardware of the attempts was not recorded"}
-    changed = sorted(_differences(known))
+    changed = sorted({key for one in known[1:] for key in changes(known[0], one)})
     if changed:
         return {"comparable": False, "why": f"these changed between attempts: {', '.join(changed)}"}
     return {"comparable": True, "why": "every attempt had the same shape and the same hardware"}
-
-
-def _differences(environments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    for key in {key for one in environments for key in one} - set(_IDENTITIES):
-        if any(one.get(key) != environments[0].get(key) for one in environments):
-            yield key
 
 
 # ---------------------------------------------------------------- the logbook as text
@@ -133,7 +153,7 @@ def _differences(environments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def to_markdown(body: Mapping[str, Any]) -> str:
     """A short logbook to read in the morning."""
-    parts = (_header, _time, _attempts, _amendments, _incidents, _remarks)
+    parts = (_header, _time, _attempts, _environment, _amendments, _incidents, _drains, _remarks)
     sections = [part(body) for part in parts]
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
 
@@ -152,6 +172,8 @@ def _header(body: Mapping[str, Any]) -> list[str]:
     ]
     if branch := body["branched_from"]:
         lines.insert(2, f"Began from step {branch['step']:,} of run {branch['run']} (attempt {branch['attempt']}).")
+    if code := body["code"]:
+        lines.append(f"Code: {code['label']}" + (f", of {code['root']}." if code["root"] else "."))
     if digest:
         mark = {True: "comparable", False: "not comparable", None: "comparability unknown"}
         lines.append(f"Final digest `{digest}`, {mark[body['digest']['comparable']]}: {body['digest']['why']}.")
@@ -199,6 +221,16 @@ def _attempts(body: Mapping[str, Any]) -> list[str]:
     return ["## Attempts", "", *(_table(head, rows) if rows else ["None was started."])]
 
 
+def _environment(body: Mapping[str, Any]) -> list[str]:
+    rows = [
+        (one["attempt"], what, *("-" if value is None else value for value in values))
+        for one in body["environment_changes"]
+        for what, values in one["changes"].items()
+    ]
+    head = ("with attempt", "what", "before", "after")
+    return ["## What attempts ran on", "", *_table(head, rows)] if rows else []
+
+
 def _amendments(body: Mapping[str, Any]) -> list[str]:
     rows = [
         (one["at"], one["author"], key, "-" if old is None else old, "-" if new is None else new)
@@ -223,12 +255,14 @@ def _incidents(body: Mapping[str, Any]) -> list[str]:
             f"- Decided: rule {one['rule']}: {deeds(one)}.",
             f"- Cost: {cost(one) or 'nothing yet'}.",
             f"- Cured: {_was_it_cured(one, body['incidents'])}.",
+            *(f"- Note of {note['author']}, {note['at']}: {note['text']}" for note in one["notes"]),
         ]
     return lines
 
 
 _UNTOUCHED = {
     "ADVISED": "nothing was done",
+    "LEFT": "it was left as it is",
     "NOTED": "training went on",
     "WATCHED": "nothing is decided yet",
     "HEALED": "it healed by itself",
@@ -246,6 +280,12 @@ def _was_it_cured(incident: Mapping[str, Any], incidents: Sequence[Mapping[str, 
         if one["id"] > incident["id"] and one["rule"] == incident["rule"] and abs(one["step"] - incident["step"]) <= 1
     ]
     return f"not for long: the same again as {again[0]}" if again else "yes"
+
+
+def _drains(body: Mapping[str, Any]) -> list[str]:
+    rows = [(one["at"], one["node"], one["detail"], one["reason"] or "-") for one in body["drains"]]
+    head = ("when", "node", "what came of it", "reason given")
+    return ["## Nodes drained", "", *_table(head, rows)] if rows else []
 
 
 def _remarks(body: Mapping[str, Any]) -> list[str]:

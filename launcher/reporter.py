@@ -23,7 +23,7 @@ import threading
 import time
 from contextlib import contextmanager
 
-SAVE, STOP = 1, 2  # bits of `wanted()`
+SAVE, STOP, SET = 1, 2, 4  # bits of `wanted()`
 EXIT_CHECKPOINT_REJECTED = 79  # the exit status of a rank that refused its checkpoint
 
 PAGE_BYTES = 4096
@@ -66,9 +66,12 @@ class Reporter:
         self.rank = rank
         self.attached = bool(page_path and socket_path)
         self.finish_requests = queue.Queue()  # {"step", "results": {rank: str}}: see `save_part`
+        self.asked = {}  # settings that hold from the start of this attempt: see `settings`
+        self.skips = []  # [first, last + 1] of samples that are never to be trained on
         self._sequence, self._step, self._section = 0, -1, 0
         self._step_at, self._phase_at, self._phase = time.monotonic(), time.monotonic(), b"start"
         self._wanted, self._wish = 0, None
+        self._changes, self._answers = {}, {}  # id -> settings not yet applied; id -> what was answered
         self._outbox = queue.Queue()
         self._page = None
         if not self.attached:
@@ -86,8 +89,13 @@ class Reporter:
 
     # ------------------------------------------------------------ progress
 
-    def step(self, step, metrics=None, samples=None, step_s=0.0, blocked_s=0.0):
-        """`step` (an int, counted from 0) is done. Give `metrics` on one rank only: that one speaks for all."""
+    def step(self, step, metrics=None, samples=None, step_s=0.0, blocked_s=0.0, compute_s=(), checksums=None):
+        """`step` (an int, counted from 0) is done. Give `metrics` on one rank only: that one speaks for all.
+
+        A metric `skipped` of 1 says that the update was left out, as loss scaling does after an overflow.
+        `compute_s`: of every rank, in their order, the seconds in which it computed and did not wait for others.
+        `checksums`: {what: {rank: integer below 2^53}}, where the ranks of one entry must hold the same bits.
+        """
         self._step, self._step_at = step, time.monotonic()
         self._section += 1
         if self._phase == b"start":
@@ -105,6 +113,8 @@ class Reporter:
                     "samples": samples,
                     "step_s": step_s,
                     "blocked_s": blocked_s,
+                    "compute_s": list(compute_s),
+                    "checksums": checksums or {},
                     "at": time.time(),
                 }
             )
@@ -143,16 +153,40 @@ class Reporter:
     # ------------------------------------------------------------ what is asked
 
     def wanted(self):
-        """Bits asked of the trainer: SAVE now, STOP after saving.
+        """Bits asked of the trainer: SAVE now, STOP after saving, SET what `settings` tells.
 
         Only one rank is told. Combine the bits over all ranks (a maximum in a collective the step does
         anyway), act on the result on all of them at the same step, then call `acted` with it.
         """
-        return self._wanted
+        return self._wanted | (SET if self._changes else 0)
 
     def acted(self, bits):
-        """These wishes were fulfilled, on all ranks."""
+        """These wishes were fulfilled, on all ranks. (SET is answered by `applied`.)"""
         self._wanted &= ~bits
+
+    def settings(self):
+        """Changes of settings that this rank was told of and has not applied, {id: settings}, in their order.
+
+        Settings, as in `asked`, with which an attempt begins: {"lr": a number, the peak of the learning rate, or
+        "x0.5", so much of what the run was begun with; "clip": a number; "loss_scale": a number, or "reset" to the
+        first one}. All are absolute: what is told twice changes nothing.
+        """
+        return dict(self._changes)
+
+    def applied(self, id, step, effective, problem=""):
+        """From `step` on these settings are in effect on all ranks, as read back: {"lr", "clip", ...}.
+
+        Call it on every rank: the one that was told of `id` answers, or rank 0 for what the attempt was begun with
+        (`id` None). `problem`: why nothing was changed.
+        """
+        answer = {"type": "settings_applied", "id": id, "step": step, "effective": effective, "problem": problem}
+        if id is None:
+            if self.rank == 0:
+                self._send(answer)
+        elif id in self._changes:
+            self._answers[id] = answer  # before it is forgotten: the other thread may be told again at any moment
+            del self._changes[id]
+            self._send(answer)
 
     # ------------------------------------------------------------ checkpoints
 
@@ -225,6 +259,11 @@ class Reporter:
                 if message.get("wish") != self._wish or self._wish is None:  # not the same wish said again
                     self._wish = message.get("wish")
                     self._wanted |= message["bits"]
+            elif message.get("type") == "set":
+                if message["id"] in self._answers:
+                    self._send(self._answers[message["id"]])
+                else:
+                    self._changes[message["id"]] = message["settings"]
             elif message.get("type") == "finish":
                 self.finish_requests.put(message)
 
@@ -239,10 +278,15 @@ def _plain(value):
 def connect(env=None):
     """The reporter of this process, from OPT_LAUNCH_PAGE and OPT_LAUNCH_SOCKET; detached where they are not set.
 
+    OPT_LAUNCH_SETTINGS and OPT_LAUNCH_SKIPS, JSON, are what the attempt begins with: `asked` and `skips`.
+
     Where a node's ranks were started by one process (OPT_LAUNCH_RANKS_PER_NODE), the first of them speaks for it.
     """
     env = os.environ if env is None else env
-    if "OPT_LAUNCH_RANKS_PER_NODE" in env and env.get("LOCAL_RANK", "0") != "0":
-        return Reporter()
     rank = int(env.get("OPT_LAUNCH_RANK", env.get("RANK", "0")))
-    return Reporter(env.get("OPT_LAUNCH_PAGE", ""), env.get("OPT_LAUNCH_SOCKET", ""), rank)
+    speaks = "OPT_LAUNCH_RANKS_PER_NODE" not in env or env.get("LOCAL_RANK", "0") == "0"
+    page, socket_path = env.get("OPT_LAUNCH_PAGE", ""), env.get("OPT_LAUNCH_SOCKET", "")
+    reporter = Reporter(page, socket_path, rank) if speaks else Reporter(rank=rank)
+    reporter.asked = json.loads(env.get("OPT_LAUNCH_SETTINGS") or "{}")
+    reporter.skips = json.loads(env.get("OPT_LAUNCH_SKIPS") or "[]")
+    return reporter

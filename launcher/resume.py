@@ -12,6 +12,8 @@ from launcher import access
 from launcher.amend import Amended, amend
 from launcher.backends import own
 from launcher.backends.choice import living
+from launcher.code.renew import renew
+from launcher.code.take import forget
 from launcher.errors import LaunchError
 from launcher.events import Asked, Event, RunAmended, RunEnded, RunResumed
 from launcher.evolve import evolve
@@ -27,19 +29,29 @@ ENDING_S, DYING_S = 10.0, 3.0  # what has just ended, or was killed, may take a 
 _PAUSE_S = 0.5
 
 
-def resume(paths: RunPaths, author: str, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> None:
+def resume(
+    paths: RunPaths,
+    author: str,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+    *,
+    new_code: bool = False,
+) -> None:
     """Start a new allocation for a run of which nothing lives, with changes as `load_spec` takes them.
+
+    `new_code`: copy the code anew.
 
     Raises LaunchError if the run is alive, belongs to somebody else, or has succeeded and nothing more is asked of it;
     ConfigError for changes that cannot be. What fails leaves the run as it was, and its end in the journal.
     """
+    paths = RunPaths(paths.root.absolute())  # ranks may begin elsewhere than we
     check_that_it_is_ours(paths)
     spec = read_resolved(paths.spec)
     if spec.cluster.backend == "own":
         raise own.cannot_start(paths)
     check_that_nothing_lives([paths])
     with access.sharing(spec.access):
-        reopened = reopen(paths, author, overrides, flags)
+        reopened = reopen(paths, author, overrides, flags, new_code=new_code)
         try:
             allocate(paths, reopened.spec)
         except LaunchError as error:
@@ -56,7 +68,12 @@ class Reopened:
 
 
 def reopen(
-    paths: RunPaths, author: str, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+    paths: RunPaths,
+    author: str,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+    *,
+    new_code: bool = False,
 ) -> Reopened:
     """Make a run of which nothing lives ready to go on, with changes. Raises as `resume` does."""
     former = read_resolved(paths.spec)
@@ -65,19 +82,22 @@ def reopen(
     amended = amend(paths, run, overrides, flags, author) if overrides or flags else None
     spec = amended.resolved.spec if amended else former
     _check_that_something_is_left(paths, run, spec, amended)
+    renewed = renew(paths, former, spec, asked_for=new_code)
     files = [(path, path.read_text()) for path in (paths.spec, paths.policy, paths.trainer) if path.exists()]
     if amended is not None:
         write_spec(paths, amended.resolved)
     keep_variables(paths, spec, os.environ)
     changed: list[Event] = []
-    if amended is not None or not _is_known(events, spec):
-        changes = dict(amended.changes) if amended else {}
+    if amended is not None or renewed is not None or not _is_known(events, spec):
+        changes = {**(amended.changes if amended else {}), **(renewed.change if renewed else {})}
         changed.append(RunAmended(at=time.time(), author=author, changes=changes, **asked(spec)))
     begin_again(paths, author, changed)
 
     def take_back(why: str) -> None:
         for path, text in files:
             write_atomically(path, text)
+        if renewed is not None:
+            forget(paths, renewed.code.number)
         back = RunAmended(at=time.time(), author=author, **asked(former))
         write_first_epoch(paths, [login_epoch(), back, _end(events, run, why)])
 

@@ -12,10 +12,17 @@ from launcher.events import (
     CheckpointId,
     CommandReceived,
     Decision,
+    Json,
     TrainerDone,
 )
 
 ENDING = frozenset({"restart", "hold", "stop"})  # actions that end the attempt
+
+
+def keeps_ranks(decision: Decision) -> bool:
+    """Whether it is a hold that leaves the ranks waiting for what they wait for."""
+    held = decision.actions.get("hold")
+    return isinstance(held, dict) and bool(held.get("keeps_ranks"))
 
 
 class RunState(StrEnum):
@@ -33,6 +40,9 @@ class RunState(StrEnum):
     @property
     def is_terminal(self) -> bool:
         return self in (RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED)
+
+
+HALTED = frozenset({RunState.PAUSED, RunState.HELD})  # no ranks run until a person says so
 
 
 class NodeState(StrEnum):
@@ -94,6 +104,9 @@ class Attempt:
     incarnations: Mapping[str, str]
     restore: CheckpointId | None
     resumes_itself: bool = False
+    settings: Mapping[str, Json] = field(default_factory=dict)
+    skips: tuple[tuple[int, int], ...] = ()
+    told_settings: bool = False  # whether the trainer has said that it began with them
     first_step_at: float | None = None
     last_step: int = 0
     last_step_at: float | None = None
@@ -101,10 +114,20 @@ class Attempt:
     reason: str = ""
     exits: Mapping[int, int] = field(default_factory=dict)  # rank -> code
     done: TrainerDone | None = None
+    differs: Mapping[str, object] = field(default_factory=dict)  # what it runs on -> before, now, where not the same
 
     @property
     def ranks(self) -> int:
         return sum(len(ranks) for ranks in self.slots.values())
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a person has to say about an incident."""
+
+    at: float
+    author: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -127,9 +150,12 @@ class Incident:
     evidence: Mapping[str, object]
     recovered_at: float | None = None
     lost_steps: int | None = None
-    # OPEN, RECOVERED, HELD, ENDED; NOTED or ADVISED where training went on; WATCHED where nothing is decided yet, and
-    # HEALED or STAYED how that ended
+    # OPEN, RECOVERED, HELD, ENDED; NOTED, ADVISED, ASKED or LEFT where training went on; WATCHED where nothing is
+    # decided yet, and HEALED or STAYED how that ended
     state: str = "OPEN"
+    due_at: float = 0.0  # until when a person is asked
+    otherwise: str = ""  # what is done if nobody answers: act or nothing
+    notes: tuple[Note, ...] = ()
     onset_step: int = -1
     lasts: bool = False  # numbers are not yet as they were before `onset_step`
 
@@ -139,6 +165,32 @@ class Incident:
         opened = (f"opened {self.number}",) if self.onset_step >= 0 else ()
         closed = (f"closed {self.number}",) if opened and not self.lasts else ()
         return (*self.decisions, *opened, *closed)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Settings that the ranks are asked to go on with, by the decision of this id."""
+
+    id: str
+    at: float
+    settings: Mapping[str, Json]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A node that a decision left out for what looks like hardware. `is_lost`: it was silent, and may be back."""
+
+    decision: str
+    why: str
+    is_lost: bool
+
+
+@dataclass(frozen=True)
+class Drained:
+    """A node that the scheduler keeps from everybody because we asked: with this reason, since `at`."""
+
+    reason: str
+    at: float
 
 
 @dataclass(frozen=True)
@@ -169,6 +221,12 @@ class Run:
     nodes: Mapping[str, Node] = field(default_factory=dict)
     attempts: tuple[Attempt, ...] = ()
     checkpoints: Mapping[CheckpointId, Checkpoint] = field(default_factory=dict)
+    own_settings: Mapping[str, Json] = field(default_factory=dict)  # as the run was asked for
+    settings: Mapping[str, Json] = field(default_factory=dict)  # what a policy has changed them to
+    skips: tuple[tuple[int, int], ...] = ()  # ranges of absolute sample indices that are left out
+    asking: Asking | None = None  # of the ranks that train
+    newest_samples: tuple[int, int, int] | None = None  # (step, first, end) of the newest step
+    errands: Mapping[str, Decision] = field(default_factory=dict)  # decisions whose `run` has no outcome yet
     head: CheckpointId | None = None  # newest checkpoint of the current line
     incidents: tuple[Incident, ...] = ()
     pending: Decision | None = None  # a restart, hold or stop that is being carried out
@@ -177,6 +235,8 @@ class Run:
     replacing_since: float | None = None  # for that the trainer has been asked to save and end
     steps_stopped: bool = False
     hold_reason: str = ""
+    holding: Decision | None = None  # without ending the ranks, and no word of it yet
+    keeps_ranks: bool = False  # it is held, and they wait
     stop_requested: str = ""  # who asked
     stop_requested_at: float = 0.0
     stop_now: bool = False  # without a last checkpoint
@@ -186,10 +246,18 @@ class Run:
     job_over: str = ""  # why it does not
     hold_requested: str = ""  # why
     hold_requested_at: float = 0.0
+    paused_by: str = ""  # who wants it paused, and why; it is once its state says so
+    pause_requested_at: float = 0.0
+    pause_now: bool = False  # without a last checkpoint
     save_requested_at: float | None = None
     save_beyond: int = 0  # steps that were done before the save was asked for: it is of a later one
     commands: Mapping[str, CommandReceived] = field(default_factory=dict)  # not yet answered
-    recovering_since: float | None = None
+    broken: Mapping[str, Broken] = field(default_factory=dict)  # nodes that nobody was asked to drain so far
+    drained: Mapping[str, Drained] = field(
+        default_factory=dict
+    )  # nodes that were, for us, and have not been used since
+    drain_refused: str = ""  # in this allocation: we may drain no node
+    recovering_since: float | None = None  # since when nodes are waited for; in a new allocation: for the others
     restarts: int = 0
     lost_steps: int = 0
     ended_reason: str = ""

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from launcher.abilities import Abilities
+from launcher.abilities import SETTINGS, Abilities
 from launcher.foreign import Capabilities, CheckpointFiles, Telemetry, abilities_of
 from launcher.grammar import LIMIT, Positive, Section, StepCount, Texts
-from policies.units import Duration, Steps
+from policies.units import Bytes, Duration, Steps
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # safe as the name of a folder, a job and a file
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -71,6 +71,10 @@ SIZES: dict[str, SizeDefaults] = {
 }
 
 
+BYTES = "bytes"
+OPT_VOCABULARY = 50272  # token ids of the published models
+
+
 class Parallel(Section):
     """How the ranks share the model: their product is the number of ranks."""
 
@@ -88,15 +92,26 @@ class Checkpoint(Section):
     memory: Annotated[Any, Field(exclude=True)] = None  # known, and refused until it is built
 
 
-class Trainer(Section):
-    """Our own trainer. `data`: text files or globs, or the word python for the standard library's sources.
+class LossScale(Section):
+    """Of fp16: the first scale of the loss, after how many clean steps it is doubled, and its floor; metaseq's."""
 
-    `batch_tokens` is the global batch; `micro_batch` sequences go through a rank at once.
+    init: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0
+    window: StepCount = 256
+    min: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2**-5
+
+
+class Trainer(Section):
+    """Our own trainer. `data`: text or .jsonl files or globs, or the word python for the standard library's sources.
+
+    `tokenizer`: bytes, or the path of a tokenizer.json. `batch_tokens` is the global batch; `micro_batch` sequences go
+    through a rank at once.
     """
 
     size: Size
     data: Annotated[Texts, Field(min_length=1)] = ("python",)
-    tokenizer: str = "bytes"
+    text_key: Annotated[str, Field(min_length=1)] = "text"
+    tokenizer: Annotated[str, Field(min_length=1)] = BYTES
+    vocabulary: Annotated[int, Field(ge=264, multiple_of=8, lt=LIMIT)] | None = None
     held_out: Fraction = 0.05
     steps: StepCount
     batch_tokens: Positive
@@ -110,6 +125,9 @@ class Trainer(Section):
     attention_dropout: Fraction = 0.1
     seed: Annotated[int, Field(ge=0, lt=LIMIT)] = 1
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    loss_scale: LossScale = LossScale()
+    layer_norms: Annotated[Steps, Field(ge=0, lt=LIMIT)] = 0
+    checksum_every: Annotated[Steps, Field(ge=0, lt=LIMIT)] = 100
     parallel: Parallel = Parallel()
     validate_every: Annotated[Steps, Field(ge=0, lt=LIMIT)] = 0
     checkpoint: Checkpoint = Checkpoint()
@@ -133,6 +151,7 @@ class Slurm(Section):
     """What the job asks of Slurm; what is not said is left to the site.
 
     `lead`: the run is saved so long before the limit. `chain`: jobs that are submitted ahead with continue_by: chain.
+    `drain`: nodes that are left out for what looks like hardware are drained, where Slurm lets us.
     """
 
     partition: Word | None = None
@@ -152,11 +171,15 @@ class Slurm(Section):
     python: Word | None = None
     lead: Annotated[Duration, Field(gt=0)] = 120.0
     chain: Annotated[int, Field(ge=1, le=20)] = 2
+    drain: bool = False
     extra: dict[Word, Annotated[str, Field(pattern=ONE_LINE)] | int | bool] = Field(default_factory=dict)
 
 
 class Cluster(Section):
-    """Where the ranks run. `silence`: an agent not heard for so long makes its node suspect (2s locally, else 10s)."""
+    """Where the ranks run. `silence`: an agent not heard for so long makes its node suspect (2s locally, else 10s).
+
+    `unsupervised`: agents that cannot have a supervisor for so long end their ranks and give the allocation back.
+    """
 
     backend: Literal["local", "slurm", "own"] = "local"
     nodes: Positive = 1
@@ -165,6 +188,7 @@ class Cluster(Section):
     min_nodes: Positive | None = None
     wait_for_node: Annotated[Duration, Field(ge=0)] = 120.0
     silence: Annotated[Duration, Field(gt=0)]
+    unsupervised: Annotated[Duration, Field(gt=0)] = 600.0
     continue_by: Literal["requeue", "chain", "none"] = "requeue"
     local: Local = Local()
     slurm: Slurm = Slurm()
@@ -189,7 +213,7 @@ PLACES: dict[str, str] = {
     "run": "the run folder",
     "scratch": "a folder of the node, with the sockets and pages of its ranks",
     "launcher": "the folder of the two files of ours that ranks load",
-    "cwd": "the working folder",
+    "cwd": "the folder in which the run was submitted",
     "node": "the name of the node",
 }
 
@@ -197,18 +221,22 @@ PLACES: dict[str, str] = {
 class Launch(Section):
     """How a rank is started. `threads` becomes OMP_NUM_THREADS; `first_step` is how long the first may take.
 
-    `prefix` wraps the ranks, and `python` is theirs: unset, that of the agent, or python3 behind a prefix.
+    `prefix` wraps the ranks, and `python` is theirs: unset, that of the agent, or python3 behind a prefix. `code`: a
+    copy of the user's code, taken when the run is submitted, or the code as it is; auto copies where that is possible.
+    `log_limit`: bytes that are kept of what the ranks of a node print.
     """
 
     prefix: Texts = ()
     python: Annotated[str, Field(min_length=1)] | None = None
     setup: Texts = ()
     env: dict[Variable, str] = Field(default_factory=dict)
+    code: Literal["auto", "snapshot", "in_place"] = "auto"
     bind: Literal["auto", "none", "cores"] = "auto"
     network: Network = Network()
     mode: Literal["per_rank", "per_node"] = "per_rank"
     threads: Positive = 1
     first_step: Annotated[Duration, Field(gt=0)] = 1800.0
+    log_limit: Annotated[Bytes, Field(ge=10**6)] = 512 * 10**6
 
 
 class Health(Section):
@@ -260,4 +288,7 @@ class RunSpec(Section):
     @property
     def abilities(self) -> Abilities:
         """What the trainer can do."""
-        return Abilities() if self.trainer else abilities_of(self.telemetry, self.can, self.checkpoints)
+        if self.trainer is None:
+            return abilities_of(self.telemetry, self.can, self.checkpoints)
+        scales = self.trainer.dtype == "fp16"
+        return Abilities(settings=SETTINGS if scales else SETTINGS - {"loss_scale"})

@@ -1,4 +1,8 @@
-"""On how many nodes a run can go on: its data-parallel degree follows the nodes, its global batch stays. Pure."""
+"""On how many nodes a run can go on. Pure.
+
+Of our own trainer the data-parallel degree follows the nodes, and the global batch stays. An elastic command sees to
+that by itself.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,14 @@ def smaller(spec: RunSpec) -> tuple[int, ...]:
 def asked(spec: RunSpec) -> dict[int, str]:
     """Each number of nodes that `min_nodes` asks for beside `nodes`, largest first, and why it does not fit; "": fits.
 
-    Empty for a command: nobody knows what fewer ranks would make of it.
+    Empty for a command that does not say that it is elastic: nobody knows what fewer ranks would make of it.
     """
     cluster, trainer = spec.cluster, spec.trainer
-    if trainer is None or cluster.min_nodes is None:
+    if cluster.min_nodes is None or not (trainer or spec.can.elastic):
         return {}
     sizes = range(cluster.nodes - 1, cluster.min_nodes - 1, -1)
+    if trainer is None:
+        return dict.fromkeys(sizes, "")
     return {nodes: _why_not(trainer, nodes * cluster.ranks_per_node) for nodes in sizes}
 
 

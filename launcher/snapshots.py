@@ -31,7 +31,20 @@ EVERY = 4096  # events between two snapshots: folding as many again takes a frac
 KEEP = 3  # the newest; one may be damaged, or of a supervisor that was superseded meanwhile
 
 # All modules of launcher/ that the fold consists of, besides policies/: a snapshot of other code than this is void.
-FOLDED_BY = ("accounting", "advance", "codec", "events", "evolve", "fold", "incidents", "ledger", "lineage", "run")
+FOLDED_BY = (
+    "accounting",
+    "advance",
+    "codec",
+    "drain",
+    "events",
+    "evolve",
+    "fold",
+    "incidents",
+    "ledger",
+    "lineage",
+    "run",
+    "settings",
+)
 _BODY = ',"fold":'
 
 log = logging.getLogger("supervisor")

@@ -18,7 +18,7 @@ from launcher.declared import exit_rules, facts_of
 from launcher.document import Document, Path_, read_document
 from launcher.errors import ConfigError, Mistake
 from launcher.preflight import problems
-from launcher.sections import RunSpec
+from launcher.sections import BYTES, RunSpec
 from launcher.site import for_backend, read_site
 from launcher.sources import BUILT_IN, Override, Sources, merged, parsed_overrides, value_of, with_value
 from launcher.validation import Finding, validated
@@ -170,18 +170,25 @@ def _words(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
+_FILES: tuple[tuple[Path_, Callable[[str], bool]], ...] = (
+    (("trainer", "data"), lambda text: text != "python"),
+    (("trainer", "tokenizer"), lambda text: text != BYTES),
+    (("policy",), is_path),
+)
+
+
 def _with_absolute_paths(values: Any, sources: Sources) -> Any:
-    """Corpus and policy paths made absolute."""
-    for path, names_a_file in ((("trainer", "data"), lambda text: text != "python"), (("policy",), is_path)):
+    """Paths of corpus, tokenizer and policies made absolute."""
+    for path, names_a_file in _FILES:
         given = value_of(values, path)
-        if not isinstance(given, list):
+        if not isinstance(given, (list, str)):
             continue
         base = sources.folder(path)
         full = [
             str(base / Path(item).expanduser()) if isinstance(item, str) and item and names_a_file(item) else item
-            for item in given
+            for item in (given if isinstance(given, list) else [given])
         ]
-        values, _ = with_value(values, path, full)
+        values, _ = with_value(values, path, full if isinstance(given, list) else full[0])
     return values
 
 

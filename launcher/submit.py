@@ -14,7 +14,9 @@ from typing import Any
 from launcher import access
 from launcher.backends.choice import backend_of
 from launcher.branch import Progress, Source, adopt
-from launcher.errors import LaunchError
+from launcher.code.plan import plan
+from launcher.code.take import share, take
+from launcher.errors import LaunchError, of_the_system
 from launcher.events import EpochStarted, Event, RunSubmitted
 from launcher.journal import make_ballast, write_first_epoch
 from launcher.paths import RunPaths, write_atomically
@@ -42,9 +44,13 @@ def submit(
 
 
 def make(
-    resolved: ResolvedSpec, root: Path, source: Source | None = None, progress: Progress = lambda _: None
+    resolved: ResolvedSpec,
+    root: Path,
+    source: Source | None = None,
+    progress: Progress = lambda _: None,
+    sibling: RunPaths | None = None,
 ) -> RunPaths:
-    """The run folder, whole or not at all. Raises LaunchError."""
+    """The run folder, whole or not at all; with the code of a `sibling` that was just made. Raises LaunchError."""
     spec = resolved.spec
     paths = RunPaths(root.absolute() / spec.name)
     refuse_existing(paths.root, f"a run named '{spec.name}'", "choose another with --name, or resume it")
@@ -57,6 +63,7 @@ def make(
         with access.sharing(spec.access):
             access.open_folder(building.root, spec.access)
             _fill(building, resolved, source, progress)
+            _take_code(building, spec, root, sibling)
         building.root.rename(paths.root)
     except OSError as error:
         raise _config(f"cannot make the run folder: {error.strerror or error}", paths.root, "check --root") from error
@@ -100,6 +107,16 @@ def _fill(paths: RunPaths, resolved: ResolvedSpec, source: Source | None, progre
     write_first_epoch(paths, [login_epoch(), *begun])
 
 
+def _take_code(paths: RunPaths, spec: RunSpec, root: Path, sibling: RunPaths | None) -> None:
+    try:
+        if sibling is None:
+            take(paths, plan(spec, Path.cwd(), root))
+        else:
+            share(paths, sibling)
+    except OSError as error:
+        raise of_the_system(error, "the code cannot be copied for the run") from error
+
+
 def write_spec(paths: RunPaths, resolved: ResolvedSpec) -> None:
     """What agents, supervisors and ranks go by."""
     write_atomically(paths.policy, dump_policy(resolved.policy))
@@ -125,6 +142,7 @@ def asked(spec: RunSpec) -> dict[str, Any]:
         "target_step": trainer.steps if trainer else spec.abilities.done_step,
         "probation": trainer.checkpoint.probation if trainer else 20,
         "save_every": trainer.checkpoint.every if trainer else None,
+        "settings": {"lr": trainer.lr, "clip": trainer.clip} if trainer else {},
     }
 
 

@@ -26,40 +26,50 @@ from launcher import wire
 from launcher.agent import EXIT_PAST_JOB
 from launcher.backends.choice import backend_of
 from launcher.backends.report import drain_changes
-from launcher.commands import Commands
-from launcher.environment import of_attempt
+from launcher.commands import Commands, Grounds
+from launcher.declared import facts_of
+from launcher.drainer import drainer_of
+from launcher.errands import Errands
 from launcher.events import (
     AttemptStarted,
     CommandReceived,
     Decision,
     EpochStarted,
     Event,
+    LineMatched,
     NodeDown,
     Notified,
     RankExited,
     RunHeld,
+    RunPaused,
     RunResumed,
+    SettingsApplied,
     StepDone,
     Tick,
     TrainerDone,
     Warned,
 )
+from launcher.facts import Facts
 from launcher.fleet import Contact, Fleet, Message
 from launcher.fold import Fold
 from launcher.journal import JournalWriter, claim_epoch, newest_epoch, seal
 from launcher.keepers import keeper_of
 from launcher.live import live_view
 from launcher.news import news
-from launcher.paths import RunPaths, write_atomically
-from launcher.recovery import Emit, Inspect, Limits, Requeue, Search, Send, plan
+from launcher.paths import RunPaths, owner_of, write_atomically
+from launcher.recovery import Emit, Errand, Inspect, Limits, Requeue, Search, Send, plan
 from launcher.recovery import Fleet as FleetView
 from launcher.run import ENDING, NodeState, Run, RunState
+from launcher.settings import asked_by
 from launcher.sizes import smaller
 from launcher.snapshots import Snapshots, policy_version, read_fold, read_run
 from launcher.spec import read_resolved
 from launcher.succession import Succession
+from launcher.surroundings import Surroundings
 from launcher.warm import ENDS_OF_A_JOB, die_with
+from policies.amended import policy_now
 from policies.load import read_policy
+from policies.schema import Policy
 
 TICK_S = 0.6  # at most; half of it when agents are heard meanwhile
 LATE_S = 2.0
@@ -82,7 +92,10 @@ class Supervisor:
         self.job_id = os.environ.get("OPT_LAUNCH_JOB", "")
         self.host = os.environ.get("OPT_LAUNCH_HOST", "127.0.0.1")
         cluster = self.spec.cluster
-        self.limits = Limits(cluster.wait_for_node, cluster.continue_by, self.spec.abilities, smaller(self.spec))
+        self.limits = Limits(
+            cluster.wait_for_node, cluster.continue_by, self.spec.abilities, smaller(self.spec),
+            begins_smaller=cluster.backend == "own",
+        )  # fmt: skip
         self.done_codes = frozenset(self.spec.can.codes("done"))
         self.fold = Fold(self.policy)
         self.snapshots = Snapshots(paths, policy_version(paths))
@@ -96,11 +109,16 @@ class Supervisor:
         self._last_step: dict[int, int] = {}
         self._exits: set[tuple[int, int]] = set()
         self._down: set[str] = set()
-        channels = frozenset(self.spec.notify)
-        self.commands = Commands(paths, lambda: self.run_, self.emit, self.spec.abilities, channels)
+        facts = facts_of(self.spec)
+        grounds = Grounds(self.spec.abilities, facts, self._policy_now, owner_of(paths.root))
+        self.commands = Commands(paths, lambda: self.run_, self.emit, grounds)
         backend = backend_of(self.spec)
+        self.surroundings = Surroundings(paths, self.spec.command or (), self.emit)
         self._node_states = backend.node_states(paths, self.job_id)
         self.succession = Succession(paths, self.spec, self.job_id, backend, self._node_states, self.emit)
+        self.errands = Errands(paths, self.emit)
+        self.facts = Facts(paths.root, self._node_states, self.policy.detectors, self.emit)
+        self.drainer = drainer_of(self.spec, self.emit)
         self._live_draft = paths.live.with_suffix(f".{os.getpid()}")
         self._ended_at: float | None = None
         self._polled_at = self._live_at = self._ticked_at = 0.0
@@ -109,6 +127,9 @@ class Supervisor:
     @property
     def run_(self) -> Run:
         return self.fold.run
+
+    def _policy_now(self) -> Policy:
+        return policy_now(self.policy, self.fold.memory.engine)
 
     # ------------------------------------------------------------ taking over
 
@@ -165,10 +186,12 @@ class Supervisor:
         return 0
 
     def _begin_anew(self, former: Run) -> None:
-        """The scheduler has begun the job anew: the processes that the journal knows are gone. A hold stays."""
+        """The scheduler has begun the job anew: the processes that the journal knows are gone. A halt stays."""
         self.emit(RunResumed(at=time.time(), author="the scheduler"))
         if former.state is RunState.HELD:
             self.emit(RunHeld(at=time.time(), reason=former.hold_reason))
+        if former.paused_by:
+            self.emit(RunPaused(at=time.time(), reason=former.paused_by))
         self.succession.begun()
 
     def _remember_all(self) -> None:
@@ -227,6 +250,7 @@ class Supervisor:
             self.fleet.tell(text)
         self.keeper.durable(self.run_, event)
         self.succession.durable(self.run_, event)
+        self.drainer.durable(self.run_, event)
         self.commands.durable(self.run_, event)
 
     def _act_beside(self, decision: Decision) -> None:
@@ -243,8 +267,7 @@ class Supervisor:
     def _record_environment(self, event: AttemptStarted) -> None:
         contacts = self.fleet.contacts
         by_node = {node: contacts[node].environment for node in event.slots if node in contacts}
-        with contextlib.suppress(OSError):  # worth having, not worth a run
-            write_atomically(self.paths.environment(event.attempt), json.dumps(of_attempt(by_node)))
+        self.surroundings.record(event.attempt, by_node)
 
     def _lost(self, error: Exception) -> None:
         log.warning("epoch %d ends: %s", self.epoch, error)
@@ -281,19 +304,22 @@ class Supervisor:
             self._replan()  # some moves are due by time alone
             self._poll_backend()
             self.succession.look()
+            self.facts.look()
             self.commands.look_for_files(self.run_)
         if now - self._live_at > LIVE_S or self.fleet.changed:
             self._live_at, self.fleet.changed = now, False
             self._write_live()
         if self.run_.state.is_terminal or self.succession.has_left(bool(self.fleet.answering())):
             self._ended_at = self._ended_at or now
+            if self.errands.busy:
+                return  # whose time is limited
             if now - self._ended_at > LEAVE_S or (now - self._ended_at > 1.0 and not self.fleet.answering()):
                 self.over.set()
 
     def _poll_backend(self) -> None:
         reports = self._node_states.read()
         if not self._in_flight:  # else the run may not yet know what was said before
-            for event in drain_changes(self.run_.nodes, reports, time.time()):
+            for event in drain_changes(self.run_, reports, time.time()):
                 self.emit(event)
         for name, report in reports.items():
             node = self.run_.nodes.get(name)
@@ -342,6 +368,8 @@ class Supervisor:
                     self.keeper.search()
                 case Requeue(exclude):
                     self.succession.requeue(exclude)
+                case Errand(decision):
+                    self.errands.start(self.run_, decision)
 
     def _settled(self) -> bool:
         expected = self.run_.nodes_wanted + self.run_.spares_wanted
@@ -397,17 +425,28 @@ class Supervisor:
         if live is None or attempt != live.number:
             return None
         match message["type"]:
+            case "line_matched":
+                about = {key: message[key] for key in ("rank", "rule", "line")}
+                return LineMatched(at=at, attempt=attempt, node=node, **about)
             case "step_done" if message["step"] > self._last_step.get(attempt, -1):
                 samples = tuple(message["samples"]) if message["samples"] else None
                 metrics = {key: float(value) for key, value in message["metrics"].items()}
+                checksums = {
+                    what: {int(rank): number for rank, number in of.items()}
+                    for what, of in message.get("checksums", {}).items()
+                }
                 return StepDone(
                     at=at, attempt=attempt, step=message["step"], metrics=metrics, samples=samples,
                     step_s=message["step_s"], blocked_s=message["blocked_s"],
+                    compute_s=tuple(message.get("compute_s", ())), checksums=checksums,
                 )  # fmt: skip
             case "rank_exited" if (attempt, message["rank"]) not in self._exits and self.run_.pending is None:
                 about = {key: message[key] for key in ("rank", "step", "error_type", "error")}
                 code = 0 if message["code"] in self.done_codes else message["code"]
                 return RankExited(at=at, attempt=attempt, node=node, code=code, **about)
+            case "settings_applied" if asked := asked_by(self.run_, message["id"] or ""):
+                about = {key: message[key] for key in ("step", "effective", "problem")}
+                return SettingsApplied(at=at, attempt=attempt, id=message["id"] or "", asked=asked, **about)
             case "done" if live.done is None:
                 result = {key: float(value) for key, value in message["result"].items()}
                 digest = message["final_digest"]

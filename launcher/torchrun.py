@@ -52,6 +52,11 @@ class Asked:
     root: Path = Path("runs")
     config: Path | None = None
 
+    @property
+    def is_elastic(self) -> bool:
+        """Whether --nnodes is a range: the script is fit for any number of nodes in it."""
+        return self.nodes is not None and self.nodes[0] < self.nodes[1]
+
     def shown(self, ranks: int) -> dict[str, list[int]]:
         """The local ranks of a node whose "out" and "err" appear on the task's own."""
         return {
@@ -139,7 +144,7 @@ def _parser(environment: Mapping[str, str]) -> _Parser:
         flags = [*([letter] if letter else []), *_spellings(name)]
         used.add_argument(*flags, type=kind, default=default, metavar="X", help=told)
 
-    add("nnodes", _range, "N or MIN:MAX; in a Slurm job those of the step, less the spares or not")
+    add("nnodes", _range, "N, or MIN:MAX for a script that goes on with fewer; in a Slurm job those of the step")
     add("nproc-per-node", _ranks, "a number, or auto, cpu, gpu, xpu", default="1")
     add("node-rank", _count, "without Slurm: which of the nodes this is")
     add("local-addr", str, "the address by which the other nodes reach this one")

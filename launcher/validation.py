@@ -7,11 +7,13 @@ for the key that was meant.
 from __future__ import annotations
 
 import difflib
+import math
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 
 from launcher.document import Path_
 
@@ -19,6 +21,7 @@ M = TypeVar("M", bound=BaseModel)
 Finding = tuple[Path_, str]  # where in the values, and what is wrong
 
 PUT_IN_QUOTES = ": put it in quotes"
+_UNQUOTED = ": write it without quotes"
 _MAX_ROUNDS = 8  # more than any grammar of ours is deep in required keys
 _EXPECTED = {
     "int_type": "a whole number is expected",
@@ -105,8 +108,13 @@ def fields_at(model: type[BaseModel], path: Path_) -> list[str]:
     """The keys that may be written at a path of a model."""
     found: list[str] = []
     for kind in _kinds_at(model, path):
-        found += [field.alias or name for name, field in kind.model_fields.items()]
+        found += [field.alias or name for name, field in kind.model_fields.items() if not _is_ours(field)]
     return found
+
+
+def _is_ours(field: Any) -> bool:
+    """Whether a field is for programs only."""
+    return any(type(one) is SkipJsonSchema for one in field.metadata)
 
 
 def _kinds_at(kind: Any, path: Path_) -> Iterator[type[BaseModel]]:
@@ -156,15 +164,20 @@ def _message(model: type[BaseModel], path: Path_, error: Mapping[str, Any]) -> s
         return f"{key!r} is missing"
     if kind == "literal_error":
         options = _literals(context["expected"])
-        return f"{shown(given)} is not one of {', '.join(options)}" + did_you_mean(str(given), options)
+        near = _UNQUOTED if str(given) in options and isinstance(given, str) else did_you_mean(str(given), options)
+        return f"{shown(given)} is not one of {', '.join(options)}" + near
+    if kind == "not_one_of":  # of a validator of ours, which may know what was meant
+        options, meant = context["options"], context["meant"]
+        near = f" (did you mean {meant!r}?)" if meant else did_you_mean(str(given), options)
+        return f"{shown(given)} is not one of {', '.join(options)}{near}"
     if kind in _EXPECTED:
-        return f"{_EXPECTED[kind]}, not {shown(given)}" + _quote(kind, given)
+        return f"{_EXPECTED[kind]}, not {shown(given)}" + (_quote(kind, given) or _written(model, path, given))
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
         return f"{key} {words} {context[name]:g}, not {shown(given)}"
     if kind == "finite_number":
         return f"{key} must be a finite number, not {shown(given)}"
-    if kind == "too_short":
+    if kind in ("too_short", "string_too_short"):
         return f"{key} must not be empty"
     text = str(error["msg"]).removeprefix("Value error, ")
     return text[0].lower() + text[1:] if text[:5] == "Input" else text
@@ -177,7 +190,15 @@ def _meant(key: str, known: list[str], given: object) -> str:
     # In {stop: one, two} the comma makes 'two' a key without a value.
     if given is None:
         return ": quote the text if a comma belongs to it"
-    return f" (known here: {', '.join(known)})" if 0 < len(known) <= 16 else ""
+    return f" (known here: {', '.join(known)})" if 0 < len(known) <= 24 else ""
+
+
+def _written(model: type[BaseModel], path: Path_, given: Any) -> str:
+    """How a mapping is written where a single word stands."""
+    keys = fields_at(model, path)
+    if not keys or not isinstance(given, str):
+        return ""
+    return f": write {{{given if given in keys else keys[0]}: ...}}"
 
 
 def _literals(expected: str) -> list[str]:
@@ -187,9 +208,21 @@ def _literals(expected: str) -> list[str]:
 def _quote(kind: str, given: object) -> str:
     if kind == "string_type" and isinstance(given, (int, float, bool)):
         return PUT_IN_QUOTES
+    if kind in ("int_type", "float_type") and isinstance(given, str) and (number := _number(given)) is not None:
+        return f": write {number:g}"
+    if kind in ("list_type", "tuple_type") and isinstance(given, (str, int)) and not isinstance(given, bool):
+        return f": write [{given}]" if len(str(given)) < 40 else ": put it in [ ]"
     if kind == "bool_type" and str(given).lower() in ("yes", "no", "on", "off"):
         return f": write {'true' if str(given).lower() in ('yes', 'on') else 'false'}"
     return ""
+
+
+def _number(text: str) -> float | None:
+    """What a text means, if it is a number that is not written as one."""
+    try:
+        return number if math.isfinite(number := float(text)) else None
+    except ValueError:
+        return None
 
 
 def shown(value: object) -> str:

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, NamedTuple
 
-# Vocabulary of each tokenizer. Bytes: 256 of them, the end-of-document token, padded to a multiple of 8.
-TOKENIZERS = {"bytes": 264}
-DTYPES = ("fp32", "bf16")
+BYTES = "bytes"
+BYTES_VOCABULARY = 264  # 256 of them and the end-of-document token, padded to a multiple of 8
+OPT_VOCABULARY = 50272  # of the published models: GPT-2's tokens and OPT's own, padded to a multiple of 8
+DTYPES = ("fp32", "bf16", "fp16")
 # Of the checkpoint section only `every` is the trainer's; what is kept, and for how long, is the launcher's business.
 CHECKPOINT_KEYS = {"every", "keep", "keep_every", "probation"}
 PARALLEL_KEYS = {"fsdp", "tensor"}
+LOSS_SCALE_KEYS = {"init", "window", "min"}
 MICRO_BATCH_TOKENS = 16384  # a derived micro-batch is no larger than this, in tokens per rank
 
 
@@ -50,8 +52,10 @@ class TrainerConfig:
     seq_len: int
     lr: float  # peak
 
-    data: tuple[str, ...] = ("python",)  # text files or globs; the word "python" is Python's own standard library
-    tokenizer: str = "bytes"
+    data: tuple[str, ...] = ("python",)  # text or .jsonl files, or globs; "python" is Python's own standard library
+    text_key: str = "text"  # where the text is in a line of a .jsonl file
+    tokenizer: str = BYTES  # or the path of a tokenizer.json
+    vocabulary: int = 0  # token ids of the model; 0: as many as bytes need, or OPT's
     held_out: float = 0.05  # fraction of the files kept for validation
     micro_batch: int = 0  # sequences per data-parallel rank and micro-batch; 0: derived
     warmup_tokens: int = 0  # 0: 375e6 as in the paper, but at most a twentieth of the run
@@ -63,7 +67,12 @@ class TrainerConfig:
     dropout: float = 0.1
     attention_dropout: float = 0.1
     seed: int = 1
-    dtype: str = "fp32"
+    dtype: str = "fp32"  # of the computation; weights and moments are fp32 always
+    loss_scale_init: float = 4.0  # with fp16; these three are metaseq's
+    loss_scale_window: int = 256  # steps
+    loss_scale_min: float = 2**-5
+    layer_norms: int = 0  # steps between reports of the gradient norm of each layer; 0: never
+    checksum_every: int = 100  # steps between checksums of what ranks must hold in common; 0: never
     fsdp: int = 1
     tensor: int = 1
     save_every: int = 0  # steps; 0: only at the end
@@ -121,9 +130,9 @@ class TrainerConfig:
         return SIZES[self.size]
 
     @property
-    def vocabulary(self) -> int:
-        """Number of token ids, a multiple of 8."""
-        return TOKENIZERS[self.tokenizer]
+    def token_ids(self) -> int:
+        """Number of token ids that the model knows, a multiple of 8."""
+        return self.vocabulary or (BYTES_VOCABULARY if self.tokenizer == BYTES else OPT_VOCABULARY)
 
     @property
     def batch_sequences(self) -> int:
@@ -153,37 +162,54 @@ class TrainerConfig:
         return self.warmup_tokens or min(375_000_000, self.total_tokens // 20)
 
 
+# Sections of the `trainer:` section -> (their keys, what their keys are called here).
+_SECTIONS: dict[str, tuple[set[str], dict[str, str]]] = {
+    "parallel": (PARALLEL_KEYS, {key: key for key in PARALLEL_KEYS}),
+    "checkpoint": (CHECKPOINT_KEYS, {"every": "save_every"}),
+    "loss_scale": (LOSS_SCALE_KEYS, {key: f"loss_scale_{key}" for key in LOSS_SCALE_KEYS}),
+}
+
+
 def _flatten(mapping: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The sections `parallel` and `checkpoint` brought to the top level, and what is wrong with them."""
-    flat = {key: value for key, value in mapping.items() if key not in ("parallel", "checkpoint")}
+    """The keys of the sections brought to the top level, and what is wrong with them."""
+    flat = {key: value for key, value in mapping.items() if key not in _SECTIONS}
     problems = []
-    sections = {}
-    for name, allowed in (("parallel", PARALLEL_KEYS), ("checkpoint", CHECKPOINT_KEYS)):
+    for name, (allowed, names) in _SECTIONS.items():
         section = mapping.get(name) or {}
         if not isinstance(section, Mapping):
             problems.append(f"{name}: expected a section with the keys {sorted(allowed)}, not {section!r}")
-            section = {}
+            continue
         problems += [f"unknown key '{name}.{key}'" for key in section if key not in allowed]
-        sections[name] = section
-    flat |= {key: value for key, value in sections["parallel"].items() if key in PARALLEL_KEYS}
-    if "every" in sections["checkpoint"]:
-        flat["save_every"] = sections["checkpoint"]["every"]
+        flat |= {names[key]: value for key, value in section.items() if key in names}
     return flat, problems
+
+
+_MORE_THAN_0 = (
+    *("steps", "batch_tokens", "seq_len", "fsdp", "tensor", "validate_sequences", "lr", "clip", "eps"),
+    *("loss_scale_init", "loss_scale_window", "loss_scale_min"),
+)
+_NOT_NEGATIVE = (
+    *("micro_batch", "warmup_tokens", "save_every", "validate_every", "weight_decay", "seed"),
+    *("vocabulary", "layer_norms", "checksum_every"),
+)
 
 
 def _problems(config: TrainerConfig) -> list[str]:
     """What is wrong with these settings, in words; empty when nothing is."""
     c, found = config, []
-    choices = (("size", c.size, SIZES), ("tokenizer", c.tokenizer, TOKENIZERS), ("dtype", c.dtype, DTYPES))
-    for name, value, table in choices:
+    for name, value, table in (("size", c.size, SIZES), ("dtype", c.dtype, DTYPES)):
         if value not in table:
             found.append(f"{name}: {value!r} is none of {', '.join(table)}")
     if not c.data:
         found.append("data: name at least one file, glob, or the word 'python'")
-    for name in ("steps", "batch_tokens", "seq_len", "fsdp", "tensor", "validate_sequences", "lr", "clip", "eps"):
+    if c.tokenizer != BYTES and not c.tokenizer.endswith(".json"):
+        found.append(f"tokenizer: {c.tokenizer!r} is neither 'bytes' nor the path of a tokenizer.json")
+    if c.vocabulary % 8 or 0 < c.vocabulary < BYTES_VOCABULARY:
+        found.append(f"vocabulary: {c.vocabulary} must be a multiple of 8, and at least {BYTES_VOCABULARY}")
+    for name in _MORE_THAN_0:
         if not getattr(c, name) > 0:
             found.append(f"{name}: {getattr(c, name)} must be more than 0")
-    for name in ("micro_batch", "warmup_tokens", "save_every", "validate_every", "weight_decay", "seed"):
+    for name in _NOT_NEGATIVE:
         if not getattr(c, name) >= 0:
             found.append(f"{name}: {getattr(c, name)} must not be negative")
     for name in ("held_out", "dropout", "attention_dropout"):
@@ -260,4 +286,6 @@ _BY_TYPE: dict[Any, Callable[[Any], Any]] = {
     tuple[tuple[int, int], ...]: _ranges,
 }
 _READERS = {field.name: _BY_TYPE[field.type] for field in fields(TrainerConfig)}
-_READERS |= {"save_every": _steps, "validate_every": _steps}
+_READERS |= dict.fromkeys(
+    ("save_every", "validate_every", "layer_norms", "checksum_every", "loss_scale_window"), _steps
+)

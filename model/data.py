@@ -1,8 +1,9 @@
-"""Text files as packed sequences of byte tokens, in an order that is a pure function of (seed, sample index).
+"""Files as packed sequences of tokens, in an order that is a pure function of (seed, sample index).
 
 All documents, each followed by an end-of-document token, form one long stream. Sequence k is the `seq_len` tokens
-from k * seq_len on, and the one after them as the last target. Nothing is tokenized ahead: a sequence is read from
-its files when it is needed, so that building the index costs one stat per file and ranks share the page cache.
+from k * seq_len on, and the one after them as the last target. A sequence is read from its files when it is needed, so
+that building the index costs one stat per file and ranks share the page cache. Text files whose bytes are the tokens
+are read as they are; of others `tokens` makes files of token ids first.
 """
 
 import glob
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import xxhash
 
@@ -26,11 +28,36 @@ Span = tuple[int, int]
 
 
 class Document(NamedTuple):
-    """A stretch of a file, in bytes."""
+    """A stretch of a file: where it starts and how long it is, in tokens.
+
+    `width`: bytes of a token; 0: its bytes are the tokens, and the end-of-document token is not in the file. `source`:
+    the name of the file that it was made of.
+    """
 
     path: str
     start: int
     length: int
+    width: int = 0
+    source: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name of the file, without folders: the same files elsewhere are the same corpus."""
+        return self.source or os.path.basename(self.path)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it adds to the stream."""
+        return self.length if self.width else self.length + 1
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """Token ids [count] of those in the file, from `first` on. Raises OSError."""
+        width = self.width or 1
+        with open(self.path, "rb", buffering=0) as file:
+            data = os.pread(file.fileno(), count * width, (self.start + first) * width)
+        if len(data) < count * width:
+            raise OSError(f"{self.path} is shorter than when training began: it must not change during a run")
+        return np.frombuffer(data, f"u{width}")
 
 
 def find_documents(patterns: Sequence[str]) -> list[Document]:
@@ -69,51 +96,51 @@ def split(documents: Sequence[Document], held_out: float) -> tuple[list[Document
     if not held_out:
         return list(documents), []
     if len(documents) == 1:
-        path, start, length = documents[0]
-        kept = round(length * (1 - held_out))
-        return [Document(path, start, kept)], [Document(path, start + kept, length - kept)]
+        whole = documents[0]
+        kept = round(whole.length * (1 - held_out))
+        rest = whole._replace(start=whole.start + kept, length=whole.length - kept)
+        return [whole._replace(length=kept)], [rest]
     every = min(len(documents), round(1 / held_out))
     train = [document for i, document in enumerate(documents) if i % every != every - 1]
     return train, list(documents[every - 1 :: every])
 
 
+def fingerprint(documents: Sequence[Document]) -> int:
+    """A number below 2^63 that stands for names and lengths of the documents."""
+    names = "\0".join(f"{document.name}:{document.start}:{document.length}" for document in documents)
+    return xxhash.xxh3_64_intdigest(names.encode()) >> 1
+
+
 class Corpus:
-    """Documents as one stream of byte tokens, cut into sequences."""
+    """Documents as one stream of tokens, cut into sequences."""
 
     def __init__(self, documents: Sequence[Document], seq_len: int, *, may_be_empty: bool = False) -> None:
         """Raises ValueError where the documents make less than one sequence, unless that `may_be_empty`."""
         self.documents = list(documents)
         self.seq_len = seq_len
-        self._starts = [0, *accumulate(document.length + 1 for document in documents)]
+        self._starts = [0, *accumulate(document.tokens for document in documents)]
         self.sequences = max(0, self._starts[-1] - 1) // seq_len
         if not self.sequences and not may_be_empty:
             raise ValueError(
                 f"data: {self._starts[-1]} tokens in {len(documents)} files are less than one sequence of {seq_len}; "
                 "name more files or a smaller seq_len"
             )
-        names = "\0".join(f"{os.path.basename(d.path)}:{d.start}:{d.length}" for d in documents)
-        # Folders are left out: the same files elsewhere are the same corpus.
-        self.fingerprint = xxhash.xxh3_64_intdigest(names.encode()) >> 1  # below 2^63
+        self.fingerprint = fingerprint(documents)
 
     def sequence(self, index: int) -> torch.Tensor:
         """Tokens [seq_len + 1] int64 of one sequence. Raises OSError where its files cannot be read."""
         position, missing = index * self.seq_len, self.seq_len + 1
         number = bisect_right(self._starts, position) - 1
-        tokens: list[int] = []
+        parts: list[np.ndarray] = []
         while missing > 0:
-            path, start, length = self.documents[number]
-            inside = position - self._starts[number]
-            wanted = min(missing, length - inside)
-            with open(path, "rb", buffering=0) as file:
-                text = os.pread(file.fileno(), wanted, start + inside)
-            if len(text) < wanted:
-                raise OSError(f"{path} is shorter than when training began: it must not change during a run")
-            tokens += text
-            if wanted < missing:
-                tokens.append(END_OF_DOCUMENT)
+            document, inside = self.documents[number], position - self._starts[number]
+            part = document.read(inside, min(missing, document.length - inside))
+            if not document.width and len(part) < missing:
+                part = np.append(part.astype(np.uint16), np.uint16(END_OF_DOCUMENT))
+            parts.append(part)
+            missing -= len(part)
             number, position = number + 1, self._starts[number + 1]
-            missing = self.seq_len + 1 - len(tokens)
-        return torch.tensor(tokens, dtype=torch.int64)
+        return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
     def batch(self, indices: Sequence[int]) -> torch.Tensor:
         """Tokens [len(indices), seq_len + 1] int64."""

@@ -1,7 +1,7 @@
 """AdamW on local shards, and the learning rate as a pure function of tokens.
 
 AdamW works element by element, so it needs no distributed tensors: it updates the local shards in place, which is
-the memory FSDP gathers from. Only the gradient norm needs all ranks: one sum of one number.
+the memory FSDP gathers from. Only norms need all ranks: one sum of one number each.
 """
 
 import torch
@@ -22,17 +22,21 @@ def learning_rate(config: TrainerConfig, tokens: int) -> float:
     return config.lr * (1 - (1 - config.end_lr_ratio) * done)
 
 
-def _local(tensor: torch.Tensor) -> torch.Tensor:
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a distributed tensor; any other as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class Optimizer:
     """torch's AdamW over the local shards of a distributed model, with decoupled decay of matrices only."""
 
-    def __init__(self, model: nn.Module, config: TrainerConfig) -> None:
-        self.config = config
+    def __init__(self, model: nn.Module, config: TrainerConfig, tensor_rank: int) -> None:
+        self.config = config  # another one with other `lr` and `clip` may take its place between steps
         self.parameters = dict(model.named_parameters())
-        self.local = {name: _local(parameter.detach()) for name, parameter in self.parameters.items()}
+        # What is replicated over the tensor axis counts once in a norm.
+        self._counted = [n for n, p in self.parameters.items() if tensor_rank == 0 or is_sharded_over_tensor(p)]
+        self._device = next(model.parameters()).device
+        self.local = {name: local(parameter.detach()) for name, parameter in self.parameters.items()}
         decayed = [shard for name, shard in self.local.items() if _decays(name)]
         plain = [shard for name, shard in self.local.items() if not _decays(name)]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -42,36 +46,55 @@ class Optimizer:
             moments = {moment: torch.zeros_like(shard) for moment in MOMENTS}
             self.adam.state[shard] = {"step": torch.zeros((), device=shard.device), **moments}
 
-    def squared_norm(self, tensor_rank: int) -> torch.Tensor:
-        """This rank's part of the squared norm of the whole gradient: float64, to be summed over all ranks.
+    @property
+    def parts(self) -> list[str]:
+        """Names of the parts of the model that have a norm of their own: its layers, and what is not in a layer."""
+        return list(dict.fromkeys(_part(name) for name in self.parameters))
 
-        What is replicated over the tensor axis is counted by its first rank only.
+    def squared_norm(self, part: str | None = None) -> torch.Tensor:
+        """This rank's part of the squared norm of the gradient, of one part of the model or of all of it.
+
+        float64, to be summed over all ranks.
         """
-        mine = [
-            _local(gradient)
-            for gradient in (parameter.grad for parameter in self.parameters.values())
-            if isinstance(gradient, DTensor) and (tensor_rank == 0 or _sharded_over_tensor(gradient))
-        ]
-        return nn.utils.get_total_norm(mine).double().square()
+        names = (name for name in self._counted if part in (None, _part(name)))
+        return self._squared([local(self._gradient(name)) for name in names])
 
-    def step(self, squared_norm: float, tokens: int) -> tuple[float, float]:
-        """Clip, update, and drop the gradients; returns the gradient's norm before clipping and the rate used.
+    def squared_weights(self) -> torch.Tensor:
+        """This rank's part of the squared norm of all weights, to be summed over all ranks."""
+        return self._squared([self.local[name] for name in self._counted])
 
-        `squared_norm`: of the whole gradient; `tokens`: those of the run, this step's included. A gradient that is
-        not finite is applied like any other: what to do about it is decided outside.
+    def _squared(self, tensors: list[torch.Tensor]) -> torch.Tensor:
+        return nn.utils.get_total_norm(tensors).double().square().to(self._device)
+
+    def _gradient(self, name: str) -> torch.Tensor:
+        gradient = self.parameters[name].grad
+        assert gradient is not None, f"{name} has no gradient"
+        return gradient
+
+    def step(self, norm: float, tokens: int, scale: float = 1.0) -> tuple[float, bool]:
+        """Clip and update; returns the rate used, and whether the gradient was clipped.
+
+        `norm`: of the whole gradient, which is `scale` times too large itself; `tokens`: those of the run, this step's
+        included. A gradient that is not finite is applied like any other: what to do about it is decided outside.
         """
         rate = learning_rate(self.config, tokens)
         for group in self.adam.param_groups:
             group["lr"] = rate
-        norm = squared_norm**0.5
-        for name, parameter in self.parameters.items():
-            assert parameter.grad is not None, f"{name} has no gradient"
-            self.local[name].grad = _local(parameter.grad)
-        nn.utils.clip_grads_with_norm_(self.local.values(), self.config.clip, torch.tensor(norm))
+        share = self.config.clip / (norm + 1e-6)  # as torch's clip_grad_norm_
+        clipped = not share >= 1
+        factor = (share if clipped else 1.0) / scale
+        for name, shard in self.local.items():
+            shard.grad = local(self._gradient(name))
+            if factor != 1:
+                shard.grad.mul_(factor)
         self.adam.step()
+        self.drop()
+        return rate, clipped
+
+    def drop(self) -> None:
+        """Leave the gradients unused."""
         for name, parameter in self.parameters.items():
             self.local[name].grad = parameter.grad = None
-        return norm, rate
 
     def tensors(self) -> dict[str, DTensor]:
         """Weights and moments by name, as distributed tensors over the very memory that training changes."""
@@ -91,7 +114,7 @@ class Optimizer:
         return named
 
     def set_steps(self, steps: int) -> None:
-        """Say how many updates the loaded moments have seen (AdamW corrects their bias by it)."""
+        """Say how many updates the loaded moments have had (AdamW corrects their bias by it)."""
         for shard in self.local.values():
             self.adam.state[shard]["step"].fill_(steps)
 
@@ -104,11 +127,18 @@ class Optimizer:
                 raise ValueError(f"the optimizer would use {wrong} where {asked} were asked for")
 
 
+def _part(name: str) -> str:
+    words = name.split(".")
+    return ".".join(words[:2]) if words[0] == "layers" else words[0]
+
+
 def _decays(name: str) -> bool:
     return name.endswith("weight") and "layer_norm" not in name
 
 
-def _sharded_over_tensor(gradient: DTensor) -> bool:
-    axes = gradient.device_mesh.mesh_dim_names or ()
-    pairs = zip(axes, gradient.placements, strict=True)
+def is_sharded_over_tensor(parameter: torch.Tensor) -> bool:
+    """Whether tensor-parallel ranks hold different parts of a parameter, and not all of them the same."""
+    assert isinstance(parameter, DTensor)
+    axes = parameter.device_mesh.mesh_dim_names or ()
+    pairs = zip(axes, parameter.placements, strict=True)
     return any(axis == "tensor" and placement.is_shard() for axis, placement in pairs)

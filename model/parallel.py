@@ -22,8 +22,13 @@ from torch.utils import deterministic
 from model.config import TrainerConfig
 from model.transformer import Draws, Transformer, initial_weight
 
+Numbers = dict[str, torch.Tensor | float]  # float64 scalars on the device, and plain ones
+
 # A collective waits this long for its peers. Long, because the launcher ends stuck ranks by judging progress.
 COLLECTIVE_LIMIT = timedelta(minutes=30)
+
+
+COMPUTED_IN = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,31 @@ def agree(number: int, world: World) -> bool:
     return least[0].item() == -least[1].item()
 
 
+def sum_over_ranks(
+    numbers: Numbers, own: Mapping[str, torch.Tensor], world: World
+) -> tuple[dict[str, float], dict[str, list[list[float]]]]:
+    """Scalars summed over all ranks; and of each vector, as long on all ranks, what each rank has, in their order.
+
+    One all-reduce, in double precision, and one wait for the device.
+    """
+    scalars = [n for n in numbers.values() if isinstance(n, torch.Tensor)]
+    plain = [n for n in numbers.values() if not isinstance(n, torch.Tensor)]
+    names = sorted(numbers, key=lambda name: not isinstance(numbers[name], torch.Tensor))
+    mine = torch.cat([vector.to(world.device) for vector in own.values()])
+    table = mine.new_zeros(world.size, len(mine))
+    table[world.rank] = mine  # the others add zeros
+    told = torch.tensor(plain, dtype=torch.float64).to(world.device)
+    vector = torch.cat([torch.stack(scalars), told, table.flatten()])
+    dist.all_reduce(vector)
+    values = vector.tolist()
+    rows = [values[len(names) + rank * len(mine) :][: len(mine)] for rank in range(world.size)]
+    by_rank, at = {}, 0
+    for name, part in own.items():
+        by_rank[name] = [row[at : at + len(part)] for row in rows]
+        at += len(part)
+    return dict(zip(names, values, strict=False)), by_rank
+
+
 def leave() -> None:
     """Leave the process group. Only after a run that went well: with peers missing this could wait for them."""
     dist.destroy_process_group()
@@ -95,8 +125,8 @@ def build(config: TrainerConfig, world: World) -> Transformer:
         "fc2": row,
     }
     policy = MixedPrecisionPolicy()
-    if config.dtype == "bf16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    if config.dtype in COMPUTED_IN:
+        policy = MixedPrecisionPolicy(param_dtype=COMPUTED_IN[config.dtype], reduce_dtype=torch.float32)
     for layer in model.layers:
         if config.tensor > 1:
             parallelize_module(layer, world.mesh["tensor"], plan)

@@ -10,9 +10,8 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,162 +19,16 @@ import torch
 import torch._dynamo  # torch imports these two before its first step; here, ranks forked of a warm process have them
 import torch._inductor
 import torch.distributed as dist
-import torch.nn.functional as F
 import yaml
 
-from launcher.reporter import EXIT_CHECKPOINT_REJECTED, SAVE, STOP, Reporter, connect
+from launcher.reporter import EXIT_CHECKPOINT_REJECTED, STOP, Reporter, connect
 from model import checkpoint, parallel, resume
 from model.checkpoint import CheckpointRejected
 from model.config import TrainerConfig
-from model.data import Corpus, find_documents, merge, next_samples, sequence_of, split
-from model.optim import Optimizer
-from model.parallel import World
 from model.saver import Committer, Saver, ViaFiles, ViaReporter
+from model.trainer import Trainer
 
 COMMIT_LIMIT_S = 120.0  # for the last save to be written and committed, before the process ends without
-
-
-class Trainer:
-    """One rank's part of an attempt: the distributed model, its data, and where the run is."""
-
-    def __init__(self, config: TrainerConfig, world: World, reporter: Reporter) -> None:
-        self.config, self.world, self.reporter = config, world, reporter
-        train, held_out = split(find_documents(config.data), config.held_out)
-        self.corpus = Corpus(train, config.seq_len)
-        self.held_out = Corpus(held_out, config.seq_len, may_be_empty=True)
-        if not parallel.agree(self.corpus.fingerprint, world):
-            raise ValueError(
-                f"data: {len(train)} files here, other files on other ranks; give all nodes the same files"
-            )
-        self.model = parallel.build(config, world)
-        self.optimizer = Optimizer(self.model, config)
-        self.tensors = self.optimizer.tensors()
-        self.step = 0  # completed steps, and so the index of the next one
-        self.tokens = 0  # trained on so far
-        self.position = 0  # the next absolute sample index
-        self.skip = merge(config.skip)
-        self.blocked_s = 0.0  # by saves, since the last report
-        self.val_loss: float | None = None  # of the weights the next step begins with
-        self._watch_sections()
-
-    def train_step(self) -> int:
-        """One optimizer step on all ranks; returns the bits that any rank's agent asks for."""
-        began = time.monotonic()
-        config, world = self.config, self.world
-        with self.reporter.phase("data"):
-            first = self.position
-            samples, self.position = next_samples(self.position, config.batch_sequences, self.skip)
-            tokens = self._rank_batch(samples)
-        loss_sum = torch.zeros((), device=world.device, dtype=torch.float64)
-        activation = torch.zeros_like(loss_sum)
-        self.model.draws.step = self.step
-        for number, micro in enumerate(tokens.split(config.micro_sequences)):
-            self.model.draws.micro_batch = number
-            loss = self._loss(micro)
-            (loss / config.micro_batches).backward()
-            loss_sum += loss.detach() * micro[:, 1:].numel()
-            activation += self.model.activation_norm / config.micro_batches
-        wanted = self.reporter.wanted()
-        # All that ranks must agree on in one small sum. Tensor-parallel ranks repeat the loss of the same tokens.
-        shared = torch.tensor(
-            [0.0, 0.0, 0.0, tokens[:, 1:].numel(), bool(wanted & SAVE), bool(wanted & STOP)], dtype=torch.float64
-        ).to(world.device)
-        shared[:3] = torch.stack([self.optimizer.squared_norm(world.tensor_rank), loss_sum, activation])
-        dist.all_reduce(shared)
-        squared, loss_total, activation_total, counted, save, stop = shared.tolist()
-        self.tokens += config.batch_tokens
-        norm, rate = self.optimizer.step(squared, self.tokens)
-        step_s = time.monotonic() - began
-        metrics = {
-            "loss": loss_total / counted,
-            "grad_norm": norm,
-            "lr": rate,
-            "tokens": self.tokens,
-            "tokens_per_s": config.batch_tokens / step_s,
-            "activation_norm": activation_total / world.size,
-        }
-        if self.val_loss is not None:
-            metrics["val_loss"] = self.val_loss
-        self._report(metrics, (first, self.position), step_s)
-        self.step += 1
-        return (SAVE if save else 0) | (STOP if stop else 0)
-
-    @torch.no_grad()
-    def validate(self) -> float | None:
-        """Mean loss per token over held-out sequences, the same on all ranks; None where too few are held out."""
-        per_rank = min(self.config.validate_sequences, self.held_out.sequences) // self.config.fsdp
-        if not per_rank:
-            return None
-        with self.reporter.phase("eval"):
-            self.model.eval()
-            first = self.world.data_rank * per_rank
-            tokens = self.held_out.batch(range(first, first + per_rank)).to(self.world.device)
-            total = torch.zeros((), device=self.world.device, dtype=torch.float64)
-            for micro in tokens.split(self.config.micro_sequences):
-                total += self._loss(micro) * len(micro)
-            dist.all_reduce(total)
-            self.model.train()
-        return total.item() / (per_rank * self.world.size)
-
-    def state(self) -> dict[str, Any]:
-        """All that a checkpoint holds besides tensors."""
-        return {
-            "step": self.step,
-            "tokens": self.tokens,
-            "position": self.position,
-            "skip": [list(span) for span in self.skip],
-            "identity": self.identity(),
-            "settings": asdict(self.config),
-            "world": {"size": self.world.size, "fsdp": self.config.fsdp, "tensor": self.config.tensor},
-        }
-
-    def identity(self) -> dict[str, Any]:
-        """What a checkpoint must have in common with the run that goes on from it."""
-        names = ("size", "tokenizer", "seq_len", "seed")
-        return {name: getattr(self.config, name) for name in names} | {"data": self.corpus.fingerprint}
-
-    def go_to(self, state: Mapping[str, Any]) -> None:
-        """Be where the checkpoint of this state was. Settings are those asked for now; what differs is said."""
-        self.step, self.tokens, self.position = state["step"], state["tokens"], state["position"]
-        self.skip = merge(self.skip, state["skip"])
-        self.optimizer.set_steps(self.step)
-        self.optimizer.check()
-        now = json.loads(json.dumps(asdict(self.config)))
-        changed = [f"{k} {state['settings'].get(k)} -> {v}" for k, v in now.items() if state["settings"].get(k) != v]
-        if self.world.rank == 0:
-            print(f"resumed after step {self.step - 1}; changed: {', '.join(changed) or 'nothing'}", flush=True)
-
-    def _rank_batch(self, samples: list[int]) -> torch.Tensor:
-        """Tokens [sequences of this data-parallel rank, seq_len + 1]."""
-        per_rank = len(samples) // self.config.fsdp
-        mine = samples[self.world.data_rank * per_rank :][:per_rank]
-        indices = [sequence_of(sample, self.corpus.sequences, self.config.seed) for sample in mine]
-        return self.corpus.batch(indices).to(self.world.device)
-
-    def _loss(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Mean loss per token of sequences [n, seq_len + 1]."""
-        logits = self.model(tokens[:, :-1])
-        return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
-
-    def _report(self, metrics: dict[str, Any], samples: tuple[int, int], step_s: float) -> None:
-        if self.world.rank == 0:
-            numbers = " ".join(f"{name} {value:.6g}" for name, value in metrics.items())
-            print(f"step {self.step} {numbers}", flush=True)
-        mine = metrics if self.world.rank == 0 else None
-        self.reporter.step(self.step, mine, samples, step_s, self.blocked_s)
-        self.blocked_s = 0.0
-        self.val_loss = None
-
-    def _watch_sections(self) -> None:
-        """Count each layer's forward and backward pass as progress, so that slow is told from stuck."""
-
-        def entered(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            self.reporter.section()
-            if inputs[0].requires_grad:
-                inputs[0].register_hook(lambda _gradient: self.reporter.section())
-
-        for layer in self.model.layers:
-            layer.register_forward_pre_hook(entered)
 
 
 def main(env: Mapping[str, str]) -> int:
@@ -200,16 +53,19 @@ def _run(env: Mapping[str, str], reporter: Reporter) -> int:
     config = asked.for_ranks(int(env["WORLD_SIZE"]))  # a run short of nodes goes on with fewer
     if config != asked and env["RANK"] == "0":
         print(f"parallel.fsdp {config.fsdp} instead of {asked.fsdp}, as {env['WORLD_SIZE']} ranks need", flush=True)
+    config = replace(config, skip=(*config.skip, *map(tuple, reporter.skips)))
     parallel.be_deterministic()
     world = parallel.join(config, env)
     root = Path(env["OPT_LAUNCH_CHECKPOINTS"])
     start = resume.find_start(env, root, attached=reporter.attached)
-    trainer = Trainer(config, world, reporter)
+    tokens = (root.parent if reporter.attached else root) / "tokens"  # of a run, or where there is none beside it
+    trainer = Trainer(config, world, reporter, tokens)
     if start.folder is None:
         parallel.initialise(trainer.model, config)
     else:
         state = resume.restore(start.folder, start.digest, trainer.tensors, trainer.identity(), world.device)
         trainer.go_to(state)
+    trainer.begin()
     plan = checkpoint.make_plan(trainer.tensors)
     committer: Committer
     if reporter.attached:

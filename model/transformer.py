@@ -116,7 +116,7 @@ class Transformer(nn.Module):
         super().__init__()
         shape = config.shape
         self.draws = draws
-        self.embed_tokens = nn.Embedding(config.vocabulary, shape.d_model)
+        self.embed_tokens = nn.Embedding(config.token_ids, shape.d_model)
         self.embed_positions = nn.Embedding(config.seq_len + POSITION_OFFSET, shape.d_model)
         self.layers = nn.ModuleList(Layer(config, i, draws) for i in range(shape.layers))
         self.final_layer_norm = nn.LayerNorm(shape.d_model)

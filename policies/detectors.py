@@ -16,6 +16,7 @@ from policies.finding import NOTHING, Answer, Finding, percentile
 from policies.schema import Rule
 from policies.silence import lost_nodes, suspects
 from policies.state import Attempt, EngineState
+from policies.surroundings import surroundings
 from policies.when import Hang, NonFinite, Phases, Threshold
 
 FIRST_STEP_S = 1800.0
@@ -33,7 +34,7 @@ def look(rule: Rule, state: EngineState) -> Answer:
         return draining_nodes(state), None
     if when.hang:
         return hang(state, when.hang, rule.for_.seconds or 0.0 if rule.for_ else 0.0)
-    return NOTHING
+    return surroundings(rule, state)
 
 
 # ---------------------------------------------------------------- hangs

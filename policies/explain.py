@@ -10,6 +10,8 @@ from policies.units import format_duration
 _BUILT_IN = {
     "engine": "built in: a failure that no rule handles is held",
     "checkpoint-rejected": "built in: a damaged checkpoint is passed over, uncounted",
+    "settings-differ": "built in: settings that the trainer did not take are not trained with",
+    "hold-retry": "built in: a hold with 'retry' is tried again, uncounted",
     "early-end": "built in: ranks that end before the goal are started again, uncounted",
     "person": "a person",
 }
@@ -25,10 +27,15 @@ def explain(policy: Policy, decision: Decision) -> str:
     numbers = {key: value for key, value in decision.evidence.items() if key != "budget"}
     if numbers:
         lines.append(f"  numbers: {', '.join(f'{key} {_short(value)}' for key, value in numbers.items())}")
-    deed = "would" if decision.mode == "advise" else "does"
+    deed = {"advise": "would", "ask": "asks"}.get(decision.mode, "does")
     lines.append(
         f"  {deed}:".ljust(11) + (", ".join(_action(*action) for action in decision.actions.items()) or "nothing")
     )
+    if decision.mode == "ask":
+        left = format_duration(round(decision.due_at - decision.at, 3))
+        lines.append(
+            f"  answer:  within {left}: incidents RUN approve {decision.incident}, or hold; else {decision.otherwise}"
+        )
     if decision.delay_s:
         lines.append(f"  waits:   {format_duration(decision.delay_s)} before the restart")
     if budget := decision.evidence.get("budget"):
@@ -59,6 +66,10 @@ def _action(name: str, value: Json) -> str:
     if isinstance(value, dict):
         if name == "restart":
             return f"restart from {value.get('from')}" + (" after a save" if value.get("save_first") else "")
+        if name == "set":
+            return "set " + ", ".join(f"{key} {item}" for key, item in value.items())
+        if name == "skip":
+            return f"skip {value.get('batches')} batches around the onset"
         return f"{name} {', '.join(str(item) for item in value.values())}".strip()
     return f"{name} if need be" if value is True else f"{name} {_short(value)}"
 

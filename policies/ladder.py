@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from launcher.evolve import evolve
 from policies.finding import Finding
+from policies.observe import PROGRESS_STEPS
 from policies.schema import Policy, Rule, Rung
 from policies.state import EngineState, Moment, RuleState, is_within
 
 # Seconds before the next attempt after the first, second, third and later failure before a first step.
 BACK_OFF_S = (0.0, 30.0, 120.0, 600.0)
-PROGRESS_STEPS = 20  # so many steps beyond the best so far are progress, even without a checkpoint
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def used(policy: Policy, rule: Rule, state: EngineState, index: int, finding: Fi
 
 def _uses(did: RuleState, index: int, rung: Rung, now: Moment) -> tuple[Moment, ...]:
     """The uses of a rung that still count."""
-    return tuple(use for use in (did.uses[index] if did.uses else ()) if is_within(use, now, rung.per))
+    used_at = did.uses[index] if index < len(did.uses) else ()
+    return tuple(use for use in used_at if is_within(use, now, rung.per))
 
 
 def charged(policy: Policy, rule: Rule, state: EngineState, finding: Finding) -> Charge:
@@ -70,11 +71,24 @@ def charged(policy: Policy, rule: Rule, state: EngineState, finding: Finding) ->
     spent = tuple(use for use in state.restarts if is_within(use, state.moment, rate.per))
     if len(spent) >= rate.times:
         return Charge(state, exhausted=f"budget 'restarts' ({rate}) is used up (rule '{rule.name}')")
+    if (share := policy.budget.lost_time) and (lost := lost_s(state, share.per_s)) >= share.seconds:
+        told = f"{lost:.0f}s were lost to restarts: budget 'lost_time' ({share}) is used up (rule '{rule.name}')"
+        return Charge(state, exhausted=told)
     state, exhausted = without_progress(policy, state)
     if exhausted:
         return Charge(state, exhausted=f"{exhausted} (rule '{rule.name}')")
     state = evolve(state, restarts=(*spent, state.moment))
     return Charge(state, budget=f"restarts {len(spent) + 1} of {rate}; without progress {state.fruitless}")
+
+
+def uses_left(did: RuleState, index: int, rung: Rung, now: Moment) -> int | None:
+    """How often a rung may still be used now; None where nothing limits it."""
+    return None if rung.times is None else rung.times - len(_uses(did, index, rung, now))
+
+
+def lost_s(state: EngineState, per_s: float) -> float:
+    """Seconds that restarts have cost in a window of this length."""
+    return sum(loss.seconds for loss in state.losses if state.now - loss.at < per_s)
 
 
 def without_progress(policy: Policy, state: EngineState) -> tuple[EngineState, str]:

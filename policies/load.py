@@ -23,16 +23,16 @@ from policies.meaning import (
     RunFacts,
     any_of,
     not_built,
-    policy_flaws,
     rule_flaws,
     watched_metrics,
 )
-from policies.schema import INFRASTRUCTURE, Budget, Mode, Policy, Rule
+from policies.schema import FACTS, Budget, Mode, Policy, Rule
 
 __all__ = [
     "RunFacts",
     "Source",
     "dump_policy",
+    "flaws_of",
     "json_schema",
     "load_policy",
     "read_policies",
@@ -77,6 +77,7 @@ class _Collected:
     rules: dict[str, _Written] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    taken: set[Path] = field(default_factory=set)
     mistakes: list[Mistake] = field(default_factory=list)
 
 
@@ -116,7 +117,8 @@ def _unknown_metrics(rule: Rule, facts: RunFacts | None) -> Iterator[Flaw]:
     """What the trainer never reports, as far as that is known."""
     known = _known_metrics(facts) if facts else None
     for place, name in watched_metrics(rule) if known is not None else ():
-        if known is not None and name not in known:
+        base = "grad_norm" if name.startswith("grad_norm.") else name  # those of layers, with trainer.layer_norms
+        if known is not None and base not in known:
             near = did_you_mean(name, known) or f" (it reports: {', '.join(known) or 'none'})"
             who = "our trainer reports" if facts and facts.own_trainer else "the telemetry of this run gives"
             yield place, f"{who} no metric {name!r}{near}"
@@ -163,6 +165,15 @@ def refit(policy: Policy, before: RunFacts, facts: RunFacts, name: str) -> tuple
     return policy.model_copy(update={"rules": rules}), [Mistake(name, message) for _, message in flaws]
 
 
+def flaws_of(policy: Policy, facts: RunFacts) -> list[tuple[str, Flaw]]:
+    """What is wrong with the rules of a whole policy, each with the name of its rule."""
+    found: list[tuple[str, Flaw]] = []
+    for index, rule in enumerate(policy.rules):
+        flaws = [*rule_flaws(rule, policy.rules[:index], facts), *_unknown_metrics(rule, facts)]
+        found += [(rule.name, flaw) for flaw in flaws]
+    return found
+
+
 def json_schema() -> dict[str, Any]:
     """The grammar as JSON Schema draft-07, the newest that YAML editors understand."""
     schema = Policy.model_json_schema(by_alias=True, ref_template="#/definitions/{model}", schema_generator=_Draft7)
@@ -197,6 +208,11 @@ def _shown(path: Path) -> str:
 
 def _take_in(path: Path, source: Source, collected: _Collected, *, nested: bool) -> None:
     """Read one file and what it includes into the collection."""
+    if path.resolve() in collected.taken:
+        message = f"'{source.name}' is taken in already: leave it out here"
+        collected.mistakes.append(replace(source.named_at, message=message))
+        return
+    collected.taken.add(path.resolve())
     try:
         document = read_document(path, _shown(path))
     except ConfigError as error:
@@ -213,7 +229,6 @@ def _take_in(path: Path, source: Source, collected: _Collected, *, nested: bool)
     if policy is None:
         return
     wrong = [place for place, _ in findings]
-    collected.mistakes += [document.mistake(*flaw) for flaw in policy_flaws(policy)]
     first = len(collected.rules)
     _include(policy, document, path.parent, collected, nested=nested)
     by_us = source.named_at.where in _shipped_files()
@@ -312,7 +327,9 @@ def _fit(one: _Written, facts: RunFacts) -> _Written | None:
         rule = _with_detector(rule, "non_finite", metrics=_given(rule.when.non_finite.metrics, facts.metrics))
     if as_shipped and _is_deaf(rule, facts):
         return None
-    if not facts.own_trainer and one.by_us and rule.when.detector not in (*INFRASTRUCTURE, "draining"):
+    if one.by_us and rule.when.detector in ("scheduler", "time_left") and not facts.has_scheduler:
+        return None  # there it could never fire
+    if not facts.own_trainer and one.by_us and rule.when.detector not in FACTS:
         if any(_unknown_metrics(rule, facts)):
             return None
         rule = rule.model_copy(update={"mode": "advise"})

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from policies.schema import INFRASTRUCTURE, Ask, Policy, Rule, Rung
+from policies.patterns import pattern_flaw
+from policies.schema import FACTS, INFRASTRUCTURE, Rule, Rung
 
 Flaw = tuple[tuple[str | int, ...], str]
 
@@ -17,15 +18,24 @@ Flaw = tuple[tuple[str | int, ...], str]
 BUILT = frozenset(
     {"detector exit", "detector node_lost", "detector hang", "detector non_finite", "detector threshold"}
     | {f"detector {name}" for name in ("spike", "scale_collapse", "drift", "plateau", "slow", "straggler")}
-    | {"detector draining", "action replace", "action shrink", "action requeue"}
+    | {"detector storage_stall", "detector scheduler", "detector time_left", "detector disk", "detector log"}
+    | {"detector draining", "detector sdc", "action replace", "action shrink", "action requeue"}
     | {"action restart", "action exclude", "action collect", "action save", "action hold", "action stop"}
-    | {"action notify"}
+    | {"action notify", "action set", "action skip", "action run"}
 )
 # What our own trainer reports of its steps. None of it is ever negative; of a foreign trainer, whose loss may be,
 # that is known for some names only.
-TRAINER_METRICS = ("loss", "grad_norm", "lr", "tokens", "tokens_per_s", "activation_norm", "val_loss")
+TRAINER_METRICS = (
+    *("loss", "grad_norm", "clip_fraction", "activation_norm", "param_norm", "lr", "tokens", "tokens_per_s"),
+    *("loss_scale", "loss_scale_window", "skipped", "val_loss"),
+)
 NEVER_NEGATIVE = frozenset({"grad_norm", "tokens", "tokens_per_s", "activation_norm"})
 SCALE_METRICS = ("loss_scale", "skipped")  # with either of them a loss scale can be followed
+JOB_STATES = (
+    *("PREEMPTED", "REQUEUED", "SUSPENDED", "NODE_FAIL", "TIMEOUT", "DEADLINE", "COMPLETING", "CONFIGURING", "FAILED"),
+    *("CANCELLED", "COMPLETED", "OUT_OF_MEMORY", "PENDING", "RUNNING", "REQUEUE_HOLD", "RESIZING", "REVOKED"),
+    *("SIGNALING", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED", "BOOT_FAIL", "RESV_DEL_HOLD", "REQUEUE_FED"),
+)
 REJECTED_CHECKPOINT = 79  # the exit status of a rank that refused its checkpoint; always handled by the engine
 
 
@@ -33,8 +43,9 @@ REJECTED_CHECKPOINT = 79  # the exit status of a rank that refused its checkpoin
 class RunFacts:
     """What a policy must fit: the run it is for, and what a trainer that is not ours can do.
 
-    `goes_back`: it can begin from any checkpoint; `saves`: it can be told to, and goes on; `metrics`: what it tells of
-    its steps, None when that is not known; `least_hang_s`: it may stand still for so long without a word.
+    `goes_back`: it can begin from any checkpoint; `saves`: it can be told to, and goes on; `settings`, `skips`: what it
+    lets itself be told; `metrics`: what it tells of its steps, None when that is not known; `least_hang_s`: it may
+    stand still for so long without a word.
     """
 
     channels: frozenset[str] = frozenset()
@@ -42,18 +53,14 @@ class RunFacts:
     first_step_s: float | None = None
     goes_back: bool = False
     saves: bool = False
+    settings: frozenset[str] = frozenset({"lr", "clip", "loss_scale"})
+    skips: bool = True
     metrics: frozenset[str] | None = None
     least_hang_s: float | None = None
+    checksum_every: int | None = None  # steps; 0: the trainer takes none; None: not known
     requeues: bool = True  # whether a scheduler can begin the job anew
+    has_scheduler: bool = True  # whether there may be one that says what becomes of the job
     shrinks: bool = True  # whether the run may go on with fewer nodes
-
-
-def policy_flaws(policy: Policy) -> Iterator[Flaw]:
-    """Parts of a policy, outside its rules, that are not built."""
-    if policy.budget.lost_time is not None:
-        yield ("budget", "lost_time"), "budget 'lost_time' is not built yet"
-    if isinstance(policy.mode, Ask):
-        yield ("mode",), "mode 'ask' is not built yet"
 
 
 def rule_flaws(rule: Rule, before: Sequence[Rule], facts: RunFacts | None) -> Iterator[Flaw]:
@@ -75,8 +82,6 @@ def not_built(rule: Rule) -> Iterator[Flaw]:
     detector = rule.when.detector
     if f"detector {detector}" not in BUILT:
         yield ("when", detector), f"detector '{detector}' of rule '{rule.name}' is not built yet"
-    if isinstance(rule.mode, Ask):
-        yield ("mode",), f"mode 'ask' of rule '{rule.name}' is not built yet"
     for index, rung in enumerate(rule.do):
         yield from ((("do", index, *path), message) for path, message in _unbuilt(rung, f"rule '{rule.name}'"))
 
@@ -89,8 +94,8 @@ def _unbuilt(rung: Rung, whose: str = "") -> Iterator[Flaw]:
     for kind in rung.collect or ():
         if kind != "stacks":
             yield ("collect",), f"to collect '{kind}'{in_} is not built yet"
-    if rung.hold and (rung.hold.retry or rung.hold.at_most):
-        yield ("hold",), f"to retry a hold{in_} is not built yet"
+    if rung.set and rung.set.optimizer:
+        yield ("set", "optimizer"), f"to set the optimizer{in_} is not built yet"
 
 
 def deed_flaws(rung: Rung, channels: frozenset[str]) -> Iterator[Flaw]:
@@ -118,7 +123,9 @@ def deed_flaws(rung: Rung, channels: frozenset[str]) -> Iterator[Flaw]:
 def _never(rule: Rule, before: Sequence[Rule]) -> Iterator[Flaw]:
     """Why a rule can never fire."""
     detector, span = rule.when.detector, rule.for_
-    if span and detector in ("exit", "node_lost", "draining"):
+    if span and not (span.steps or span.seconds):
+        yield ("for",), "'for' is nothing: leave it out"
+    if span and detector in (*FACTS, "sdc") and detector != "hang":
         yield ("for",), f"'for' has no meaning with '{detector}': remove it"
     if span and detector == "hang" and span.steps is not None:
         yield ("for",), "'for' counts steps, but in a hang none are done: the rule can never fire"
@@ -127,10 +134,26 @@ def _never(rule: Rule, before: Sequence[Rule]) -> Iterator[Flaw]:
             yield ("when", "exit", "codes"), "0 is no failure, and 79 is handled always: the rule can never fire"
         if any(not -64 <= code <= 255 for code in codes):
             yield ("when", "exit", "codes"), "exit codes go up to 255, and a signal is its number with a minus"
+    yield from _surroundings(rule)
     for other in before:
         if other.mode != "advise" and other.when.detector == detector and _takes_all(other):
             yield ("when",), f"the rule can never fire: rule '{other.name}' before it takes every {detector}"
             break
+
+
+def _surroundings(rule: Rule) -> Iterator[Flaw]:
+    when = rule.when
+    for index, state in enumerate(when.scheduler.states if when.scheduler else ()):
+        if state not in JOB_STATES:
+            known = ", ".join(JOB_STATES[:4])
+            message = f"{state!r} is no state of a Slurm job: write it as squeue does, {known}, ..."
+            yield ("when", "scheduler", "states", index), message
+    if when.log and (wrong := pattern_flaw(when.log.match)):
+        yield ("when", "log", "match"), wrong
+    for index, rung in enumerate(rule.do):
+        if when.storage_stall and rung.hold and rung.hold.retry:
+            message = "a stall of the storage is waited for, and its ranks stay: 'retry' would begin them anew"
+            yield ("do", index, "hold", "retry"), message
 
 
 def _below_zero(rule: Rule, facts: RunFacts | None) -> Iterator[Flaw]:
@@ -191,6 +214,14 @@ def _contradictions(rung: Rung) -> Iterator[Flaw]:
     for name in ("shrink", "requeue"):
         if name in rung.actions and not rung.restart:
             yield (name,), f"'{name}' says how a restart goes on without enough nodes: it needs 'restart'"
+    if rung.hold and rung.hold.at_most and not rung.hold.retry:
+        yield ("hold", "at_most"), "'at_most' says how long to retry: it needs 'retry'"
+    elif rung.hold and rung.hold.at_most and rung.hold.retry and rung.hold.at_most < rung.hold.retry:
+        yield ("hold", "at_most"), "'at_most' is less than one 'retry': it would never be tried"
+    if rung.skip and not rung.restart:
+        yield ("skip",), "'skip' leaves out of a restart what it would go over again: it needs 'restart'"
+    if rung.set and not rung.set.model_dump(exclude_none=True):
+        yield ("set",), "'set' changes nothing: lr, clip or loss_scale"
 
 
 def _rung(rule: Rule, rung: Rung) -> Iterator[Flaw]:
@@ -200,6 +231,8 @@ def _rung(rule: Rule, rung: Rung) -> Iterator[Flaw]:
         yield (), f"after '{detector}' the run must be restarted, held or stopped: this rung does none of it"
     if detector in INFRASTRUCTURE and rung.save:
         yield ("save",), f"after '{detector}' there is nothing left that could save"
+    if detector == "sdc" and (rung.save or (rung.restart and rung.restart.save_first)):
+        yield ("save",) if rung.save else ("restart", "save_first"), "after 'sdc' the weights are damaged: save nothing"
     if detector in INFRASTRUCTURE and rung.restart and rung.restart.save_first:
         yield ("restart", "save_first"), f"after '{detector}' there is nothing left that could save"
     yield from _blamed(rung, detector)
@@ -207,7 +240,7 @@ def _rung(rule: Rule, rung: Rung) -> Iterator[Flaw]:
 
 def _blamed(rung: Rung, detector: str) -> Iterator[Flaw]:
     """What is wrong with the actions about the nodes that a detector blames."""
-    blames = detector in (*INFRASTRUCTURE, "draining", "straggler")
+    blames = detector in (*INFRASTRUCTURE, "draining", "log", "sdc", "straggler")
     if rung.exclude == "failed":
         yield ("exclude",), "'exclude: failed' needs a 'check' in the same rung"
     elif rung.exclude and not blames:
@@ -216,17 +249,33 @@ def _blamed(rung: Rung, detector: str) -> Iterator[Flaw]:
         yield ("exclude",), "a draining node works: use 'replace'"
     if rung.replace and not blames:
         yield ("replace",), f"'{detector}' blames no node: nothing would be replaced"
-    elif rung.replace and detector not in ("draining", "straggler"):
+    elif rung.replace and detector == "sdc":
+        yield (
+            ("replace",),
+            "'replace' saves first, and after 'sdc' the weights are damaged: use 'exclude'",
+        )
+    elif rung.replace and detector not in ("draining", "log", "straggler"):
         yield ("replace",), f"after '{detector}' there is nothing left that could save: use 'exclude'"
 
 
 def _unfit(rule: Rule, facts: RunFacts) -> Iterator[Flaw]:
+    if rule.when.detector in ("scheduler", "time_left") and not facts.has_scheduler:
+        yield ("when", rule.when.detector), f"no scheduler ends the job of a local run: '{rule.name}' can never fire"
+    if (sdc := rule.when.sdc) and facts.checksum_every is not None:
+        if not facts.checksum_every:
+            yield ("when", "sdc"), "trainer.checksum_every is 0, so nothing is compared: the rule can never fire"
+        elif sdc.every % facts.checksum_every:
+            message = f"every {sdc.every} is no multiple of trainer.checksum_every = {facts.checksum_every}"
+            yield ("when", "sdc", "every"), message
     for index, rung in enumerate(rule.do):
         yield from ((("do", index, *path), message) for path, message in _unknown_channel(rung, facts.channels))
         if rung.requeue and not facts.requeues:
             message = f"'requeue' of rule '{rule.name}' needs backend slurm, and a 'continue_by' other than none"
             yield ("do", index, "requeue"), message
-        if not facts.own_trainer and rule.mode == "act":
+        if facts.own_trainer and rung.set and rung.set.loss_scale and "loss_scale" not in facts.settings:
+            message = f"'set: loss_scale' of rule '{rule.name}' needs trainer.dtype: fp16, which alone has one"
+            yield ("do", index, "set", "loss_scale"), message
+        if not facts.own_trainer and rule.mode != "advise":
             lacking = _lacking(rung, facts)
             yield from ((("do", index), f"{what} of rule '{rule.name}' needs {how}") for what, how in lacking)
 
@@ -244,3 +293,8 @@ def _lacking(rung: Rung, facts: RunFacts) -> Iterator[tuple[str, str]]:
     if not facts.saves and (rung.save or rung.replace or (rung.restart and rung.restart.save_first)):
         what = "'save'" if rung.save else "'replace'" if rung.replace else "'restart' with 'save_first'"
         yield what, "a command that goes on after 'capabilities.save_now', or 'telemetry: {preset: reporter}'"
+    if rung.skip and not facts.skips:
+        yield "'skip'", "a command that hears of it: 'capabilities.skip: reporter'"
+    for name in rung.set.model_dump(exclude_none=True) if rung.set else ():
+        if name not in facts.settings:
+            yield f"'set: {name}'", f"a command that hears of it: 'capabilities.{name}: reporter'"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from launcher.events import Event, Json, StepDone
 from launcher.evolve import evolve
+from policies.corruption import corrupted
 from policies.detectors import bad_metrics
 from policies.finding import Finding, Word
 from policies.schema import Policy, Rule
@@ -15,6 +16,8 @@ from policies.watch import WATCHERS, found, is_quiet
 
 def finding_of(rule: Rule, state: EngineState, event: StepDone, word: Word | None) -> Finding | None:
     """What a rule about numbers has found in a step, if it has lasted as long as the rule wants."""
+    if rule.when.sdc and state.attempt:
+        return corrupted(rule.when.sdc, event, state.attempt.slots)
     detector = rule.when.non_finite or rule.when.threshold
     streak = state.streaks.get(rule.name)
     if streak is None or not _lasted(rule, state, streak):

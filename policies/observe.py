@@ -13,9 +13,12 @@ from launcher.events import (
     CheckpointCommitted,
     CommandAnswered,
     CommandReceived,
+    DiskTold,
     EpochStarted,
     Event,
     JobEnding,
+    JobTold,
+    LineMatched,
     NodeBack,
     NodeDown,
     NodeDraining,
@@ -25,18 +28,25 @@ from launcher.events import (
     RunAmended,
     RunEnded,
     RunHeld,
+    RunPaused,
     RunReleased,
     RunResumed,
+    RunUnpaused,
     StepDone,
     StepsMoving,
     StepsStopped,
+    StorageBack,
+    StorageSilent,
     TrainerDone,
 )
 from launcher.evolve import evolve
+from policies.finding import percentile
 from policies.meaning import REJECTED_CHECKPOINT
 from policies.silence import is_broken_link, kind_of_exit
-from policies.state import Agent, Attempt, EngineState
+from policies.state import Agent, Attempt, EngineState, Loss
 
+LOSSES = 256  # restarts whose cost is remembered
+PROGRESS_STEPS = 20  # so many steps beyond the best so far are progress, even without a checkpoint
 STEP_TIMES = 256  # times between steps that are remembered
 # Keys of the spec whose change explains what numbers do then.
 DECLARED = {"lr_change": (".lr",), "batch_change": (".batch_tokens", ".seq_len"), "data_stage": (".data",)}
@@ -53,7 +63,7 @@ def observe(state: EngineState, event: Event) -> EngineState:
 
 def begun_afresh(state: EngineState) -> EngineState:
     """A person has looked: ladders and budgets begin anew."""
-    return evolve(state, rules={}, restarts=(), fruitless=0, first_step_failures=0)
+    return evolve(state, rules={}, restarts=(), losses=(), fruitless=0, first_step_failures=0, retry=None)
 
 
 @singledispatch
@@ -75,22 +85,44 @@ def _(event: EpochStarted, state: EngineState) -> EngineState:
 
 
 @_observe.register
-def _(_event: RunHeld, state: EngineState) -> EngineState:
-    return evolve(state, is_held=True)
+def _(event: RunHeld, state: EngineState) -> EngineState:
+    if event.keeps_ranks:
+        return evolve(state, stalled=True)
+    retry = state.retry
+    if retry is not None:
+        due = state.now + retry.every_s
+        over = retry.at_most_s is not None and due > retry.began.at + retry.at_most_s
+        retry = evolve(retry, due=None if over else due)
+    return evolve(state, is_held=True, pending=None, questions={}, retry=retry, last_step_at=None)
+
+
+@_observe.register
+def _(event: RunPaused, state: EngineState) -> EngineState:
+    return evolve(state, commands={**state.commands, f"{event.at}": "pause"})
+
+
+@_observe.register
+def _(_event: RunUnpaused, state: EngineState) -> EngineState:
+    """Nothing was wrong: ladders, budgets and what is pending stand."""
+    commands = {key: verb for key, verb in state.commands.items() if verb != "pause"}
+    return evolve(state, commands=commands, attempt=None, stopped=None, streaks={})
 
 
 @_observe.register(RunReleased)
 @_observe.register(RunResumed)
 def _(event: Event, state: EngineState) -> EngineState:
     if isinstance(event, RunResumed):  # its nodes are others
-        state = evolve(state, draining={})
+        state = evolve(state, draining={}, storage={}, job=None)
     afresh = evolve(begun_afresh(state), commands={})
-    return evolve(afresh, is_held=False, is_over=False, pending=None, attempt=None, stopped=None, streaks={})
+    return evolve(
+        afresh, is_held=False, is_over=False, pending=None, attempt=None, stopped=None, streaks={}, questions={},
+        last_step_at=None, stalled=False,
+    )  # fmt: skip
 
 
 @_observe.register
 def _(_event: RunEnded, state: EngineState) -> EngineState:
-    return evolve(state, is_over=True)
+    return evolve(state, is_over=True, questions={})
 
 
 @_observe.register
@@ -100,10 +132,8 @@ def _(event: JobEnding, state: EngineState) -> EngineState:
 
 @_observe.register
 def _(event: CommandReceived, state: EngineState) -> EngineState:
-    if event.verb in ("stop", "pause", "hold"):
+    if event.verb in ("stop", "pause", "hold") and "incident" not in event.args:
         return evolve(state, commands={**state.commands, event.id: event.verb})
-    if event.verb == "unpause":
-        return evolve(state, commands={key: verb for key, verb in state.commands.items() if verb != "pause"})
     return state
 
 
@@ -161,6 +191,32 @@ def _(event: NodeUndrained, state: EngineState) -> EngineState:
 
 
 @_observe.register
+def _(event: JobTold, state: EngineState) -> EngineState:
+    return evolve(state, job=event)
+
+
+@_observe.register
+def _(event: DiskTold, state: EngineState) -> EngineState:
+    return evolve(state, disk=event)
+
+
+@_observe.register
+def _(event: StorageSilent, state: EngineState) -> EngineState:
+    return evolve(state, storage={**state.storage, event.node: event.since})
+
+
+@_observe.register
+def _(event: StorageBack, state: EngineState) -> EngineState:
+    return evolve(state, storage={node: since for node, since in state.storage.items() if node != event.node})
+
+
+@_observe.register
+def _(event: LineMatched, state: EngineState) -> EngineState:
+    current = state.attempt and state.attempt.number == event.attempt
+    return evolve(state, lines={**state.lines, event.rule: event}) if current else state
+
+
+@_observe.register
 def _(event: StepsStopped, state: EngineState) -> EngineState:
     current = state.attempt and state.attempt.number == event.attempt
     return evolve(state, stopped=event) if current else state
@@ -169,7 +225,7 @@ def _(event: StepsStopped, state: EngineState) -> EngineState:
 @_observe.register
 def _(event: StepsMoving, state: EngineState) -> EngineState:
     current = state.stopped and state.stopped.attempt == event.attempt
-    return evolve(state, stopped=None) if current else state
+    return evolve(state, stopped=None, stalled=False) if current else state
 
 
 # ---------------------------------------------------------------- attempts
@@ -185,15 +241,19 @@ def _(event: AttemptStarted, state: EngineState) -> EngineState:
         state.now,
         best_before=max(state.best_step, restored),
         committed_before=max(state.best_committed, restored),
+        restored=restored,
     )
-    commands = {key: verb for key, verb in state.commands.items() if verb != "pause"}
     before = state.attempt
     if before is not None and not before.has_stepped:
         own = (one for one in before.exits if not is_broken_link(one))
         state = evolve(state, failed_early=(*state.failed_early, *own)[-FIRST_EXITS:])
     if event.restore is not None or event.resumes_itself:
         state = _changed(state, "resume")
-    return evolve(state, attempt=attempt, pending=None, is_held=False, stopped=None, streaks={}, commands=commands)
+    retry = evolve(state.retry, due=None) if state.retry else None
+    return evolve(
+        state, attempt=attempt, pending=None, is_held=False, stopped=None, streaks={}, questions={}, retry=retry,
+        lines={}, stalled=False,
+    )  # fmt: skip
 
 
 @_observe.register
@@ -250,6 +310,10 @@ def _(event: StepDone, state: EngineState) -> EngineState:
     if attempt is None or attempt.number != event.attempt:
         return state
     steps = max(1, event.step - attempt.step) if attempt.has_stepped else 1
+    if not attempt.has_stepped:
+        state = _with_loss(state, attempt)
+    if state.retry and state.steps_done >= state.retry.began.steps + PROGRESS_STEPS:
+        state = evolve(state, retry=None)  # it goes on: what may come next is another story
     return evolve(
         state,
         attempt=evolve(attempt, step=event.step, has_stepped=True),
@@ -259,7 +323,19 @@ def _(event: StepDone, state: EngineState) -> EngineState:
         best_step=max(state.best_step, event.step),
         first_step_failures=0,
         failed_early=(),
+        stalled=False,
+        last_step_at=state.now,
     )
+
+
+def _with_loss(state: EngineState, attempt: Attempt) -> EngineState:
+    """The first step after a restart: what was lost is the time since the last one, and the steps to be done again."""
+    if state.last_step_at is None:
+        return state
+    again = max(0, state.best_step - max(attempt.restored, 0))
+    usual = percentile(state.step_times, 50) or 0.0
+    loss = Loss(state.now, state.now - state.last_step_at + again * usual)
+    return evolve(state, losses=(*state.losses[1 - LOSSES :], loss))
 
 
 @_observe.register

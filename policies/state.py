@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from launcher.events import RankExited, StepsStopped
+from launcher.events import DiskTold, JobTold, Json, LineMatched, RankExited, StepsStopped
+from policies.finding import Finding
 from policies.pace import PaceMemory, PeersMemory
 from policies.scale import ScaleMemory
 from policies.schema import Span
@@ -54,6 +55,7 @@ class Attempt:
     leaving: bool = False  # the trainer was asked to save and end: how its ranks end is no finding
     done: bool = False
     ended: bool = False
+    restored: int = -1  # the step it began from
 
     @property
     def world_size(self) -> int:
@@ -100,13 +102,53 @@ class Streak:
 
 
 @dataclass(frozen=True)
-class Story:
+class Trouble:
     """Trouble with the numbers that is not over. `rules`: those whose detectors still see it."""
 
     incident: int
     step: int
     at: float
     rules: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a person is asked: whether this rung of a rule is to be used. `acts`: it is, if nobody answers."""
+
+    rule: str
+    finding: Finding
+    rung: int
+    due: float
+    acts: bool
+
+
+@dataclass(frozen=True)
+class Retry:
+    """A held run is begun again by itself. `due`: when next; None while it is being tried, or no more."""
+
+    rule: str
+    incident: int
+    began: Moment
+    every_s: float
+    at_most_s: float | None
+    due: float | None = None
+
+
+@dataclass(frozen=True)
+class Amendment:
+    """A value of the policy that a person has changed, until then (Unix seconds) or for good."""
+
+    path: tuple[str, ...]
+    value: Json
+    until: float | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a restart has cost: seconds of training, known once a step is done again."""
+
+    at: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -117,6 +159,11 @@ class EngineState:
     agents: Mapping[str, Agent] = field(default_factory=dict)
     troubled: frozenset[str] = frozenset()  # nodes that are silent or down
     draining: Mapping[str, str] = field(default_factory=dict)  # node -> why its admin wants it back
+    disk: DiskTold | None = None
+    job: JobTold | None = None
+    storage: Mapping[str, float] = field(default_factory=dict)  # node -> since when the run folder does not answer
+    lines: Mapping[str, LineMatched] = field(default_factory=dict)  # rule -> the newest line it looks for
+    stalled: bool = False  # the run is held, and its ranks are left waiting
     attempt: Attempt | None = None
     stopped: StepsStopped | None = None
     step_times: tuple[float, ...] = ()  # seconds from one told step to the next, which need not be the very next
@@ -125,16 +172,22 @@ class EngineState:
     best_committed: int = -1
     streaks: Mapping[str, Streak] = field(default_factory=dict)
     memories: Mapping[str, Watched] = field(default_factory=dict)  # by rule, what its detector of numbers remembers
-    story: Story | None = None
+    trouble: Trouble | None = None
     changes: Mapping[str, Moment] = field(default_factory=dict)  # when each kind of declared change was last made
     rules: Mapping[str, RuleState] = field(default_factory=dict)
     restarts: tuple[Moment, ...] = ()
+    losses: tuple[Loss, ...] = ()
+    last_step_at: float | None = None  # in this allocation, and since the run was last held
     fruitless: int = 0
     first_step_failures: int = 0
     failed_early: tuple[RankExited, ...] = ()  # why attempts since the last step never made their first
     incidents: int = 0
     decisions: int = 0
     pending: Pending | None = None
+    amendments: tuple[Amendment, ...] = ()
+    questions: Mapping[int, Question] = field(default_factory=dict)  # by incident
+    retry: Retry | None = None
+    story: int = 0  # the incident that the present event has opened: what else it shows is part of it
     is_held: bool = False
     is_over: bool = False
     unwatched_since: float | None = None  # the last word before a new supervisor, while no step was told to it
@@ -150,6 +203,8 @@ class EngineState:
         """Whether nothing is amiss with nodes and ranks, and nothing is being done: then only numbers are judged."""
         attempt = self.attempt
         if attempt is None or not attempt.has_stepped or self.troubled or self.stopped or self.draining or self.pending:
+            return False
+        if self.job or self.disk or self.storage or self.lines or self.amendments or self.questions or self.retry:
             return False
         return not (attempt.exits or attempt.replaced or attempt.ended or attempt.rejected_at is not None)
 

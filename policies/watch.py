@@ -12,7 +12,7 @@ from policies.pace import PaceMemory, PeersMemory, slow, straggler
 from policies.scale import ScaleMemory, scale_collapse
 from policies.schema import Policy, Rule
 from policies.spike import SpikeMemory, spike
-from policies.state import EngineState, Story, Watched, is_within
+from policies.state import EngineState, Trouble, Watched, is_within
 from policies.trend import TrendMemory, drift, plateau
 
 # Each takes (detector, memory, event, learning) and answers (memory, word).
@@ -25,6 +25,7 @@ WATCHERS: Mapping[str, tuple[Callable[..., tuple[Any, Word | None]], Any]] = {
     "straggler": (straggler, PeersMemory()),
 }
 
+NUMERICS = frozenset({"non_finite", "threshold", "sdc", *WATCHERS})
 # Those that say so in each step while there is trouble: it can be told, and told to be over, before it is acted upon.
 SEES_ONSETS = ("spike", "scale_collapse")
 
@@ -60,31 +61,31 @@ def told(
     policy: Policy, state: EngineState, event: Event, words: Mapping[str, Word]
 ) -> tuple[EngineState, tuple[Judgement, ...]]:
     """Open an incident when trouble begins, join what begins meanwhile, close it when all of it is over."""
-    story = state.story
-    if isinstance(event, AttemptStarted) and story and _restored(state, event) <= story.step:
-        return evolve(state, story=None), (_closed(state, event, story, "left", "the run went back to before it"),)
+    trouble = state.trouble
+    if isinstance(event, AttemptStarted) and trouble and _restored(state, event) <= trouble.step:
+        return evolve(state, trouble=None), (_closed(state, event, trouble, "left", "the run went back to before it"),)
     attempt = state.attempt
-    if not isinstance(event, StepDone) or attempt is None or event.attempt != attempt.number or not (words or story):
+    if not isinstance(event, StepDone) or attempt is None or event.attempt != attempt.number or not (words or trouble):
         return state, ()
     seen = {
         rule.name: rule
         for rule in policy.rules
         if rule.when.detector in SEES_ONSETS and rule.name in words and words[rule.name].kind in ("onset", "finding")
     }
-    if story and not seen:
-        last = next((words[name] for name in sorted(story.rules) if name in words), None)
+    if trouble and not seen:
+        last = next((words[name] for name in sorted(trouble.rules) if name in words), None)
         outcome = "stayed" if last and last.kind == "stayed" else "healed"
-        return evolve(state, story=None), (_closed(state, event, story, outcome, last.why if last else ""),)
-    if story:
-        return evolve(state, story=evolve(story, rules=frozenset(seen))), ()
+        return evolve(state, trouble=None), (_closed(state, event, trouble, outcome, last.why if last else ""),)
+    if trouble:
+        return evolve(state, trouble=evolve(trouble, rules=frozenset(seen))), ()
     if not seen or state.pending or state.judged is None:
         return state, ()
     rule = min(seen.values(), key=lambda rule: words[rule.name].step)
     word = words[rule.name]
-    story = Story(state.incidents + 1, word.step, word.at, frozenset(seen))
+    trouble = Trouble(state.incidents + 1, word.step, word.at, frozenset(seen))
     opened = IncidentOpened(
         at=event.at,
-        incident=story.incident,
+        incident=trouble.incident,
         attempt=event.attempt,
         rule=rule.name,
         detector=rule.when.detector,
@@ -93,7 +94,7 @@ def told(
         onset_at=word.at,
         onset_step=word.step,
     )
-    return evolve(state, incidents=story.incident, story=story), (opened,)
+    return evolve(state, incidents=trouble.incident, trouble=trouble), (opened,)
 
 
 def found(rule: Rule, state: EngineState, word: Word) -> Finding:
@@ -114,10 +115,10 @@ def found(rule: Rule, state: EngineState, word: Word) -> Finding:
 
 
 def _closed(
-    state: EngineState, event: Event, story: Story, outcome: Literal["healed", "stayed", "left"], why: str
+    state: EngineState, event: Event, trouble: Trouble, outcome: Literal["healed", "stayed", "left"], why: str
 ) -> IncidentClosed:
     number = state.attempt.number if state.attempt else 0
-    return IncidentClosed(at=event.at, incident=story.incident, attempt=number, outcome=outcome, why=why)
+    return IncidentClosed(at=event.at, incident=trouble.incident, attempt=number, outcome=outcome, why=why)
 
 
 def _restored(state: EngineState, event: AttemptStarted) -> int:

@@ -6,11 +6,11 @@ Each is an optional field of When, not a member of a union, so a mistake has one
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
-from policies.units import Duration, GapText, PercentText, SigmaText, Steps
+from policies.units import Duration, GapText, PercentText, SigmaText, SpaceText, Steps
 
 Positive = Annotated[int, Field(gt=0)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -156,9 +156,9 @@ class GpuFault(Grammar):
 
 
 class StorageStall(Grammar):
-    """Most ranks wait for the file system."""
+    """Most ranks wait in data or save, or most nodes for a look at the run folder, for longer than `at_least`."""
 
-    at_least: Duration | None = None
+    at_least: Annotated[Duration, Field(gt=0)] = 600.0
 
 
 class Scheduler(Grammar):
@@ -170,26 +170,26 @@ class Scheduler(Grammar):
 class TimeLeft(Grammar):
     """The allocation ends soon."""
 
-    below: Duration
+    below: Annotated[Duration, Field(gt=0)]
 
 
 class Disk(Grammar):
-    """Little space is left."""
+    """Little space is left where the run folder is."""
 
-    below: str
+    below: SpaceText
 
 
 class Sdc(Grammar):
-    """Ranks that must agree to the bit do not."""
+    """Ranks that must agree to the bit do not; compared in each step that is a multiple of `every`."""
 
-    every: Steps | None = None
+    every: Annotated[Steps, Field(gt=0)] = 100
 
 
 class Log(Grammar):
-    """A line of the logs matches."""
+    """A rank prints a line in which `match`, a regular expression of RE2, is found: any rank, or the first or last."""
 
-    match: str
-    from_: Annotated[str | None, Field(alias="from")] = None
+    match: Annotated[str, Field(min_length=1, max_length=500)]
+    from_: Annotated[Literal["first_rank", "last_rank"] | None, Field(alias="from")] = None
 
 
 class When(Grammar):

@@ -128,6 +128,8 @@ class Trainer:
         self.attempt = int(env.get("OPT_LAUNCH_ATTEMPT", "1"))
         self.checkpoints = Path(env.get("OPT_LAUNCH_CHECKPOINTS", "checkpoints"))
         self.state, self.step, self.poisoned = "", 0, False
+        self.position = 0  # of the next sample
+        self.skips = json.loads(env.get("OPT_LAUNCH_SKIPS") or "[]")
 
     def run(self) -> int:
         if folder := os.environ.get("OPT_LAUNCH_RESTORE"):
@@ -173,9 +175,16 @@ class Trainer:
         metrics = None
         if self.rank == 0:
             metrics = {"loss": float("nan") if self.poisoned else 2.0 + 1.0 / (1 + step)}
-        samples = (step * BATCH, (step + 1) * BATCH)
+        samples = (self.position, self.after(self.position))
+        self.position = samples[1]
         self.reporter.step(step, metrics, samples=samples, step_s=time.monotonic() - began)
         return bits
+
+    def after(self, position: int) -> int:
+        """The position after the next batch: what is left out is whole batches."""
+        for first, end in self.skips:
+            position = end if first <= position < end else position
+        return position + BATCH
 
     def goes_wrong(self, step: int) -> bool:
         """Whether the numbers go wrong now: once in the whole run, or at every visit with --nan-always."""
@@ -194,6 +203,7 @@ class Trainer:
         began = time.monotonic()
         with self.reporter.phase("save"):
             state = {"step": self.step, "digest": self.state, "poisoned": self.poisoned, "rank": self.rank}
+            state |= {"position": self.position}
             data = json.dumps(state).encode() + b"\n" + bytes(self.args.part_kb << 10)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -204,7 +214,7 @@ class Trainer:
                 return
         chunk = {"key": f"part.{self.rank}", "path": f"part.{self.rank:04d}", "offset": 0, "length": len(data)}
         chunks = [{**chunk, "digest": xxhash.xxh3_128_hexdigest(data)}]
-        about = {"step": self.step, "samples": self.step * BATCH} if self.rank == 0 else None
+        about = {"step": self.step, "samples": self.position} if self.rank == 0 else None
         self.reporter.save_part(self.step, folder, chunks, state=about, blocked_s=time.monotonic() - began)
 
     def write(self, path: Path, data: bytes) -> None:
@@ -227,6 +237,7 @@ class Trainer:
             return f"{chunk['path']} does not match its digest"
         state = json.loads(data.split(b"\n", 1)[0])
         self.step, self.state, self.poisoned = state["step"], state["digest"], state["poisoned"]
+        self.position = state["position"]
         return ""
 
 

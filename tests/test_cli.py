@@ -23,6 +23,7 @@ from launcher.events import (
     Event,
     RunEnded,
     RunHeld,
+    RunPaused,
     RunSubmitted,
     StepDone,
 )
@@ -149,6 +150,14 @@ def test_wait_times_out_with_124(tmp_path: Path, root: Path, flags: tuple[str, .
     outcome = call("wait", "a", "--timeout", "1s", *flags, cwd=tmp_path)
     assert (outcome.code, outcome.out) == (124, "")
     assert "timed out" in outcome.err
+
+
+def test_wait_waits_through_a_pause(tmp_path: Path, root: Path) -> None:
+    make_run(root, "a", RunPaused(at=AT + 4, reason="ann: lunch"))
+    outcome = call("wait", "a", "--timeout", "1s", cwd=tmp_path)
+    assert outcome.code == 124
+    told = "a: PAUSED at step 1: ann: lunch; waiting for it has timed out\n  try:   opt-launch unpause a\n"
+    assert outcome.err == told
 
 
 def test_wait_gives_up_on_a_run_of_which_nothing_lives(tmp_path: Path, root: Path) -> None:
@@ -354,13 +363,30 @@ def test_logs_since_a_while_ago_leave_out_what_is_older(tmp_path: Path, root: Pa
 def test_what_is_done_by_hand_is_checked_and_asked_about_first(tmp_path: Path, root: Path) -> None:
     paths = make_run(root, "a")
     paths.spec.write_text("name: a\ncommand: ['true']\n")
-    wrong = call("do", "a", "{restart: {form: latest}, skip: 3 batches}", "--why", "x", "--yes", cwd=tmp_path)
+    wrong = call("do", "a", "{restart: {form: latest}, skip: 3 steps}", "--why", "x", "--yes", cwd=tmp_path)
     unasked = call("do", "a", "{restart: {from: latest}}", "--why", "x", cwd=tmp_path)
     assert (wrong.code, unasked.code) == (3, 2)
     assert "ACTIONS:1:12: unknown key 'form' (did you mean 'from'?)" in wrong.err
-    assert "ACTIONS:1:33: action 'skip' is not built yet" in wrong.err
+    assert "ACTIONS:1:33: '3 steps' is not a number of batches: write for example 64 batches" in wrong.err
     assert unasked.err == "error: nobody can be asked: no terminal\n  while: do a\n  try:   add --yes\n"
     assert not [*paths.control.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["incidents", "a", "approve"], "which incident?"),
+        (["incidents", "a", "note", "1"], "a note needs its text, in quotes"),
+        (["incidents", "a", "hold", "1", "because"], "only a note has a text"),
+        (["policy", "set", "a", "hang.mode"], "'hang.mode' is not KEY=VALUE"),
+        (["policy", "set", "a", "hang.mode=advise", "--for", "soon"], "'soon' is not a duration"),
+    ],
+)
+def test_what_is_said_by_half_is_a_mistake_of_use(tmp_path: Path, root: Path, arguments: list[str], told: str) -> None:
+    make_run(root, "a")
+    outcome = call(*arguments, cwd=tmp_path)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert told in " ".join(outcome.err.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(
@@ -434,6 +460,47 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path, root: Pat
     assert not root.exists()
 
 
+def git_repo(folder: Path, **files: str) -> Path:
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name.replace("_", ".")).write_text(text)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    return folder
+
+
+def test_a_dry_run_shows_what_of_the_code_would_be_copied_and_makes_nothing(tmp_path: Path) -> None:
+    repo = git_repo(
+        tmp_path / "repo", train_py="1", RUN_yaml="name: a\ncommand: [python, train.py]\n", _gitignore="out/\n"
+    )
+    (repo / "out").mkdir()
+    (repo / "out" / "x").write_text("x")
+    before, size = {*repo.rglob("*")}, sum(path.stat().st_size for path in repo.iterdir() if path.is_file())
+
+    outcome = call("submit", "RUN.yaml", "--dry-run", cwd=repo)
+
+    assert outcome.code == 0, outcome.err
+    assert f"# code     copied: 3 files, {size} B of {repo}, where nothing is committed (" in outcome.out
+    assert "#          untracked: .gitignore, RUN.yaml, train.py\n#          linked: out, runs\n" in outcome.out
+    assert {*repo.rglob("*")} == before
+
+
+def test_code_that_is_too_large_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    repo = git_repo(tmp_path / "repo", train_py="1", RUN_yaml="name: a\ncommand: [python, train.py]\n")
+    with (repo / "weights.bin").open("wb") as file:
+        file.truncate(201 * 1000**2)
+
+    outcome = call("submit", "RUN.yaml", cwd=repo)
+
+    assert (outcome.code, outcome.out) == (3, "")
+    assert outcome.err == (
+        "error: the code is too large to be copied for the run: 201.0 MB, more than 200 MB: weights.bin 201.0 MB, "
+        "RUN.yaml 0.0 MB, train.py 0.0 MB\n"
+        f"  while: {repo}\n"
+        "  try:   have git ignore what is no code (.gitignore; it is linked, not copied), or launch.code: in_place\n"
+    )
+    assert [*(repo / "runs").iterdir()] == []
+
+
 def test_incidents_tell_the_story_of_every_decision(tmp_path: Path, root: Path) -> None:
     crash = Decision(
         at=AT + 5, id="d1", incident=1, attempt=1, rule="rank-exit", detector="exit", nodes=("node0",), ranks=(0,),
@@ -504,7 +571,7 @@ def test_a_policy_is_replayed_on_old_curves_for_people_and_for_programs(tmp_path
 def test_a_bare_word_to_validate_is_a_shipped_policy_or_a_file_here(tmp_path: Path) -> None:
     unknown = call("policy", "validate", "nope", cwd=tmp_path)
     assert unknown.code == 3
-    assert "no shipped policy is called 'nope' (shipped: cautious, default, infra, numerics; " in unknown.err
+    assert "no shipped policy is called 'nope' (shipped: cautious, default, infra, numerics, opt175b; " in unknown.err
     rule = "rules:\n  - {name: x, when: {hang: {}}, do: [{hold: {}}]}\n"
     (tmp_path / "nope").write_text(f"version: 1\nname: mine\n{rule}")
     assert call("policy", "validate", "nope", cwd=tmp_path).out == "nope: ok, 1 rule\n"

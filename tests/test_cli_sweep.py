@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from test_cli import call, ended, make_run
 
+from launcher.paths import RunPaths
 from launcher.sweep.record import Record, folder_of, write_record
 
 SWEEP = """\
@@ -143,3 +144,32 @@ def test_the_runs_of_a_sweep_stand_together_in_the_list_of_all(tmp_path: Path, t
     assert [line[:8].rstrip() for line in lines] == ["alone", "sweep lr", "  lrs.a", "  lrs.b", "  lrs.c"]
     told = json.loads(call("status", "--json", cwd=tmp_path).out)
     assert {one["run"]: one["sweep"] for one in told} == {"alone": None} | {f"lrs.{name}": "lrs" for name in "abc"}
+
+
+def test_a_sweep_is_stopped_only_with_a_persons_yes_who_is_told_how_many_runs_it_is(tmp_path: Path, root: Path) -> None:
+    make_sweep(root, "lrs", {"lrs.a": {}, "lrs.b": {}, "lrs.c": {}})
+    make_run(root, "lrs.a")
+    make_run(root, "lrs.b", ended("SUCCEEDED"))
+    make_run(root, "lrs.c")
+
+    refused = call("stop", "lrs", cwd=tmp_path)
+    assert (refused.code, refused.err.splitlines()[1]) == (2, "  while: stop lrs")
+    assert not [*RunPaths(root / "lrs.a").control.iterdir()]
+    stopped = call("stop", "lrs", "--yes", cwd=tmp_path)
+
+    assert (stopped.code, stopped.out) == (0, ""), stopped.err
+    ends = [f"{name}: {name} has ended: none of its processes was alive" for name in ("lrs.a", "lrs.c")]
+    assert stopped.err.splitlines() == ends
+    assert call("stop", "lrs", "--yes", cwd=tmp_path).err == "sweep lrs: nothing to stop\n"
+
+
+def test_what_a_run_of_a_sweep_would_not_do_is_told_after_all_others(tmp_path: Path, root: Path) -> None:
+    make_sweep(root, "lrs", {"lrs.a": {}, "lrs.b": {}})
+    make_run(root, "lrs.a")
+    make_run(root, "lrs.b")
+
+    outcome = call("save", "lrs", cwd=tmp_path)
+
+    assert outcome.code == 1
+    assert [line.split(":")[0] for line in outcome.err.splitlines()[:2]] == ["lrs.a", "lrs.b"]
+    assert "error: 'save' came to nothing for 2 of 2 runs\n" in outcome.err

@@ -17,8 +17,10 @@ class NodeStates(Protocol):
     """Asked again and again by the supervisor; answers at once, from what it last learned.
 
     `ends_at`: when the allocation does; `away_since`: since when nobody answers. Unix seconds, None if not so.
+    `job_state`: in the scheduler's words, "" where it said nothing.
     """
 
+    job_state: str
     ends_at: float | None
     away_since: float | None
 

@@ -86,6 +86,7 @@ def start_through_submitit(root: str, token: str) -> None:
 class NodeStates:
     """What the allocation of a job says of its virtual nodes; read again only when it has changed."""
 
+    job_state = ""
     ends_at: float | None = None
     away_since: float | None = None
 

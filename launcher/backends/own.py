@@ -132,6 +132,7 @@ def _srun_answers() -> bool:
 class _NobodyKnows:
     """Without a scheduler nothing is known of nodes but what they say themselves."""
 
+    job_state = ""
     ends_at: float | None = None
     away_since: float | None = None
 

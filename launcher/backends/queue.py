@@ -8,12 +8,14 @@ resumed like any others.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
+import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +29,7 @@ from launcher.spec import read_resolved
 
 _POLL_S = 0.5
 _READY, _STARTING = "ready\n", "starting"
+_OWNER = "owner.json"
 
 
 def start(folder: Path, waiting: Sequence[RunPaths], others: Sequence[RunPaths], at_once: int) -> None:
@@ -70,6 +73,35 @@ def _start_all(waiting: Sequence[RunPaths], others: Sequence[RunPaths], at_once:
             paths.allocation.unlink(missing_ok=True)
 
 
+def take_place(folder: Path) -> list[Path]:
+    """Stand in line behind the queues of the sweep that were started before: these.
+
+    A place is a folder that says whose it is, and appears with its name: no two get the same. It stays.
+    """
+    me = psutil.Process()
+    draft = Path(tempfile.mkdtemp(prefix=".place.", dir=folder))
+    about = {"host": socket.gethostname(), "pid": me.pid, "started": me.create_time()}
+    write_atomically(draft / _OWNER, json.dumps(about))
+    for number in itertools.count():
+        try:
+            draft.rename(_place(folder, number))
+            return [_place(folder, earlier) for earlier in range(number)]
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+    raise AssertionError("numbers do not end")
+
+
+def is_in_line(place: Path) -> bool:
+    """Whether the queue of this place lives. One of another machine is not waited for: nobody here can know."""
+    about = json.loads((place / _OWNER).read_text())
+    return about["host"] == socket.gethostname() and local.living(about["pid"], about["started"]) is not None
+
+
+def _place(folder: Path, number: int) -> Path:
+    return folder / f"queue.{number}"
+
+
 def main() -> None:
     """What `start` starts."""
     asked = json.load(sys.stdin)
@@ -78,10 +110,10 @@ def main() -> None:
         _say(paths, local.WAITING)
     print(_READY, end="", flush=True)
     os.dup2(2, 1)  # whoever reads our output waits for its end
-    # All runs are on this machine, so a lock of its kernel can serve: a queue begins when the one before it has ended.
-    with (Path(sys.argv[1]) / "queue.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        _start_all(waiting, others, asked["at_once"])
+    before = take_place(Path(sys.argv[1]))
+    while any(map(is_in_line, before)):
+        time.sleep(_POLL_S)
+    _start_all(waiting, others, asked["at_once"])
 
 
 if __name__ == "__main__":

@@ -24,12 +24,13 @@ from typing import Any
 from launcher.backends import slurm_calls
 from launcher.backends.report import NodeReport
 from launcher.backends.scratch import sweep_scratch
-from launcher.backends.slurm_calls import call, cancel, job_states, own_id, plain_id, show_job
+from launcher.backends.slurm_calls import call, cancel, job_states, plain_id, show_job
 from launcher.backends.slurm_jobs import POLL_S, are_alive, jobs_of, write_jobs
 from launcher.backends.slurm_words import is_over, is_queued, reports
 from launcher.errors import LaunchError, Unreachable
 from launcher.network import reachable_address
 from launcher.paths import RunPaths
+from launcher.place import own_id
 from launcher.sections import RunSpec
 from launcher.snapshots import read_run
 
@@ -44,6 +45,20 @@ SRUN: tuple[str, ...] = (
     "--cpu-bind=none",
 )
 UNLIMITED_MIN = 365 * 24 * 60
+# A node may be back before Slurm has missed it, without what ran there (a quick reboot, a step daemon that was killed).
+# srun then kills the tasks of all nodes. The job is still there: begin again in it, on the nodes that it has by then.
+_SRUN = """\
+srun() {
+  local job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}" code=0 nodes
+  command srun "$@" || code=$?
+  for _ in 1 2 3 4 5; do
+    [ "$code" -gt 128 ] || break
+    nodes=$(squeue -h -j "$job" -o %D)
+    code=0  # --overlap: of the step before, Slurm may never hear an end
+    OPT_LAUNCH_AGAIN=1 command srun --overlap ${nodes:+--nodes=$nodes --ntasks=$nodes} "$@" || code=$?
+  done
+  return "$code"
+}"""
 
 
 # ---------------------------------------------------------------- from outside
@@ -168,7 +183,7 @@ def parameters(spec: RunSpec, token: str) -> dict[str, Any]:
         "time": max(1, round(slurm.time / 60)) if slurm.time else UNLIMITED_MIN,
         "exclusive": True if slurm.exclusive else None,
         "signal_delay_s": round(slurm.lead),
-        "setup": ["export PYTHONSAFEPATH=1", *spec.launch.setup],
+        "setup": ["export PYTHONSAFEPATH=1", *spec.launch.setup, _SRUN],
         "wckey": slurm.wckey,
         "stderr_to_stdout": True,
         "srun_args": srun,
@@ -204,6 +219,7 @@ class NodeStates:
         self._asked_at = -POLL_S
         self._pause_s = POLL_S
         self._thread: threading.Thread | None = None
+        self.job_state = ""
         self.ends_at: float | None = None
         self.away_since: float | None = None
 
@@ -226,7 +242,7 @@ class NodeStates:
         self.away_since, self._pause_s = None, POLL_S
         self._states = reports(said.stdout)
         if (job := show_job(self._job_id)) is not None:
-            self.ends_at = job.ends_at
+            self.job_state, self.ends_at = job.state, job.ends_at
 
 
 node_states = NodeStates
@@ -240,13 +256,17 @@ def run_node(root: str) -> None:
     from launcher.spec import read_resolved
 
     paths = RunPaths(Path(root))
-    spec = read_resolved(paths.spec)
-    if spec.cluster.continue_by == "chain" and read_run(paths, steps=False).state.is_terminal:
+    spec, job_id = read_resolved(paths.spec), own_id(os.environ)
+    if os.environ.pop("OPT_LAUNCH_AGAIN", ""):
+        run = read_run(paths, steps=False)
+        if run.state.is_terminal or run.job_ending or run.job_id != job_id:
+            return  # that the step before us ended was meant, or the run never began
+    elif spec.cluster.continue_by == "chain" and read_run(paths, steps=False).state.is_terminal:
         return  # a job of the chain that is not needed any more
     sweep_scratch()
     os.environ.pop("PYTHONSAFEPATH", None)
     node, index = os.environ["SLURMD_NODENAME"], os.environ["SLURM_PROCID"]
-    os.environ["OPT_LAUNCH_JOB"] = own_id(os.environ)
+    os.environ["OPT_LAUNCH_JOB"] = job_id
     os.environ["OPT_LAUNCH_HOST"] = reachable_address(spec.launch.network.interface)
     if index == "0":
         os.environ["OPT_LAUNCH_FIRST"] = "1"

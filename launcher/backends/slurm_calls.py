@@ -16,8 +16,10 @@ CALL_LIMIT_S = 20.0
 ANEW_S = 20
 _LOOKS = ("SQUEUE_", "SINFO_", "SACCT_", "SLURM_TIME_FORMAT")
 _REQUEUE = """\
-scontrol requeue "$1" && scontrol update JobId="$1" StartTime="$2" && { [ -z "$3" ] || scontrol update JobId="$1" \
-ExcNodeList="$3"; }"""
+trap '' TERM CONT USR2
+scontrol requeue "$1" && scontrol update JobId="$1" StartTime="$2" && {
+  [ -z "$3" ] || scontrol update JobId="$1" ExcNodeList="$3"
+}"""
 
 
 def call(*command: str) -> subprocess.CompletedProcess[str] | None:
@@ -84,16 +86,6 @@ def is_batch(job_id: str) -> bool:
     return said is not None and "BatchFlag=1" in said.stdout.split()
 
 
-def own_id(environment: Mapping[str, str]) -> str:
-    """The id of the job we are in, with the number of its life if it was requeued.
-
-    An element of an array goes by ARRAY_INDEX: the number in SLURM_JOB_ID is the whole array's for one of them.
-    """
-    array, life = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_RESTART_COUNT", "0")
-    job = f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment["SLURM_JOB_ID"]
-    return job if life == "0" else f"{job}.{life}"
-
-
 def plain_id(job_id: str) -> str:
     """Without the number of the job's life."""
     return job_id.split(".", maxsplit=1)[0]
@@ -108,7 +100,10 @@ def life_of(job_id: str) -> int:
 
 
 def requeue(job_id: str, exclude: Sequence[str] = ()) -> None:
-    """Have the job begin anew, soon and without these nodes. Returns before it is done: it ends us too."""
+    """Have the job begin anew, soon and without these nodes. Returns before it is done: it ends us too.
+
+    And it would end what asks for it, before that has asked for all.
+    """
     null = subprocess.DEVNULL
     command = ["sh", "-c", _REQUEUE, "sh", plain_id(job_id), _soon(), ",".join(exclude)]
     subprocess.Popen(command, stdin=null, stdout=null, stderr=null)

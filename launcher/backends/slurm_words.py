@@ -57,6 +57,16 @@ class Node:
     partitions: tuple[str, ...]
 
     @property
+    def is_drained(self) -> bool:
+        """Whether it is kept from new jobs, or will be once those on it have ended."""
+        return bool(self.words & _DRAINING)
+
+    @property
+    def is_down(self) -> bool:
+        """Whether it is gone, or on its way."""
+        return bool(self.words & _DOWN)
+
+    @property
     def takes_jobs(self) -> bool:
         """Whether it works, now or after the jobs that are on it."""
         return not self.words & (_DOWN | _CLOSED)
@@ -130,7 +140,9 @@ def reports(text: str) -> dict[str, NodeReport]:
         said = f"Slurm says: {state}" + ("" if reason in _NOTHING | {"none"} else f" ({reason})")
         words = node_words(state)
         if name:
-            found[name] = NodeReport(said if words & _DOWN else "", draining=said if words & _DRAINING else "")
+            drains = bool(words & _DRAINING)
+            down, draining = said if words & _DOWN else "", said if drains else ""
+            found[name] = NodeReport(down, draining=draining, drain_reason=reason if drains else "")
     return found
 
 

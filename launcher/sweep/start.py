@@ -42,8 +42,11 @@ def start(sweep: Sweep, root: Path) -> list[RunPaths]:
         folder = _make_folder(sweep, root, shared)
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
         runs: list[Run] = []
+        takers: dict[object, RunPaths] = {}  # of runs that want the same of the code, the first one
         for one in sweep.runs:
-            paths = make(one.resolved, root)
+            wanted = one.spec.command, one.spec.checkpoints, one.spec.launch.code
+            paths = make(one.resolved, root, sibling=takers.get(wanted))
+            takers.setdefault(wanted, paths)
             undo.callback(shutil.rmtree, paths.root, ignore_errors=True)
             runs.append((paths, one.spec))
         _allocate(folder, sweep.name, runs, (), sweep.max_parallel, 0, undo)

@@ -9,12 +9,14 @@ from launcher import sizes
 from launcher.backends import slurm_array
 from launcher.backends.choice import backend_of
 from launcher.branch import Source
+from launcher.code.plan import plan
 from launcher.paths import RunPaths
 from launcher.sections import RunSpec
 from launcher.spec import ResolvedSpec, dump_resolved
 from launcher.sweep.read import Sweep
 from launcher.sweep.record import folder_of
 from launcher.sweep.start import arrays_of
+from launcher.view.code import planned
 from launcher.view.words import counted
 
 
@@ -44,9 +46,16 @@ def _plan(resolved: ResolvedSpec, root: Path, source: Source | None) -> list[str
         f"ranks    {_ranks(spec)} on each of {cluster.nodes} nodes",
         *_fewer(spec),
         f"trains   {what}",
+        *_code(spec, root),
         *begins,
         f"policy   {resolved.policy.name}: {', '.join(rules)}",
     ]
+
+
+def _code(spec: RunSpec, root: Path) -> list[str]:
+    """Raises LaunchError as `submit` would."""
+    first, *more = planned(plan(spec, Path.cwd(), root))
+    return [f"code     {first}", *(f"         {line}" for line in more)]
 
 
 def sweep_text(sweep: Sweep, root: Path) -> str:
@@ -57,6 +66,7 @@ def sweep_text(sweep: Sweep, root: Path) -> str:
         "Dry run: nothing was started or written.",
         f"sweep    {sweep.name} in {root.absolute()}: {counted(len(runs), 'run')}{at_once}",
     ]
+    lines += _code(sweep.runs[0].spec, root)
     scripts: list[str] = []
     folder = folder_of(root, sweep.name)
     for array in arrays_of(runs, sweep.max_parallel):

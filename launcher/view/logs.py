@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 
 from launcher.errors import WrongUse
+from launcher.log_parts import named, parts
 from launcher.paths import RunPaths
 from launcher.snapshots import read_run
 from launcher.view.terminal import visible
@@ -75,29 +78,30 @@ def check_wanted(paths: RunPaths, wanted: Wanted) -> None:
         raise WrongUse(f"run {name} has had no attempt {wanted.attempt}", where, hint)
 
 
-def log_files(paths: RunPaths, wanted: Wanted) -> list[Path]:
-    """The logs to read. Those of a failing rank repeat what is in its node's log, and are left out."""
-    attempt = "*" if wanted.attempt is None else f"{wanted.attempt:04d}"
-    files = sorted(paths.logs.glob(f"{attempt}/*.log"))
-    return [
-        file
-        for file in files
-        if not file.name.endswith(".failed.log") and (wanted.node is None or file.stem == wanted.node)
-    ]
+def log_files(paths: RunPaths, wanted: Wanted) -> list[tuple[str, Path]]:
+    """The logs to read, each with its node. Those of a failing rank repeat what is in its node's log: left out."""
+    found = parts(paths.logs, wanted.attempt, wanted.node)
+    return [(name[0], path) for path in found if (name := named(path))]
 
 
 def merged(paths: RunPaths, wanted: Wanted) -> Iterator[Line]:
     """All lines there are now."""
-    return heapq.merge(*(_lines(file, wanted) for file in log_files(paths, wanted)))
+    logs = groupby(log_files(paths, wanted), key=lambda log: (log[1].parent, log[0]))
+    return heapq.merge(*(_lines(node, [path for _, path in files], wanted) for (_, node), files in logs))
 
 
-def _lines(file: Path, wanted: Wanted) -> Iterator[Line]:
-    # A carriage return ends no line.
-    with file.open(encoding="utf-8", errors="replace", newline="\n") as stream:
-        for text in stream:
-            line = _line(text, file.stem)
-            if line and wanted.takes(line):
-                yield line
+def _lines(node: str, files: Sequence[Path], wanted: Wanted) -> Iterator[Line]:
+    """The lines of the parts of one log; one that went to make room meanwhile is left out."""
+    for file in files:
+        # A carriage return ends no line.
+        with (
+            contextlib.suppress(FileNotFoundError),
+            file.open(encoding="utf-8", errors="replace", newline="\n") as text,
+        ):
+            for one in text:
+                line = _line(one, node)
+                if line and wanted.takes(line):
+                    yield line
 
 
 def _line(text: str, node: str) -> Line | None:
@@ -116,17 +120,27 @@ class Follower:
     def read(self) -> list[Line]:
         """The whole lines added since the last call, in the order of time."""
         found: list[Line] = []
-        for file in log_files(self.paths, self.wanted):
-            with file.open("rb") as stream:
-                stream.seek(self._places.get(file, 0))
-                data = stream.read()
-            whole = data[: data.rfind(b"\n") + 1]
-            self._places[file] = self._places.get(file, 0) + len(whole)
-            for text in whole.decode("utf-8", "replace").split("\n"):
-                line = _line(text, file.stem)
+        for node, file in log_files(self.paths, self.wanted):
+            for text in self._added(file).decode("utf-8", "replace").split("\n"):
+                line = _line(text, node)
                 if line and self.wanted.takes(line):
                     found.append(line)
         return sorted(found)
+
+    def _added(self, file: Path) -> bytes:
+        """The whole lines added to a file; none where it went to make room."""
+        place = self._places.get(file, 0)
+        try:
+            if file.stat().st_size == place:
+                return b""
+            with file.open("rb") as stream:
+                stream.seek(place)
+                data = stream.read()
+        except FileNotFoundError:
+            return b""
+        whole = data[: data.rfind(b"\n") + 1]
+        self._places[file] = place + len(whole)
+        return whole
 
     def follow(self) -> Iterator[Line]:
         """Lines as they come, for ever."""

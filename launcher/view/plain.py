@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.view.words import clock, cost, deeds, duration, number, percent, phases_of, size, steps_of
+from launcher.view.words import changed, clock, cost, deeds, duration, number, percent, phases_of, size, steps_of
 
 SHOWN_INCIDENTS = 10
 SHOWN_CHECKPOINTS = 5
@@ -38,7 +38,11 @@ def plain(snap: dict[str, Any]) -> list[str]:
     ]
     if branch := snap["branched_from"]:
         lines.append(f"began from step {branch['step']:,} of run {branch['run']}")
+    if differs := changed(snap, snap["attempt"]):
+        lines.append(differs)
     lines += [_node(node) for node in snap["nodes"]]
+    if refused := snap["drain_refused"]:
+        lines.append(f"no node is drained: {refused}")
     incidents = snap["incidents"][-SHOWN_INCIDENTS:]
     hidden = len(snap["incidents"]) - len(incidents)
     lines += [_incident(incident) for incident in reversed(incidents)]

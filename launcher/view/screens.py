@@ -31,8 +31,8 @@ _COLOURS = {
     "SUCCEEDED": "green", "RUNNING": "green", "ALIVE": "green", "RECOVERED": "green",
     "PENDING": "yellow", "STARTING": "yellow", "SUSPECT": "yellow", "OPEN": "yellow", "ADVISED": "dim", "NOTED": "dim",
     "WATCHED": "yellow", "HEALED": "green", "STAYED": "dim",
-    "RECOVERING": "cyan", "HELD": "red", "FAILED": "red", "STOPPED": "red", "LOST": "red", "ENDED": "dim",
-    "GONE": "dim",
+    "RECOVERING": "cyan", "PAUSED": "magenta", "HELD": "red", "FAILED": "red", "STOPPED": "red", "LOST": "red",
+    "ENDED": "dim", "GONE": "dim",
 }  # fmt: skip
 _WORST = {"lost": 0, "excluded": 1, "active": 2, "spare": 3}
 _MARKS = {"lost": "x", "excluded": "x", "spare": "."}

@@ -15,7 +15,7 @@ from launcher.backends.choice import how_ended, living
 from launcher.fold import View
 from launcher.journal import newest_epoch
 from launcher.paths import RunPaths
-from launcher.run import Incident, Node, NodeState, Run, RunState
+from launcher.run import HALTED, Incident, Node, NodeState, Run, RunState
 from launcher.snapshots import read_view
 
 SCHEMA = 1
@@ -72,7 +72,7 @@ def snapshot_of(name: str, view: View, live: Live, now: float) -> dict[str, Any]
             "run": run.name or name,
             "state": run.state.value,
             "alive": not run.state.is_terminal,
-            "reason": run.hold_reason or run.ended_reason,
+            "reason": run.hold_reason or run.paused_by or run.ended_reason,
             "attempt": run.attempt.number if run.attempt else 0,
             "branched_from": asdict(run.branched_from) if run.branched_from else None,
             "step": run.step,
@@ -91,8 +91,13 @@ def snapshot_of(name: str, view: View, live: Live, now: float) -> dict[str, Any]
             "median_step_s": books.median_step_s,
             "supervisor": {"pid": run.supervisor_pid, "host": run.supervisor_host, "epoch": run.epoch},
             "next_action": _told(run, live) or next_action(run),
+            "drained": {node: one.reason for node, one in run.drained.items()},
+            "drain_refused": run.drain_refused,
             "nodes": [_node(run, node, live) for node in _ordered(run)],
             "incidents": [_incident(incident) for incident in run.incidents],
+            "environment_changes": [
+                {"attempt": one.number, "changes": dict(one.differs)} for one in run.attempts if one.differs
+            ],
             "checkpoints": _checkpoints(run),
             "metrics": dict(run.metrics),
             "losses": _recent_losses(books),
@@ -140,7 +145,7 @@ def _recent_losses(books: Account) -> list[float | None]:
 
 def _told(run: Run, live: Live) -> str:
     """The supervisor knows best what it is about to do, except of a run that waits for a person."""
-    return "" if run.state is RunState.HELD else str(live.get("next_action") or "")
+    return "" if run.state in HALTED else str(live.get("next_action") or "")
 
 
 def next_action(run: Run) -> str:
@@ -152,6 +157,8 @@ def next_action(run: Run) -> str:
             return f"nothing, until a person says: opt-launch resume {run.name}"
         case RunState.HELD:
             return f"waits for a person: opt-launch release {run.name}"
+        case RunState.PAUSED:
+            return f"nothing, until a person says: opt-launch unpause {run.name}"
         case RunState.PENDING:
             return f"start attempt {len(run.attempts) + 1} with {run.nodes_wanted} nodes; {len(run.nodes)} answered"
         case RunState.STARTING:
@@ -208,12 +215,17 @@ def _node(run: Run, node: Node, live: Live) -> dict[str, Any]:
         "name": node.name,
         "role": role,
         "state": "GONE" if run.state.is_terminal else node.state.value,
-        "reason": node.excluded or node.draining,
+        "reason": "; ".join(filter(None, (node.excluded or node.draining, _drained(run, node)))),
         "agent_pid": node.pid,
         "host": node.host,
         "beat_s": _float(told.get("beat_s")),
         "ranks": [_rank(rank, _mapping(ranks.get(str(rank)))) for rank in slots],
     }
+
+
+def _drained(run: Run, node: Node) -> str:
+    drained = run.drained.get(node.name)
+    return f"drained in Slurm ({drained.reason})" if drained else ""
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -241,6 +253,9 @@ def _incident(incident: Incident) -> dict[str, Any]:
         "decision": {"mode": incident.mode, "actions": dict(incident.actions), "ids": list(incident.decisions)},
         "why": incident.why,
         "state": incident.state,
+        "due_at": iso(incident.due_at),
+        "otherwise": incident.otherwise,
+        "notes": [{"at": iso(note.at), "author": note.author, "text": note.text} for note in incident.notes],
     }
 
 

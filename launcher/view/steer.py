@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
+import uuid
 from typing import Any
 
-from launcher import control
+from launcher import control, verdicts
 from launcher.backends.choice import is_alive
 from launcher.errors import LaunchError
-from launcher.paths import RunPaths
+from launcher.events import CommandAnswered
+from launcher.journal import write_first_epoch
+from launcher.paths import RunPaths, user_name
 from launcher.snapshots import read_run
+from launcher.submit import login_epoch
 from launcher.view.waiting import GONE_S
 
 
@@ -23,6 +28,22 @@ def steer(paths: RunPaths, verb: str, args: dict[str, Any], timeout_s: float = c
     if not ok:
         raise LaunchError(message or f"the run did not take '{verb}'", f"{verb} {paths.name}")
     return message or f"{paths.name}: {verb} is under way"
+
+
+def note(paths: RunPaths, incident: int, text: str) -> str:
+    """Add a person's words to an incident; of a run that has ended, whoever may write into its folder does it here."""
+    run = read_run(paths)
+    if not run.state.is_terminal:
+        return steer(paths, "note", {"incident": incident, "text": text})
+    asked = {"id": uuid.uuid4().hex[:12], "verb": "note", "args": {"incident": incident, "text": text}}
+    said = control.received(asked, user_name(os.getuid()), time.time())
+    assert said is not None
+    said = verdicts.checked(said, run)
+    if "refused" in said.args:
+        raise LaunchError(str(said.args["refused"]), f"incidents {paths.name} note {incident}")
+    answer = CommandAnswered(at=time.time(), id=said.id, ok=True, message="noted")
+    write_first_epoch(paths, [login_epoch(), said, answer])
+    return f"noted at incident {incident}"
 
 
 def check_that_it_goes_on(paths: RunPaths, verb: str) -> None:

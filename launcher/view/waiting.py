@@ -86,6 +86,8 @@ def verdict(run: Run, patience: Patience) -> int | None:
 def outcome_text(run: Run, code: int) -> str:
     """What became of the run, and what a person can do."""
     told = f"{run.name}: {run.state.value} at step {run.step:,}"
+    if code == TIMED_OUT and run.state is RunState.PAUSED:
+        return f"{told}: {run.paused_by}; waiting for it has timed out\n  try:   opt-launch unpause {run.name}"
     if code == TIMED_OUT:
         return f"{told}; it goes on, waiting for it has timed out"
     reason = run.hold_reason or run.ended_reason

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from launcher.news import differs
+
 _BARS = " ▁▂▃▄▅▆▇█"
 _GAP = "·"
 
@@ -85,7 +87,7 @@ def deeds(incident: dict[str, Any]) -> str:
         origin = value.get("from") if name == "restart" and isinstance(value, dict) else None
         parts.append(f"restart from {origin}" if origin else f"{name} if need be" if value is True else name)
     told = ", ".join(parts) or "nothing"
-    return f"would: {told}" if decision["mode"] == "advise" else told
+    return {"advise": f"would: {told}", "ask": f"asks: {told}"}.get(decision["mode"], told)
 
 
 def cost(incident: dict[str, Any]) -> str:
@@ -94,6 +96,12 @@ def cost(incident: dict[str, Any]) -> str:
     if incident["lost_steps"]:
         parts.append(f"{counted(incident['lost_steps'], 'step')} lost")
     return ", ".join(parts)
+
+
+def changed(snap: dict[str, Any], attempt: int) -> str:
+    """What an attempt ran on other than the one before, in a few words; "" where nothing changed."""
+    names = [name for one in snap["environment_changes"] if one["attempt"] == attempt for name in one["changes"]]
+    return differs(attempt, names) if names else ""
 
 
 def steps_of(node: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -39,6 +40,7 @@ from policies.engine import decide, initial
 from policies.load import load_policy, read_policy
 
 COUNTING = Path(counting.__file__)
+ROOT = Path(__file__).parents[2]
 LIMIT_S = 60.0
 POLL_S = 0.05
 PAGE_POLL_S = 0.01
@@ -58,7 +60,7 @@ SPEC = """
 name: NAME
 TRAINER
 cluster: {nodes: 2, ranks_per_node: 2, spares: SPARES, silence: 2s, wait_for_node: WAIT, BACKEND}
-launch: {first_step: FIRST_STEP, SECTION}
+launch: {first_step: FIRST_STEP, code: in_place, SECTION}
 policy: [infra]
 """
 
@@ -82,7 +84,7 @@ class LiveRun:
         self.steps = steps
         folder = root / f"{name}.asked"
         folder.mkdir(parents=True)
-        (folder / "policy.yaml").write_text(POLICY.replace("FIRST_STEP", self.first_step))
+        (folder / "policy.yaml").write_text(self.policy_text)
         text = (
             SPEC.replace("BACKEND", self.backend)
             .replace("NAME", name)
@@ -94,6 +96,10 @@ class LiveRun:
         (folder / "RUN.yaml").write_text(text.replace("TRAINER", self.trainer(**options)))
         self.policy = load_policy([str(folder / "policy.yaml")])
         self.submit(folder / "RUN.yaml", root)
+
+    @property
+    def policy_text(self) -> str:
+        return POLICY.replace("FIRST_STEP", self.first_step)
 
     def submit(self, file: Path, root: Path) -> None:
         # The launcher refuses numerics for a command it knows nothing of; this one tells it about its checkpoints.
@@ -373,3 +379,13 @@ def prefixes(events: tuple[Event, ...]) -> Iterator[tuple[Event, Run]]:
     for event in events:
         run = advance(run, event)
         yield event, run
+
+
+def opt_launch(run: LiveRun, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """The command as a person gives it, perhaps in a world of its own."""
+    done = [*before, sys.executable, "-m", "cli", *arguments]
+    root = {"OPT_LAUNCH_ROOT": str(run.paths.root.parent), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        done, env={**os.environ, **root}, capture_output=True, text=True, check=False, timeout=60,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip

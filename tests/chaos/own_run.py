@@ -64,9 +64,6 @@ class OwnRun(LiveRun):
         owners = [one.pid for one in self.started if one.poll() != -signal.SIGKILL]
         return [folder for pid in owners for folder in Path(tempfile.gettempdir()).glob(f"opt-launch-{pid}-*")]
 
-    def progress(self) -> tuple[int, int]:
-        raise NotImplementedError
-
     def clean_up(self) -> None:
         super().clean_up()
         for process in self.started:

@@ -103,6 +103,27 @@ def sweep(tmp_path: Path) -> Iterator[Sweep]:
     sweep.kill()
 
 
+def test_a_sweep_is_held_and_stopped_as_a_whole_and_what_waits_never_begins(sweep: Sweep) -> None:
+    first, second, third = sweep.start()
+    first.wait("training", lambda run: run.state == "RUNNING")
+
+    sweep.call("hold", "three", "--reason", "let me look")
+    first.wait("a hold", lambda run: run.state == "HELD")
+    assert [one.run.state for one in (second, third)] == ["PENDING", "PENDING"]
+    sweep.call("release", "three")
+    first.wait("a second attempt", lambda run: len(run.attempts) == 2)
+    sweep.call("stop", "three", "--yes")
+    end = first.ends("STOPPED")
+
+    assert (end.lost_steps, sweep.states()) == (0, {"STOPPED": 3})
+    assert [len(one.run.attempts) for one in (first, second, third)] == [2, 0, 0]
+    deadline = time.monotonic() + 30
+    while sweep.processes():  # the queue leaves, since nobody waits in it
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    sweep.call("stop", "three", "--yes")  # nothing is left to stop
+
+
 def test_what_was_killed_is_resumed_so_many_at_a_time_and_nothing_is_left(sweep: Sweep) -> None:
     first, second, third = sweep.start()
     first.holds()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import counting
 import psutil
 import pytest
 from own_run import PROGRAM, OwnRun, environment
@@ -159,6 +160,33 @@ def test_nobody_reading_on_does_not_stop_the_training(tmp_path: Path) -> None:
         assert sum(1 for _ in log.open()) == 3_000
     assert process.stdout
     process.stdout.close()
+
+
+class ElasticRun(OwnRun):
+    """The digest at its end depends on how many ranks there were when."""
+
+    def check_history(self) -> None:
+        samples = [sample for first, last in self.kept() for sample in range(first, last)]
+        assert samples == list(range(self.steps * counting.BATCH))
+
+
+def test_a_range_of_nodes_begins_with_those_that_come_and_goes_on_with_those_that_stay(tmp_path: Path) -> None:
+    hosts = ("--nnodes", "1:3", "--nproc-per-node", "2", "--master-addr", "127.0.0.1")
+    run = ElasticRun(tmp_path, "elastic", *hosts, "--set", "cluster.wait_for_node=4s", steps=100)
+    try:
+        first, second = [run.start("--node-rank", str(rank)) for rank in (0, 1)]
+        run.begins()
+        run.saved(20)
+        lost = psutil.Process(second.pid)
+        run.kill(lost, *lost.children(recursive=True))
+        run.wait("a second attempt", lambda now: len(now.attempts) == 2)
+        assert first.wait(60) == 0
+        end = run.ends()
+    finally:
+        run.clean_up()
+
+    assert [len(one.slots) for one in end.attempts] == [2, 1]
+    assert [decision.detector for decision in run.decisions()] == ["node_lost"]
 
 
 def test_hosts_without_slurm_go_on_when_the_first_is_lost(make: Make) -> None:

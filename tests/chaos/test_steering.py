@@ -6,14 +6,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import counting
 import pytest
-from live_run import LiveRun
+from live_run import LiveRun, opt_launch
 
 from launcher import branch, stop
 from launcher.control import command
@@ -27,16 +26,6 @@ from launcher.view.snapshot import snapshot
 pytestmark = pytest.mark.timeout(120)
 Launch = Callable[..., LiveRun]
 ROOT = Path(__file__).parents[2]
-
-
-def opt_launch(run: LiveRun, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """The command as a person gives it, perhaps in a world of its own."""
-    done = [*before, sys.executable, "-m", "cli", *arguments]
-    root = {"OPT_LAUNCH_ROOT": str(run.paths.root.parent), "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        done, env={**os.environ, **root}, capture_output=True, text=True, check=False, timeout=60,
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- stop
@@ -83,6 +72,45 @@ def test_a_run_of_which_nothing_lives_is_ended_by_a_stop(launch: Launch, monkeyp
 
     snap = snapshot(run.paths)
     assert (snap["state"], snap["reason"]) == ("STOPPED", "stopped by ann: none of its processes was alive")
+
+
+# ---------------------------------------------------------------- pause
+
+
+def test_a_paused_run_keeps_its_nodes_outlives_its_supervisor_and_goes_on_where_it_was(launch: Launch) -> None:
+    run = launch(steps=120, save_every=30)
+    name = run.paths.name
+    run.saved(30)
+
+    done = opt_launch(run, "pause", name, "--reason", "a look")
+    halted = run.run
+    snap = snapshot(run.paths)
+    run.kill(run.supervisor())
+    run.new_epoch(after=halted.epoch)
+    again, gone_on = opt_launch(run, "pause", name), opt_launch(run, "unpause", name)
+    end = run.ends()
+
+    assert (done.returncode, done.stderr) == (0, f"paused at step {halted.step}; the nodes are kept\n")
+    assert (halted.state, halted.live_attempt, halted.head and halted.head[0]) == ("PAUSED", None, halted.step)
+    assert snap["reason"].endswith(": a look")
+    assert snap["next_action"] == f"nothing, until a person says: opt-launch unpause {name}"
+    assert {node["state"] for node in snap["nodes"]} == {"ALIVE"}
+    assert (again.returncode, "the run is paused" in again.stderr) == (1, True)
+    assert (gone_on.returncode, gone_on.stderr) == (0, "unpaused\n")
+    assert (run.decisions(), end.lost_steps, end.attempts[1].restore) == ([], 0, halted.head)
+    assert report(run.paths)["time"]["seconds"]["paused"] > 0
+
+
+def test_a_pause_at_once_is_asked_about_first(launch: Launch) -> None:
+    run = launch(steps=4000, save_every=10).reaches(15)
+    name = run.paths.name
+
+    refused = opt_launch(run, "pause", name, "--now")
+    done = opt_launch(run, "pause", name, "--now", "--yes")
+
+    assert (refused.returncode, "add --yes" in refused.stderr) == (2, True)
+    assert done.returncode == 0, done.stderr
+    assert set(run.run.attempts[0].exits.values()) <= {-signal.SIGKILL}
 
 
 # ---------------------------------------------------------------- resume
@@ -208,7 +236,8 @@ def test_what_a_held_run_is_to_do_is_said_by_a_person(launch: Launch) -> None:
         ({"save": "now"}, "no ranks train"),
         ({"restart": {"from": "step 7"}}, "no usable checkpoint at step 7"),
         ({"hold": {}}, "held already"),
-        ({"skip": "64 batches"}, "action 'skip' is not built yet"),
+        ({"skip": "64 batches"}, "it needs 'restart'"),
+        ({"check": "deep"}, "action 'check' is not built yet"),
     ):
         done, said = command(run.paths, "do", {"actions": asked, "why": "x"})
         assert (done, why_not in said) == (False, True), said
@@ -230,14 +259,18 @@ def test_commands_reach_a_run_whose_nodes_cannot_be_reached_by_tcp(launch: Launc
     name = run.paths.name
 
     saved = opt_launch(run, "save", name, before=alone)
-    back = opt_launch(run, "do", name, "{restart: {from: latest}}", "--why", "try", "--yes", before=alone)
+    paused = [opt_launch(run, verb, name, before=alone) for verb in ("pause", "unpause")]
     run.wait_for(AttemptStarted, attempt=2)
     run.reaches(20, attempt=2)
+    back = opt_launch(run, "do", name, "{restart: {from: latest}}", "--why", "try", "--yes", before=alone)
+    run.wait_for(AttemptStarted, attempt=3)
+    run.reaches(20, attempt=3)
     stopped = opt_launch(run, "stop", name, "--yes", before=alone)
     run.ends("STOPPED")
 
-    assert [one.returncode for one in (saved, back, stopped)] == [0, 0, 0], (saved, back, stopped)
-    assert [one.verb for one in run.of(CommandReceived)] == ["save", "do", "stop"]
-    assert len(run.of(CheckpointCommitted)) == 2
+    given = (saved, *paused, back, stopped)
+    assert [one.returncode for one in given] == [0] * 5, given
+    assert [one.verb for one in run.of(CommandReceived)] == ["save", "pause", "unpause", "do", "stop"]
+    assert len(run.of(CheckpointCommitted)) == 3
     assert run.of(RunEnded)[0].state == "STOPPED"
     assert not [*run.paths.control.iterdir()]

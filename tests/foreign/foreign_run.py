@@ -79,7 +79,8 @@ class ForeignRun(LiveRun):
         while True:
             for process in self.processes():
                 with contextlib.suppress(psutil.Error):
-                    env = process.environ() if "train.py" in process.cmdline() else {}
+                    script = any(word.endswith("train.py") for word in process.cmdline())
+                    env = process.environ() if script else {}
                     if env.get("RANK") == str(rank) and env["OPT_LAUNCH_ATTEMPT"] == str(len(self.run.attempts)):
                         return process
             assert time.monotonic() < deadline, f"rank {rank} does not live\n{self.story()}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 from foreign_run import ForeignRun
 
@@ -56,6 +57,34 @@ def test_a_trainer_that_takes_the_newest_finds_none_that_is_damaged(launch: Laun
     )
     assert (run.work / "out" / "set_aside" / "ckpt-20" / "DONE").exists()
     assert run.run.checkpoints[20, 2].parent == (10, 1)
+
+
+class ElasticForeignRun(ForeignRun):
+    """Two nodes, of which a lost one stays away."""
+
+    backend = "backend: local, min_nodes: 1, local: {return_after: 1h}"
+    wait_for_node = "1s"
+
+    def check_history(self) -> None:
+        """What it comes to depends on how many ranks there were when."""
+        assert self.final()["done"] == self.steps
+
+
+def test_an_elastic_trainer_goes_on_with_the_node_that_is_left(tmp_path: Path) -> None:
+    says = PRINTS + SAVES + BY_ARGS.replace("{resume", "{elastic: true, resume")
+    run = ElasticForeignRun(tmp_path, "elastic", says=says, save_every=10, step_s=0.1)
+    try:
+        run.saved(20)
+        run.lose("node1")
+        end = run.ends()
+    finally:
+        run.clean_up()
+
+    assert [dict(one.slots) for one in end.attempts] == [{"node0": (0, 1), "node1": (2, 3)}, {"node0": (0, 1)}]
+    assert [one.rule for one in run.decisions()] == ["node-failure"]
+    assert (end.attempts[1].restore or (0,))[0] >= 20
+    first = run.lines(2)[0].step
+    assert first + run.run.lost_steps == run.lines(1)[-1].step + 1
 
 
 def test_a_hang_is_found_by_the_lines_that_do_not_come(launch: Launch) -> None:

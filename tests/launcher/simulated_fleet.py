@@ -16,7 +16,7 @@ from launcher.events import (
     RankExited,
     StepDone,
 )
-from launcher.recovery import Emit, Fleet, Inspect, Inventory, Limits, Move, Requeue, Send, plan
+from launcher.recovery import Emit, Errand, Fleet, Inspect, Inventory, Limits, Move, Requeue, Send, plan
 from launcher.reporter import SAVE, STOP
 from launcher.run import Run, RunState
 
@@ -76,8 +76,8 @@ class Simulation:
                         self.obey(node, dict(message))
                 case Inspect(checkpoint):
                     self.inspect(checkpoint)
-                case Requeue():
-                    pass  # the scheduler does the rest
+                case Requeue() | Errand():
+                    pass  # others do the rest
         self.train()
         self.tale.at += 1
         return moves

@@ -21,9 +21,11 @@ from launcher.events import (
     RunAmended,
     RunEnded,
     RunHeld,
+    RunPaused,
     RunReleased,
     RunResumed,
     RunSubmitted,
+    RunUnpaused,
     StepDone,
     Warned,
 )
@@ -86,6 +88,7 @@ def test_every_part_of_a_known_story() -> None:
         "restarting": 4.0,  # 2 s from the decision, 2 s to the next first step
         "unobserved": 0.0,
         "queue": 10.0,
+        "paused": 0.0,
         "held": 0.0,
         "stopped": 1.0,
     }
@@ -215,6 +218,8 @@ def any_event() -> st.SearchStrategy[Event]:
         st.builds(lambda at, attempt: AttemptEnded(at=at, attempt=attempt, reason="x"), moments, attempts),
         st.builds(lambda at: RunHeld(at=at, reason="x"), moments),
         st.builds(lambda at: RunReleased(at=at, author="x"), moments),
+        st.builds(lambda at: RunPaused(at=at, reason="x"), moments),
+        st.builds(lambda at: RunUnpaused(at=at, author="x"), moments),
         st.builds(lambda at: RunEnded(at=at, state="STOPPED"), moments),
         st.builds(lambda at: RunResumed(at=at, author="x"), moments),
         st.builds(lambda at: Warned(at=at, text="x"), moments),

@@ -124,7 +124,7 @@ def test_fsdp_takes_what_tensor_leaves_of_another_number_of_ranks(
         (("trainer.stpes=7",), {}, "--set trainer.stpes=7: unknown key 'stpes' (did you mean 'steps'?)"),
         (("notify={}",), {}, "POLICY: channel 'oncall' is not in 'notify' of RUN.yaml"),
         ((), {"partition": "urgent"}, "--partition urgent: the run is on backend local, which has none"),
-        ((), {"policy": ["nope"]}, "--policy nope: no shipped policy is called 'nope' (shipped: cautious, default, infra, numerics; a path ends in .yaml)"),
+        ((), {"policy": ["nope"]}, "--policy nope: no shipped policy is called 'nope' (shipped: cautious, default, infra, numerics, opt175b; a path ends in .yaml)"),
     ],
 )  # fmt: skip
 def test_what_cannot_change_is_told_with_what_to_do(

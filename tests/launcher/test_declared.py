@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,11 @@ COMMAND = "name: a\ncommand: [python, train.py]\n"
 NANOGPT = COMMAND + "telemetry: {preset: nanogpt}\n"
 CHECKPOINTS = 'checkpoints: {glob: "out/ckpt-{step}", complete: {marker: DONE}}\n'
 RESUME = 'capabilities: {resume: {args: ["--load", "{dir}", "--ckpt-step", "{step}"]}}\n'
+
+
+def foreign(**can: Any) -> Abilities:
+    """A trainer that is told nothing but what these words say."""
+    return Abilities(**{"settings": frozenset(), "skips": False} | can)
 
 
 def resolved(folder: Path, text: str) -> ResolvedSpec:
@@ -54,7 +60,7 @@ def mistakes(folder: Path, text: str) -> list[str]:
         ("capabilities: {save_now: {signal: USR1}}", "3:35: 'USR1' is no signal that a process can handle: write for example SIGUSR1"),
         ("capabilities: {save_now: {signal: SIGKILL}}", "3:35: 'SIGKILL' is no signal that a process can handle: write for example SIGUSR1"),
         ("capabilities: {save_now: {signal: SIGUSR1, then: dies}}", "3:50: 'dies' is not one of goes_on, exits"),
-        ("capabilities: {skip: batches}", "3:22: 'batches' is not one of none"),
+        ("capabilities: {skip: batches}", "3:22: 'batches' is not one of none, reporter"),
         ("capabilities: {done: {step: 0}}", "3:29: step must be greater than 0, not 0"),
         ("capabilities: {done: {step: 5}}", "3:22: whether that step was reached is not known: say how in 'telemetry'"),
         ("capabilities: {exit_codes: {16: again}}", "3:33: 'again' is not one of rerun_same, done, stop"),
@@ -93,18 +99,18 @@ def test_what_is_declared_reads_back_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("declared", "abilities"),
     [
-        ("", Abilities(resumes_itself=True)),
-        ("capabilities: {resume: none}", Abilities()),
-        ("telemetry: {preset: reporter}", Abilities(resumes_itself=True)),
-        ("telemetry: {preset: nanogpt}", Abilities(resumes_itself=True, saves="never", refusal=NO_SAVE)),
-        ("capabilities: {save_now: none}", Abilities(resumes_itself=True, saves="never", refusal=NO_SAVE)),
-        ("capabilities: {save_now: {signal: SIGUSR1}}", Abilities(resumes_itself=True, signal="SIGUSR1")),
+        ("", foreign(resumes_itself=True)),
+        ("capabilities: {resume: none}", foreign(begins_anew=True)),
+        ("telemetry: {preset: reporter}", foreign(resumes_itself=True)),
+        ("telemetry: {preset: nanogpt}", foreign(resumes_itself=True, saves="never", refusal=NO_SAVE)),
+        ("capabilities: {save_now: none}", foreign(resumes_itself=True, saves="never", refusal=NO_SAVE)),
+        ("capabilities: {save_now: {signal: SIGUSR1}}", foreign(resumes_itself=True, signal="SIGUSR1")),
         (
             "capabilities: {save_now: {signal: SIGTERM, then: exits, within: 5m}}",
-            Abilities(resumes_itself=True, signal="SIGTERM", saves="exits", save_s=300, refusal=SAVE_ENDS),
+            foreign(resumes_itself=True, signal="SIGTERM", saves="exits", save_s=300, refusal=SAVE_ENDS),
         ),
-        (CHECKPOINTS + RESUME, Abilities(resume_args=("--load", "{dir}", "--ckpt-step", "{step}"))),
-        (CHECKPOINTS + "capabilities: {resume: newest}", Abilities()),
+        (CHECKPOINTS + RESUME, foreign(resume_args=("--load", "{dir}", "--ckpt-step", "{step}"))),
+        (CHECKPOINTS + "capabilities: {resume: newest}", foreign()),
     ],
 )
 def test_what_a_trainer_can_do_follows_from_what_is_declared(
@@ -114,7 +120,7 @@ def test_what_a_trainer_can_do_follows_from_what_is_declared(
 
 
 def test_the_arguments_of_a_restart_name_the_checkpoint() -> None:
-    abilities = Abilities(resume_args=("--load={dir}", "--ckpt-step", "{step}"))
+    abilities = foreign(resume_args=("--load={dir}", "--ckpt-step", "{step}"))
     assert abilities.args_for("/w/out/ckpt-7", 7) == ["--load=/w/out/ckpt-7", "--ckpt-step", "7"]
 
 
@@ -153,7 +159,7 @@ def test_exit_codes_become_rules_before_those_of_the_policy(tmp_path: Path) -> N
 def test_the_default_policy_advises_on_numbers_and_a_policy_by_name_must_be_able_to_act(tmp_path: Path) -> None:
     modes = {rule.name: rule.mode for rule in resolved(tmp_path, NANOGPT).policy.rules}
     assert modes == {
-        "user-error": "act", "rank-exit": "act", "node-failure": "act", "hang": "act", "draining": "advise",
+        "user-error": "act", "rank-exit": "act", "node-failure": "act", "storage-stall": "act", "hang": "act", "draining": "advise",
         "non-finite": "advise", "loss-spike": "advise",
     }  # fmt: skip
     assert mistakes(tmp_path, NANOGPT + "policy: [infra, numerics]\n") == [

@@ -20,9 +20,13 @@ OURS = Abilities()
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("{restart: {from: yesterday}}", ["1:18: String should match pattern '^(latest|last_good|before_incident|step [0-9]{1,15})$'"]),
+        ("{restart: {from: yesterday}}", ["1:18: 'yesterday' is not one of latest, last_good, before_incident, step N"]),
+        ("{restart: {from: lastgood}}", ["1:18: 'lastgood' is not one of latest, last_good, before_incident, step N (did you mean 'last_good'?)"]),
+        ("{restart: {from: 1000}}", ["1:18: 1000 is not one of latest, last_good, before_incident, step N (did you mean 'step 1000'?)"]),
+        ("{restart: {from: step_1000}}", ["1:18: 'step_1000' is not one of latest, last_good, before_incident, step N (did you mean 'step 1000'?)"]),
+        ("{restart: {from: true}}", ["1:18: true is not one of latest, last_good, before_incident, step N"]),
         ("{restart: {from: before_incident}}", ["1:18: here is no incident to go back before: latest, last_good or step N"]),
-        ("{skip: 64 batches, run: [a]}", ["1:8: action 'skip' is not built yet", "1:25: action 'run' is not built yet"]),
+        ("{skip: 64 batches, run: [a]}", ["1:8: 'skip' leaves out of a restart what it would go over again: it needs 'restart'"]),
         ("{shrink: true}", ["1:10: 'shrink' says how a restart goes on without enough nodes: it needs 'restart'"]),
         ("{requeue: true, restart: {from: latest}}", ["1:11: only a rule gives a job back when it lacks nodes; a person does it by scontrol requeue"]),
         ("{replace: blamed}", ["1:11: here is no finding that blames a node: opt-launch replace RUN NODE names one"]),
@@ -30,7 +34,7 @@ OURS = Abilities()
         ("{hold: {}, stop: enough}", ["1:18: 'hold' and 'stop' in one rung contradict each other"]),
         ("{exclude: blamed, save: now}", ["1:11: 'exclude: blamed' needs a finding that blames a node, and here is none"]),
         ("{save: now, times: 3}", ["1:20: this is done once, now: 'times' and 'per' are for the ladders of rules"]),
-        ("{hold: {retry: every 10m}}", ["1:8: to retry a hold is not built yet"]),
+        ("{hold: {at_most: 6h}}", ["1:18: 'at_most' says how long to retry: it needs 'retry'"]),
         ("{}", ["1:1: a rung without an action"]),
         ("save", ["1:1: the top level is a single value: a mapping of keys to values is expected"]),
     ],
@@ -43,7 +47,7 @@ def test_every_mistake_is_told_with_its_place(text: str, told: list[str]) -> Non
 
 def outcome(tale: Tale, trainer: Abilities = OURS, **actions: Any) -> dict[str, Any]:
     asked = CommandReceived(at=tale.at, id="c", verb="do", author="ann", args={"actions": actions, "why": "odd"})
-    return dict(checked(asked, tale.run, trainer, CHANNELS).args)
+    return dict(checked(asked, tale.run, trainer, CHANNELS, "ann").args)
 
 
 def training() -> Tale:

@@ -10,6 +10,7 @@ import pytest
 from launcher.door import resolved_spec
 from launcher.errors import ConfigError, LaunchError
 from launcher.place import Place
+from launcher.sizes import smaller
 from launcher.spec import ResolvedSpec
 from launcher.torchrun import parse
 
@@ -72,6 +73,26 @@ def test_only_what_tells_steps_has_a_limit_for_the_first_one() -> None:
     assert resolved("--set", "telemetry.preset=nanogpt").spec.launch.first_step == 1800
 
 
+@pytest.mark.parametrize(
+    ("flags", "nodes", "spares", "least"),
+    [
+        (["--nnodes", "2:4"], 4, 0, 2),
+        (["--nnodes", "1:3"], 3, 1, 1),  # as with torchrun, what is beyond MAX waits
+        (["--nnodes", "2:8", "--spares", "1"], 3, 1, 2),
+        (["--nnodes", "4:8"], 4, 0, 4),
+        (["--nnodes", "4"], 4, 0, None),
+        ([], 4, 0, None),
+    ],
+)
+def test_a_range_of_nodes_says_that_the_script_is_fit_for_any_number_in_it(
+    flags: list[str], nodes: int, spares: int, least: int | None
+) -> None:
+    spec = resolved(*flags).spec
+    assert (spec.cluster.nodes, spec.cluster.spares, spec.cluster.min_nodes) == (nodes, spares, least)
+    assert (spec.can.elastic, spec.cluster.wait_for_node) == ((True, 30) if least else (False, 120))
+    assert smaller(spec) == tuple(range(nodes - 1, (least or nodes) - 1, -1))
+
+
 def test_max_restarts_is_the_budget_of_the_policy() -> None:
     asked, usual = resolved("--max-restarts", "3").policy.budget, resolved("--max-restarts", "0").policy.budget
     assert (asked.restarts.times, asked.first_step) == (3, 3)
@@ -82,10 +103,6 @@ def test_max_restarts_is_the_budget_of_the_policy() -> None:
     ("arguments", "told"),
     [
         (["--set", "cluster.nodes=2"], "--set cluster.nodes=2: follows from flags and job: leave it out"),
-        (
-            ["--nnodes", "2:4"],
-            "--nnodes: whether a command can go on with fewer nodes than 4 is not known: leave it out",
-        ),
         (["--set", "cluster.continue_by=chain"], "this one is your own: write requeue or none"),
         (["--set", "trainer.size=tiny", "--set", "trainer.steps=3"], "'trainer' and 'command' exclude each other"),
         (["--policy", "nope"], "no shipped policy is called 'nope'"),

@@ -16,7 +16,7 @@ from launcher.backends.report import NodeReport, drain_changes
 from launcher.backends.slurm_words import reports
 from launcher.crew import assign
 from launcher.events import ActionDone, CommandReceived, JobEnding, NodeDraining, NodeUndrained
-from launcher.recovery import REPLACE_LIMIT_S, Emit, Inventory, Limits, Requeue, Send
+from launcher.recovery import GENTLE_LIMIT_S, Emit, Inventory, Limits, Requeue, Send
 from launcher.replacement import checked
 from launcher.reporter import SAVE, STOP
 from launcher.run import RunState
@@ -104,6 +104,9 @@ def test_only_a_policy_that_says_so_lets_a_run_go_on_smaller() -> None:
 
     world.until(lambda run: run.state is RunState.HELD)
 
+    assert len(world.run.attempts) == 1
+    assert "2 nodes are needed, waited 30s, have: n0" in world.run.hold_reason
+
 
 def test_a_healthy_smaller_run_is_not_disturbed_when_nodes_are_back() -> None:
     world = world_of()
@@ -174,6 +177,31 @@ def test_a_new_allocation_begins_whole() -> None:
     assert set(world.run.attempts[-1].slots) == {"n0", "n1"}
 
 
+def test_where_nodes_come_one_by_one_those_that_are_there_are_enough_in_time() -> None:
+    tale = Tale(nodes=3, spares=0)
+    world = Simulation(tale, dead=frozenset({"n2"}), limits=Limits(WAIT_S, smaller=(2, 1), begins_smaller=True))
+    since = tale.at
+
+    world.until(running(1))
+    began = world.run.attempts[0]
+    world.dead = frozenset()
+    turns(world, 50)
+
+    assert (set(began.slots), began.started_at - since < WAIT_S + 5) == ({"n0", "n1"}, True)
+    assert len(world.run.attempts) == 1, "a node that is late does not disturb those that train"
+
+
+def test_fewer_than_the_least_number_of_nodes_wait_for_more() -> None:
+    limits = Limits(WAIT_S, smaller=(2,), begins_smaller=True)
+    world = Simulation(Tale(nodes=3, spares=0), dead=frozenset({"n1", "n2"}), limits=limits)
+
+    turns(world, 200)
+    assert (world.run.state, world.run.attempts) == ("PENDING", ())
+    world.dead = frozenset({"n2"})
+
+    world.until(running(1))
+
+
 def test_smaller_runs_have_their_ranks_without_gaps_and_nodes_keep_what_they_can() -> None:
     tale = Tale(nodes=4, spares=0).train(5)
     nodes = [node for node in tale.run.nodes.values() if node.name != "n1"]
@@ -202,6 +230,7 @@ def test_shrinking_comes_before_giving_the_job_back() -> None:
 
     world.lose("n1", shrink=True, requeue=True)
     world.until(lambda run: bool(run.job_ending))
+    assert len(world.run.attempts) == 2
 
 
 # ---------------------------------------------------------------- replacing nodes that work
@@ -334,6 +363,8 @@ def test_a_trainer_that_is_done_meanwhile_is_not_started_again() -> None:
 
     world.until(lambda run: run.state is RunState.SUCCEEDED)
 
+    assert len(world.run.attempts) == 1
+
 
 def test_a_trainer_that_is_done_is_not_asked_to_make_way() -> None:
     world = world_of(spares=1)
@@ -374,7 +405,7 @@ def test_a_save_may_take_its_time() -> None:
     world = world_of(spares=1)
     world.tale.draining("n1")
     world.turn()
-    world.tale.at += REPLACE_LIMIT_S - 10
+    world.tale.at += GENTLE_LIMIT_S - 10
     assert {move.message["type"] for move in world.moves() if isinstance(move, Send)} == {"to_rank"}
     world.tale.at += 20
     assert {move.message["type"] for move in world.moves() if isinstance(move, Send)} == {"kill"}
@@ -553,12 +584,13 @@ g idle"""
 
 
 def test_only_what_is_new_of_nodes_of_ours_that_are_up_is_told() -> None:
-    nodes = Tale(nodes=3).draining("n1").draining("n2").run.nodes
+    run = Tale(nodes=4).draining("n1").draining("n2").run
     said = {
         "n0": NodeReport("", draining="x"), "n1": NodeReport(""), "n2": NodeReport("", draining="y"),
         "n3": NodeReport("gone", draining=""), "other": NodeReport("", draining="z"),
+        "n4": NodeReport("", draining="w (opt-launch tale: hot)", drain_reason="opt-launch tale: hot"),
     }  # fmt: skip
-    assert list(drain_changes(nodes, said, 7.0)) == [
+    assert list(drain_changes(run, said, 7.0)) == [
         NodeDraining(at=7.0, node="n0", reason="x"),
         NodeUndrained(at=7.0, node="n1"),
     ]

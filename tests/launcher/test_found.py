@@ -241,7 +241,7 @@ class World:
 
     def __init__(self, folder: Path, *, newest: bool, tale: Tale) -> None:
         self.tale, self.told = tale, list[Event]()
-        self.finder = Finder(files(), newest, self.emit, lambda _node, _said: None)
+        self.finder = Finder(files(), newest, folder, self.emit, lambda _node, _said: None)
 
     def emit(self, event: Event) -> Event:
         self.told.append(event)

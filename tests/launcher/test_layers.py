@@ -16,9 +16,11 @@ ROOT = Path(__file__).parents[2]
 OURS = {"cli", "launcher", "model", "policies"}
 
 PURE = [
+    "launcher.settings", "launcher.verdicts", "policies.questions", "policies.why_not",
+    "policies.surroundings", "policies.amended", "policies.patterns",
     "launcher.evolve", "launcher.events", "launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance",
     "launcher.accounting", "launcher.ledger", "launcher.codec", "launcher.fold",
-    "launcher.crew", "launcher.replacement", "launcher.recovery",
+    "launcher.crew", "launcher.drain", "launcher.replacement", "launcher.recovery",
     "launcher.backends.report", "launcher.backends.slurm_words",
     "launcher.abilities", "launcher.telemetry", "launcher.binding",
     "launcher.doctor.checks", "launcher.doctor.cluster_checks", "launcher.doctor.show",
@@ -26,6 +28,7 @@ PURE = [
     "policies.engine", "policies.exits", "policies.silence", "policies.explain", "policies.finding",
     "policies.ladder", "policies.meaning", "policies.observe", "policies.state", "policies.baseline", "policies.spike",
     "policies.scale", "policies.trend", "policies.pace", "policies.watch", "policies.numerics",
+    "policies.answer", "policies.built_in", "policies.infrastructure", "policies.person", "policies.corruption",
 ]  # fmt: skip
 IMPURE = {
     "os", "time", "socket", "subprocess", "random", "threading", "multiprocessing", "asyncio", "signal", "io",
@@ -36,10 +39,26 @@ IMPURE = {
 LAYERS = [
     ["launcher.evolve", "launcher.events", "launcher.errors", "launcher.reporter", "launcher.warm"],
     ["launcher.abilities", "launcher.telemetry"],
-    ["launcher.document", "launcher.validation", "launcher.paths", "launcher.arrivals", "launcher.wire"],
-    ["launcher.torchrun", "launcher.place", "launcher.foreground", "launcher.network", "launcher.binding"],
+    [
+        "launcher.document",
+        "launcher.validation",
+        "launcher.paths",
+        "launcher.arrivals",
+        "launcher.wire",
+    ],
+    ["launcher.log_parts"],
+    ["launcher.code.git", "launcher.code.record", "launcher.code.present"],
+    ["launcher.torchrun", "launcher.place", "launcher.foreground", "launcher.network", "launcher.sightings"],
+    ["launcher.binding"],
     ["policies"],
-    ["launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance"],
+    [
+        "launcher.run",
+        "launcher.settings",
+        "launcher.drain",
+        "launcher.incidents",
+        "launcher.lineage",
+        "launcher.advance",
+    ],
     ["launcher.grammar", "launcher.foreign", "launcher.sources", "launcher.sections"],
     ["launcher.sizes", "launcher.declared"],
     [
@@ -61,7 +80,9 @@ LAYERS = [
         "launcher.reader",
         "launcher.journal",
         "launcher.snapshots",
+        "launcher.verdicts",
     ],
+    ["launcher.line_watch", "launcher.storage_probe"],
     ["launcher.rank_log", "launcher.rank_socket", "launcher.program", "launcher.machine", "launcher.warm_process"],
     [
         "launcher.recovery",

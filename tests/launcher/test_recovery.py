@@ -435,6 +435,10 @@ def test_a_stop_comes_through_in_every_state(before: Any) -> None:
 
     world.until(lambda run: run.state is RunState.STOPPED)
 
+    assert (world.run.ended_reason, world.run.live_attempt, len(world.run.attempts)) == ("stopped by ann", None, 1)
+    world.turn()
+    assert world.left == {"n0", "n1", "n2"}, "every agent has been told to leave"
+
 
 def test_a_held_run_ends_its_ranks_keeps_its_agents_and_goes_on_when_released() -> None:
     world = Simulation(Tale().train(10).save().hold())

@@ -12,6 +12,8 @@ from launcher.events import (
     AttemptEnded,
     AttemptStarted,
     Decision,
+    DrainDone,
+    DrainUndone,
     EpochStarted,
     Event,
     RunEnded,
@@ -112,6 +114,19 @@ def test_a_rule_needed_again_at_the_same_step_has_not_held(paths: RunPaths) -> N
     assert "- Cured: not for long: the same again as 2." in to_markdown(body)
 
 
+def test_what_came_of_drains_is_a_table_of_its_own(paths: RunPaths) -> None:
+    assert "## Nodes drained" not in to_markdown(report(paths))
+    writer = JournalWriter(paths, claim_epoch(paths), lambda _: None, lambda _: None)
+    why = "opt-launch demo: silent"
+    writer.put(DrainDone(at=BORN + 9, node="node1", decision="d0001", ok=True, reason=why, detail="drained"))
+    writer.put(DrainUndone(at=BORN + 10, node="node1", ok=True, detail="opened again"))
+    writer.close()
+
+    body = report(paths)
+    assert [(one["node"], one["detail"]) for one in body["drains"]] == [("node1", "drained"), ("node1", "opened again")]
+    assert f"| node1 | drained | {why} |" in to_markdown(body)
+
+
 def test_a_run_without_an_attempt_has_a_report(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path / "early")
     paths.make_folders()
@@ -122,10 +137,10 @@ def test_a_run_without_an_attempt_has_a_report(tmp_path: Path) -> None:
 
 def test_digests_are_comparable_only_when_all_attempts_had_the_same_hardware() -> None:
     run = fold([submitted(), *story()])
-    same = {"cpu": "x", "hostname": "a"}
+    same = {"cpu": "x", "nodes": ["a"]}
     assert comparability(run, {})["comparable"] is None
     assert comparability(run, {1: same})["comparable"] is None
-    assert comparability(run, {1: same, 2: same | {"hostname": "b"}})["comparable"] is True
+    assert comparability(run, {1: same, 2: same | {"nodes": ["b"]}})["comparable"] is True
     answer = comparability(run, {1: same, 2: {"cpu": "y"}})
     assert answer == {"comparable": False, "why": "these changed between attempts: cpu"}
     shrunk = [replace(one, slots={"node0": (0, 1)}) if one.number == 2 else one for one in run.attempts]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from launcher import reporter
-from launcher.reporter import PAGE_BYTES, SAVE, STOP, Reporter, connect, read_page, receive_frame, send_frame
+from launcher.reporter import PAGE_BYTES, SAVE, SET, STOP, Reporter, connect, read_page, receive_frame, send_frame
 
 FILE = Path(reporter.__file__)
 
@@ -165,7 +165,8 @@ def test_a_page_that_is_being_written_says_nothing(agent: Agent, attached: Repor
 
 
 def test_a_step_carries_its_numbers_its_samples_and_its_time(agent: Agent, attached: Reporter) -> None:
-    attached.step(4, {"loss": math.nan, "norm": math.inf, "lr": 1}, samples=(32, 40), step_s=0.5, blocked_s=0.1)
+    metrics = {"loss": math.nan, "norm": math.inf, "lr": 1}
+    attached.step(4, metrics, (32, 40), step_s=0.5, blocked_s=0.1, compute_s=(0.2, 0.3), checksums={"w": {0: 7}})
 
     told = agent.hear()
 
@@ -177,6 +178,8 @@ def test_a_step_carries_its_numbers_its_samples_and_its_time(agent: Agent, attac
         "samples": [32, 40],
         "step_s": 0.5,
         "blocked_s": 0.1,
+        "compute_s": [0.2, 0.3],
+        "checksums": {"w": {"0": 7}},
     }
 
 
@@ -221,6 +224,44 @@ def test_wishes_are_heard_until_they_are_fulfilled(agent: Agent, attached: Repor
     assert attached.wanted() == SAVE | STOP
     attached.acted(SAVE)
     assert attached.wanted() == STOP
+
+
+def test_settings_wait_in_their_order_until_they_are_applied_and_are_answered_once_more_when_asked_again(
+    agent: Agent, attached: Reporter
+) -> None:
+    first = {"type": "set", "id": "d1", "settings": {"lr": "x0.5"}}
+    send_frame(agent.peer, first)
+    send_frame(agent.peer, first)
+    send_frame(agent.peer, {"type": "set", "id": "d2", "settings": {"clip": 0.3}})
+    send_frame(agent.peer, {"type": "finish", "step": 5, "directory": "d", "results": {}})
+    attached.finish_requests.get(timeout=5)  # so all before it was heard
+    assert attached.settings() == {"d1": {"lr": "x0.5"}, "d2": {"clip": 0.3}}
+    assert attached.wanted() == SET
+
+    attached.applied("d1", 8, {"lr": 3e-4, "clip": 1.0})
+    attached.applied("another rank's", 8, {})
+    answer = {"type": "settings_applied", "id": "d1", "step": 8, "effective": {"lr": 3e-4, "clip": 1.0}, "problem": ""}
+    assert agent.hear() == answer
+    assert attached.settings() == {"d2": {"clip": 0.3}}
+
+    send_frame(agent.peer, first)  # a new supervisor has not seen the answer
+    assert agent.hear() == answer
+    attached.applied("d2", 9, {}, problem="clip: no")
+    assert agent.hear()["problem"] == "clip: no"
+    assert attached.wanted() == 0
+
+
+def test_an_attempt_begins_with_the_settings_and_skips_of_its_environment(agent: Agent) -> None:
+    asked = {"OPT_LAUNCH_SETTINGS": '{"lr": "x0.9"}', "OPT_LAUNCH_SKIPS": "[[64, 128]]"}
+    ours = connect({**agent.env, **asked, "RANK": "0"})
+    agent.accept()
+    assert agent.hear()["type"] == "hello"
+    assert (ours.asked, ours.skips) == ({"lr": "x0.9"}, [[64, 128]])
+    ours.applied(None, 4, {"lr": 1e-4})
+    assert agent.hear() == {"type": "settings_applied", "id": None, "step": 4, "effective": {"lr": 1e-4}, "problem": ""}
+    silent = connect({**asked, "OPT_LAUNCH_RANKS_PER_NODE": "2", "LOCAL_RANK": "1"})
+    assert silent.asked == {"lr": "x0.9"}
+    assert connect({}).asked == {}
 
 
 def test_an_agent_that_goes_away_does_not_hurt_the_trainer(agent: Agent, attached: Reporter) -> None:

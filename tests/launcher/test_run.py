@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tale import Tale
 
-from launcher.events import CommandAnswered, CommandReceived, RunResumed, StepDone, TrainerDone
+from launcher.events import CommandAnswered, CommandReceived, EnvironmentChanged, RunResumed, StepDone, TrainerDone
 from launcher.run import NodeState, RunState
 
 Deed = Callable[[Tale], Tale]
@@ -112,6 +112,15 @@ def test_the_incident_is_over_with_the_first_step() -> None:
     assert tale.run.incidents[0].recovered_at == tale.at - 1
 
 
+def test_what_an_attempt_found_different_may_be_told_when_it_is_over() -> None:
+    tale = Tale().train(5).decide().end_attempt().start()
+    before = tale.run
+    tale.tell(EnvironmentChanged(at=tale.at, attempt=1, changes={"cpu": ["x", "y"]}))
+
+    assert [one.differs for one in tale.run.attempts] == [{"cpu": ["x", "y"]}, {}]
+    assert (tale.run.state, tale.run.step) == (before.state, before.step)
+
+
 def test_a_late_word_of_an_older_attempt_changes_nothing() -> None:
     tale = Tale().train(5).decide().end_attempt().start()
     before = tale.run
@@ -169,6 +178,16 @@ def test_steps_done_while_it_was_written_count_for_probation() -> None:
     tale = Tale(probation=3).train(13).save(step=10).verify()
 
     assert tale.run.is_good(tale.run.checkpoints[10, 1])
+
+
+def test_a_skipped_step_is_no_proof_of_health_and_no_doubt() -> None:
+    tale = Tale(probation=3).train(10).steps(1, grad_norm=math.inf, skipped=1.0)
+    tale = tale.save(step=11).verify().steps(3, grad_norm=math.inf, skipped=1.0)
+    assert tale.run.checkpoints[11, 1].healthy_steps == 0
+    assert not tale.run.checkpoints[11, 1].doubted
+
+    tale.steps(3)
+    assert tale.run.checkpoints[11, 1].healthy_steps == 3
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from launcher.backends.slurm import NodeStates
-from launcher.backends.slurm_calls import life_of, own_id, plain, plain_id
+from launcher.backends.slurm_calls import life_of, plain, plain_id
 from launcher.paths import RunPaths
+from launcher.place import own_id
 
 
 def test_a_job_and_its_lives() -> None:

@@ -1,6 +1,7 @@
 """RUN.yaml: what is refused, what wins, and where each value came from."""
 
 # ruff: noqa: E501  messages are compared whole
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,20 @@ import pytest
 from launcher.errors import ConfigError
 from launcher.network import addresses
 from launcher.preflight import NOT_BUILT
-from launcher.sections import SIZES
+from launcher.sections import OPT_VOCABULARY, SIZES
 from launcher.spec import ResolvedSpec, dump_resolved, load_spec, read_resolved
+from model.config import OPT_VOCABULARY as TRAINERS_VOCABULARY
 from model.config import SIZES as MODEL_SIZES
 from model.config import TrainerConfig
-from policies.units import format_duration, parse_duration, parse_rate, parse_span, parse_steps
+from policies.units import (
+    format_bytes,
+    format_duration,
+    parse_bytes,
+    parse_duration,
+    parse_rate,
+    parse_span,
+    parse_steps,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RUN = """\
@@ -137,7 +147,7 @@ def changed(old: str, new: str) -> str:
         (RUN + "launch: {env: {A: 1}}\n", "11:19: a text is expected, not 1: put it in quotes"),
         (RUN + "launch: {env: {1A: x}}\n", "11:20: '1A' cannot be the name of an environment variable"),
         (RUN + "policy: []\n", "11:9: policy must not be empty"),
-        (RUN + "policy: default\n", "11:9: a list is expected, not 'default'"),
+        (RUN + "policy: default\n", "11:9: a list is expected, not 'default': write [default]"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_shown_at_its_place(tmp_path: Path, text: str, expected: str) -> None:
@@ -156,7 +166,7 @@ def test_a_wrong_value_is_shown_at_its_place(tmp_path: Path, text: str, expected
         (changed("spares: 1", "min_nodes: 3"), "10:51: min_nodes is 3, more than the 2 nodes of the run"),
         (changed("spares: 1", "backend: slurm, slurm: {time: 10m, lead: 10m}"), "10:70: the job ends after 600 s and is to be saved 600 s before: nothing would be trained"),
         (changed("ranks_per_node: 2, spares: 1", "ranks_per_node: 1, min_nodes: 1").replace("fsdp: 2", "fsdp: 1"), "10:51: no number of nodes below 2 fits: 1: its ranks (1) are no multiple of tensor 2"),
-        ("name: a\ncommand: [x]\ncluster: {nodes: 2, min_nodes: 1}\n", "3:32: whether a command can go on with fewer nodes than 2 is not known: leave it out"),
+        ("name: a\ncommand: [x]\ncluster: {nodes: 2, min_nodes: 1}\n", "3:32: whether the command can go on with fewer nodes than 2 is not known: if it and its checkpoints fit any WORLD_SIZE, say capabilities: {elastic: true}; else leave this out"),
         (changed("keep: 5", "keep_every: 60"), "9:45: keep_every 60 is not a multiple of every 25"),
         (changed("probation: 20", "probation: 125"), "9:53: the 5 newest checkpoints reach back 125 steps: all are removed before their probation of 125 steps ends, and none is ever good"),
         (changed("lr: 6.0e-4", "data: [gone.txt]"), "7:10: FOLDER/gone.txt: no such file"),
@@ -185,8 +195,27 @@ def test_values_that_do_not_fit_together_are_a_mistake(tmp_path: Path, text: str
     assert mistakes(tmp_path, text) == [expected.replace("FOLDER", str(tmp_path), 1)]
 
 
+def test_a_tokenizer_that_is_none_or_has_too_many_tokens_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "none.json").write_text("{}")
+    vocabulary = {chr(65 + number): number for number in range(300)}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "A"}
+    (tmp_path / "good.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+
+    def found(*overrides: str) -> list[str]:
+        return mistakes(tmp_path, RUN, *overrides)
+
+    assert "is neither 'bytes' nor the path of a tokenizer.json" in found("trainer.tokenizer=gpt2")[0]
+    assert "gone.json is no tokenizer.json that can be read" in found(f"trainer.tokenizer={tmp_path}/gone.json")[0]
+    assert "none.json is no tokenizer.json that can be read" in found(f"trainer.tokenizer={tmp_path}/none.json")[0]
+    good = f"trainer.tokenizer={tmp_path}/good.json"
+    assert found(good) == []
+    (small,) = found(good, "trainer.vocabulary=296")
+    assert "its 300 token ids are more than the 296 of the model: set vocabulary to 304" in small
+    assert "8" in found("trainer.vocabulary=270")[0]
+
+
 ASKED = {
-    "trainer.tokenizer": "gpt2", "trainer.dtype": "fp16", "trainer.checkpoint.memory": "{every: 5}",
+    "trainer.checkpoint.memory": "{every: 5}",
     "health.before_start": "standard", "health.every": "60s",
     "on_good_checkpoint": "{run: [x]}",
 }  # fmt: skip
@@ -339,9 +368,16 @@ def test_the_trainer_takes_what_the_spec_resolves_to(tmp_path: Path) -> None:
     assert trainer is not None
     config = TrainerConfig.from_mapping(trainer.model_dump(exclude_none=True))
     assert (config.steps, config.save_every, config.fsdp, config.tensor, config.lr) == (300, 25, 2, 2, 6e-4)
+    asked = ("trainer.dtype=fp16", "trainer.loss_scale={init: 16, min: 0.25}", "trainer.layer_norms=50 steps")
+    trainer = resolved(tmp_path, RUN, *asked, "trainer.checksum_every=0").spec.trainer
+    assert trainer is not None
+    config = TrainerConfig.from_mapping(trainer.model_dump(exclude_none=True))
+    assert (config.loss_scale_init, config.loss_scale_window, config.loss_scale_min) == (16, 256, 0.25)
+    assert (config.dtype, config.layer_norms, config.checksum_every) == ("fp16", 50, 0)
 
 
-def test_the_spec_and_the_trainer_agree_on_heads() -> None:
+def test_the_spec_and_the_trainer_agree_on_heads_and_the_size_of_the_vocabulary() -> None:
+    assert OPT_VOCABULARY == TRAINERS_VOCABULARY
     assert {size: SIZES[size].heads for size in MODEL_SIZES} == {size: one.heads for size, one in MODEL_SIZES.items()}
 
 
@@ -377,3 +413,24 @@ def test_steps_spans_and_rates() -> None:
     for parse, text in ((parse_steps, "25"), (parse_steps, True), (parse_span, 3), (parse_rate, "ten per run")):
         with pytest.raises(ValueError, match="write"):
             parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("512MB", 512 * 10**6), ("1.5 GB", 15 * 10**8), ("2TB", 2 * 10**12), ("7kB", 7000)]
+)
+def test_sizes_are_read_and_written(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+    assert parse_bytes(format_bytes(count)) == count
+
+
+@pytest.mark.parametrize("wrong", ["512", 512, "1 MiB", "-1MB", "many", True])
+def test_what_is_no_size_is_refused_with_an_example(wrong: object) -> None:
+    with pytest.raises(ValueError, match="is not a size: write for example 512MB or 2GB"):
+        parse_bytes(wrong)
+
+
+@pytest.mark.parametrize("section", ["trainer: {size: tiny, steps: 1}", "command: [x]\ncluster: {backend: own}"])
+def test_a_copy_is_refused_where_there_is_nothing_of_the_user_to_copy(tmp_path: Path, section: str) -> None:
+    text = f"name: a\n{section}\npolicy: [infra]\nlaunch: {{code: snapshot}}\n"
+
+    assert any("'launch.code: snapshot' is for a command that is submitted" in one for one in mistakes(tmp_path, text))

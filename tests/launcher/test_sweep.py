@@ -1,12 +1,16 @@
 """SWEEP.yaml: which runs it comes to, what they are called, how many go at once, and what is refused."""
 
 # ruff: noqa: E501  messages are compared whole
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launcher.backends import slurm_array
+from launcher.backends.queue import is_in_line, take_place
 from launcher.errors import ConfigError, WrongUse
 from launcher.paths import RunPaths
 from launcher.spec import dump_resolved, read_resolved
@@ -157,7 +161,7 @@ def test_paths_start_at_the_folder_of_the_file_they_are_written_in(folder: Path,
         ("[1, 2, 3]", "[1, two, 3]", "SWEEP.yaml:5:21: a whole number is expected, not 'two'"),
         ("[1, 2, 3]", "[1, 2, 1]", "SWEEP.yaml:5:24: two runs would be called 'lrs.lr2e-4.s1.ngpu4'"),
         ("[1, 2, 3]", "[]", "SWEEP.yaml:5:17: trainer.seed must not be empty"),
-        ("[1, 2, 3]", "7", "SWEEP.yaml:5:17: a list is expected, not 7"),
+        ("[1, 2, 3]", "7", "SWEEP.yaml:5:17: a list is expected, not 7: write [7]"),
         ("run: RUN.yaml", "run: NONE.yaml", "SWEEP.yaml:2:6: FOLDER/NONE.yaml: no such file"),
         ("run: RUN.yaml", "run: 5", "SWEEP.yaml:2:6: the path of a RUN.yaml is expected, or a mapping with what would be in it"),
         ("run: RUN.yaml\n", "", "SWEEP.yaml:1:1: 'run' is missing"),
@@ -258,3 +262,35 @@ def test_fewer_places_than_shapes_are_an_error_that_says_so(folder: Path) -> Non
         shaped(folder, in_file="max_parallel: 1\n")
     assert (refused.value.mistakes[0].line, refused.value.mistakes[0].message) == (3, told)
     assert shaped(folder, limit=2, in_file="max_parallel: 1\n").max_parallel == 2
+
+
+# ---------------------------------------------------------------- queues of this machine
+
+IN_LINE = """
+import sys, pathlib
+from launcher.backends.queue import take_place
+take_place(pathlib.Path(sys.argv[1]))
+sys.stdin.read()
+"""
+
+
+def test_queues_stand_in_line_behind_those_that_live_each_at_a_place_of_its_own(tmp_path: Path) -> None:
+    queues = [subprocess.Popen([sys.executable, "-c", IN_LINE, str(tmp_path)], stdin=subprocess.PIPE) for _ in range(4)]
+    places = [tmp_path / f"queue.{number}" for number in range(4)]
+    try:
+        deadline = time.monotonic() + 30
+        while not all(place.exists() for place in places):
+            assert time.monotonic() < deadline, [*tmp_path.iterdir()]
+            time.sleep(0.02)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [place.name for place in places]
+        assert all(map(is_in_line, places))
+
+        queues[0].kill()
+        queues[0].wait(10)
+
+        assert sum(map(is_in_line, places)) == 3
+        assert take_place(tmp_path) == places
+    finally:
+        for queue in queues:
+            queue.kill()
+            queue.communicate(timeout=10)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from launcher.errors import WrongUse
-from launcher.place import Place, place_of
+from launcher.place import Place, place_of, slurm_job
 from launcher.torchrun import Asked, parse
 
 PYTHON = "/venv/bin/python"
@@ -135,7 +135,16 @@ def test_alone_on_a_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    "flags", [[], ["--nnodes", "3"], ["--nnodes", "2", "--spares", "1"], ["--node-rank", "9"], ["--nnodes", "1:4"]]
+    "flags",
+    [
+        [],
+        ["--nnodes", "3"],
+        ["--nnodes", "2", "--spares", "1"],
+        ["--node-rank", "9"],
+        ["--nnodes", "1:4"],
+        ["--nnodes", "1:2"],
+        ["--nnodes", "2:4", "--spares", "1"],
+    ],
 )
 def test_a_task_of_a_step_is_where_slurm_says(flags: list[str]) -> None:
     assert place(*flags, **STEP) == Place("n07", 1, 3, "12", "12", "0")
@@ -148,6 +157,14 @@ def test_a_task_of_a_step_is_where_slurm_says(flags: list[str]) -> None:
 )  # fmt: skip
 def test_each_start_has_an_id_of_its_own(environment: dict[str, str], job_id: str) -> None:
     assert place(**{**STEP, **environment}).job_id == job_id
+
+
+def test_an_element_of_an_array_is_no_other_element_and_not_all_of_them() -> None:
+    last = {**STEP, "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "7", "SLURM_RESTART_COUNT": "1"}
+    assert place(**last) == Place("n07", 1, 3, "12_7", "12_7.1", "0")
+    assert [slurm_job(job_id) for job_id in ("12_7.1+4", "12_7", "12.2", "12+1", "own+1f3a")] == [
+        "12_7", "12_7", "12", "12", "",
+    ]  # fmt: skip
 
 
 def test_the_batch_script_of_a_job_of_one_node_needs_no_srun() -> None:
@@ -168,6 +185,7 @@ def test_hosts_without_slurm_go_by_the_flags() -> None:
         ([], {"SLURM_JOB_ID": "12", "SLURM_JOB_NUM_NODES": "4"}, "one task in a job of 4 nodes: one a node is needed"),
         (["--nnodes", "4"], STEP, "--nnodes is 4, and this is one of 3 tasks"),
         (["--nnodes", "4:8"], STEP, "--nnodes is 4:8, and this is one of 3 tasks"),
+        (["--nnodes", "3:8", "--spares", "1"], STEP, "--nnodes is 3:8, and this is one of 3 tasks"),
         (["--standalone"], STEP, "--nnodes is 1, and this is one of 3 tasks"),
         (["--spares", "3"], STEP, "3 of 3 nodes cannot be spares"),
         (["--spares", "1"], {}, "1 of 1 nodes cannot be spares"),

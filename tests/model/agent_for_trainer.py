@@ -41,7 +41,11 @@ class FakeAgent:
 
     def ask(self, rank: int, bits: int) -> None:
         """Tell one rank what is wanted."""
-        send_frame(self._peers[rank], {"type": "wanted", "bits": bits})
+        self.tell(rank, {"type": "wanted", "bits": bits})
+
+    def tell(self, rank: int, message: dict[str, Any]) -> None:
+        """Send one rank a message."""
+        send_frame(self._peers[rank], message)
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """All messages of one type so far."""

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,17 @@ class Training:
         self.attempt = 0
 
     def start(
-        self, restore: tuple[str, str] | None = None, agent: bool = True, count: int | None = None, **settings: Any
+        self,
+        restore: tuple[str, str] | None = None,
+        agent: bool = True,
+        count: int | None = None,
+        env: Mapping[str, str] | None = None,
+        **settings: Any,
     ) -> FakeAgent | None:
-        """Begin the next attempt, with `count` ranks instead of those asked for; without an agent it resumes itself."""
+        """Begin the next attempt, with `count` ranks instead of those asked for; without an agent it resumes itself.
+
+        `env`: variables of all ranks, beside those an attempt always has.
+        """
         self.attempt += 1
         config = TRAINER | {"data": str(self.text / "*.txt")} | settings
         count = count or config["parallel"]["fsdp"] * config["parallel"]["tensor"]
@@ -97,6 +106,7 @@ class Training:
             "OPT_LAUNCH_TRAINER": str(self.logs / "trainer.json"),
             "OPT_LAUNCH_CHECKPOINTS": str(self.checkpoints),
             "OPT_LAUNCH_ATTEMPT": str(self.attempt),
+            **(env or {}),
         }
         if restore:
             common |= {"OPT_LAUNCH_RESTORE": restore[0], "OPT_LAUNCH_RESTORE_DIGEST": restore[1]}

@@ -15,12 +15,14 @@ CONFIG = TrainerConfig.from_mapping(TRAINER | {"data": "unused"})
 PARALLEL = [(2, 2), (4, 1), (1, 2)]
 
 
-def launch(ranks: Ranks, program: str, folder: Path, fsdp: int, tensor: int, **settings) -> None:
-    """Run a rank program on a mesh; fails with the ranks' logs."""
+def launch(ranks: Ranks, program: str, folder: Path, fsdp: int, tensor: int, **settings) -> int:
+    """Run a rank program on a mesh; how many ranks have found all they look at right. Fails with the ranks' logs."""
     asked = TRAINER | {"data": "unused", "parallel": {"fsdp": fsdp, "tensor": tensor}} | settings
     environment = {"SETTINGS": json.dumps(asked), "FOLDER": str(folder)}
     ranks.start(f"rank_programs:{program}", [environment] * (fsdp * tensor), folder)
-    assert set(ranks.wait()) == {0}, "\n".join(path.read_text() for path in sorted(folder.glob("*.log")))
+    statuses = ranks.wait()
+    assert set(statuses) == {0}, "\n".join(path.read_text() for path in sorted(folder.glob("*.log")))
+    return len(statuses)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def published():
     size = CONFIG.shape
     theirs = OPTForCausalLM(
         OPTConfig(
-            vocab_size=CONFIG.vocabulary,
+            vocab_size=CONFIG.token_ids,
             hidden_size=size.d_model,
             word_embed_proj_dim=size.d_model,
             num_hidden_layers=size.layers,
@@ -45,7 +47,7 @@ def published():
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.normal_(0, 0.2)
-    tokens = torch.randint(3, CONFIG.vocabulary, (4, CONFIG.seq_len))
+    tokens = torch.randint(3, CONFIG.token_ids, (4, CONFIG.seq_len))
     with torch.no_grad():
         logits = theirs(tokens).logits
     prefix = "model.decoder."

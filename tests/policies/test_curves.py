@@ -7,7 +7,7 @@ from scoring import Curve, Score, curves, score, total
 
 from launcher.events import Decision, IncidentOpened
 from launcher.replay import events_of, replayed
-from policies.engine import ENDS
+from policies.answer import ENDS
 from policies.load import load_policy
 
 

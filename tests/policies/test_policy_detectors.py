@@ -12,7 +12,9 @@ from launcher.events import (
     Json,
     RunEnded,
     RunHeld,
+    RunPaused,
     RunResumed,
+    RunUnpaused,
     TrainerDone,
 )
 from policies.load import load_policy
@@ -173,6 +175,22 @@ def test_after_a_persons_stop_nothing_is_judged_unless_it_was_refused(story: Sto
     story.tell(CommandReceived(at=story.at, id="c1", verb=verb, author="me"))
     assert story.exits(0, -9) == []
     story.tell(CommandAnswered(at=story.at, id="c1", ok=False))
+    assert len(story.exits(1, -9)) == 1
+
+
+def test_what_ends_in_a_pause_is_not_judged_and_what_comes_after_it_counts_as_before(story: Story) -> None:
+    story.exits(0, -9)
+    story.start()
+    before = story.state.restarts
+    story.tell(CommandReceived(at=story.at, id="c1", verb="pause", author="me"))
+    assert story.exits(0, -9) == []
+    story.tell(RunPaused(at=story.at, reason="me: a look"))
+    assert story.exits(1, -9) == story.wait(7200) == []
+
+    story.tell(RunUnpaused(at=story.at, author="me"))
+    story.start()
+
+    assert (story.state.restarts, len(before)) == (before, 1)
     assert len(story.exits(1, -9)) == 1
 
 

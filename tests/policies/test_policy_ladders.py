@@ -6,7 +6,7 @@ import pytest
 from story import NAN, Story, ending, policy_of, reason
 
 from launcher.events import CommandReceived, Decision, Json, RunHeld, StepDone
-from policies.load import load_policy
+from policies.load import RunFacts, load_policy
 
 RESTART = "restart: {from: latest}"
 
@@ -386,11 +386,32 @@ def test_advice_on_a_failure_does_not_keep_the_next_rule_from_acting(tmp_path: P
     assert (advice.rule, advice.mode, decision.rule, decision.mode) == ("adviser", "advise", "mine", "act")
 
 
-def test_cautious_advises_on_hangs_and_numbers_and_acts_on_what_is_dead() -> None:
+def test_cautious_advises_on_numbers_asks_about_hangs_and_acts_on_what_is_dead() -> None:
     story = Story(load_policy(["cautious"])).training()
     (advice,) = story.steps(1, loss=NAN)
-    (decision,) = story.exits(0, -9)
-    assert (advice.mode, decision.mode) == ("advise", "act")
+    story.stopped(story.at)
+    (question,) = story.wait(130)
+    idle, decision = story.exits(0, -9)
+    assert (advice.mode, question.mode, decision.mode) == ("advise", "ask", "act")
+    assert (question.otherwise, idle.why) == ("nothing", "it has gone by itself")
+
+
+def test_opt175b_gets_stronger_each_time_and_then_calls_a_person() -> None:
+    story = Story(load_policy(["opt175b"], RunFacts()))
+    found: list[Decision] = []
+    for _ in range(5):
+        story.start()
+        story.steps(25)
+        story.committed()
+        found += story.steps(1, loss=NAN)
+    assert [(ending(one), one.actions.get("set")) for one in found] == [
+        ("restart", None),
+        ("restart", None),
+        ("restart", {"lr": "x0.9", "clip": 0.3}),
+        ("restart", {"lr": "x0.67"}),
+        ("hold", None),
+    ]
+    assert ["skip" in one.actions for one in found] == [False, True, True, True, False]
 
 
 def test_actions_come_in_their_fixed_order(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from story import PEER, Story, replayed
+from story import PEER, Story, policy_of, replayed
 
 from launcher.events import (
     AgentJoined,
@@ -16,8 +18,11 @@ from launcher.events import (
     CheckpointCommitted,
     CommandReceived,
     Decision,
+    DiskTold,
     EpochStarted,
     Event,
+    JobTold,
+    LineMatched,
     NodeBack,
     NodeDown,
     NodeDraining,
@@ -27,12 +32,16 @@ from launcher.events import (
     RankProgress,
     RunEnded,
     RunHeld,
+    RunPaused,
     RunReleased,
     RunResumed,
     RunSubmitted,
+    RunUnpaused,
     StepDone,
     StepsMoving,
     StepsStopped,
+    StorageBack,
+    StorageSilent,
     Tick,
     TrainerDone,
     Warned,
@@ -43,7 +52,20 @@ from policies.engine import decide, initial
 from policies.explain import explain
 from policies.load import load_policy
 
+ASKING = """
+  - {name: line, when: {log: {match: x}}, do: [{collect: [stacks]}], cooldown: 10s}
+  - {name: full, when: {disk: {below: 50 %}}, do: [{hold: {retry: every 20s, at_most: 1m}}]}
+  - {name: late, when: {time_left: {below: 90s}}, do: [{save: now}]}
+  - {name: state, when: {scheduler: {states: [PREEMPTED]}}, do: [{save: now}]}
+  - {name: asked, when: {exit: {}}, do: [{restart: {from: latest}}], mode: {ask: 30s, else: nothing}}
+  - name: numbers
+    when: {non_finite: {}}
+    do: [{set: {lr: x0.5}, restart: {from: last_good}}]
+    mode: {ask: 9s, else: act}
+"""
 POLICIES = {name: load_policy([name]) for name in ("default", "cautious")}
+with TemporaryDirectory() as _folder:
+    POLICIES["asking"] = policy_of(Path(_folder), f"budget: {{lost_time: 20 % per 1h}}\nrules:{ASKING}")
 NODES = ("a", "b", "c", "d")
 attempts = st.integers(1, 3)
 nodes = st.sampled_from(NODES)
@@ -95,6 +117,8 @@ others = st.one_of(
     built(TrainerDone, attempt=attempts, step=st.just(1)),
     built(RunHeld, reason=st.just("")),
     built(RunReleased, author=st.just("me")),
+    built(RunPaused, reason=st.just("")),
+    built(RunUnpaused, author=st.just("me")),
     built(RunResumed, author=st.just("me")),
     built(RunEnded, state=st.just("STOPPED")),
     built(
@@ -105,6 +129,29 @@ others = st.one_of(
     ),
     built(EpochStarted, host=st.just(""), pid=st.just(1), node=st.just("a"), job_id=st.just("")),
     built(Warned, text=st.just("x")),
+    built(NodeDraining, node=nodes, reason=st.just("new disks")),
+    built(StorageSilent, node=nodes, since=st.floats(0, 5)),
+    built(StorageBack, node=nodes),
+    built(DiskTold, free=st.integers(0, 100), total=st.just(100)),
+    built(JobTold, state=st.sampled_from(["RUNNING", "PREEMPTED"]), ends_at=st.sampled_from([None, 1100.0])),
+    built(LineMatched, attempt=attempts, node=nodes, rank=st.just(0), rule=st.just("line"), line=st.just("x")),
+    built(RunHeld, reason=st.just(""), keeps_ranks=st.just(True)),
+    built(
+        CommandReceived,
+        id=st.just("z"),
+        verb=st.sampled_from(["approve", "hold", "release"]),
+        author=st.just("ann"),
+        args=st.integers(1, 3).map(lambda number: {"incident": number, "rule": "asked"}),
+    ),
+    built(
+        CommandReceived,
+        id=st.just("p"),
+        verb=st.just("policy_set"),
+        author=st.just("ann"),
+        args=st.sampled_from(
+            [{"path": ["rules", "hang", "mode"], "value": "advise", "for_s": 60}, {"path": ["rules", "gone", "mode"]}]
+        ),
+    ),
     built(
         RunSubmitted,
         run=st.just("r"),

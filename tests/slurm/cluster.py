@@ -21,6 +21,11 @@ from pathlib import Path
 
 import psutil
 
+try:  # by hand as a module of the package; in tests by path
+    from tests.slurm.wires import Wires
+except ImportError:
+    from wires import Wires
+
 ROOT = Path(__file__).parents[2]
 SHOWN = ROOT / ".ci" / "shown"  # jobs belong to a user who may not be able to reach our Python otherwise
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
@@ -28,10 +33,11 @@ ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb", "mariadb-install-db", "sacct")
 CPUS, MEMORY_MB = 4, 4000
 START_S = 30.0
 _POLL_S = 0.1
+_LOOPBACK = "127.0.0.1"
 
 _CONF = """\
 ClusterName=virtual
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
@@ -63,7 +69,7 @@ PartitionName=train Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10
 PartitionName=short Nodes=ALL MaxTime=5 State=UP PriorityTier=1
 """
-_NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory={memory} Gres=gpu:2"
+_NODE = "NodeName={name} NodeHostname={host} NodeAddr={address} Port={port} CPUs={cpus} RealMemory={memory} Gres=gpu:2"
 _ACCOUNTING = """\
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
@@ -127,21 +133,40 @@ class Cluster:
 
     # ------------------------------------------------------------ up and down
 
-    def up(self, nodes: int = 8, *, accounting: bool = False) -> None:
-        """Start it and wait until every node is idle. With `accounting`, sacct answers. Raises TimeoutError."""
+    @property
+    def _wires(self) -> Wires | None:
+        """The network of its own, if it has one."""
+        return Wires.known(self.folder / "network", self.nodes)
+
+    def up(self, nodes: int = 8, *, accounting: bool = False, wired: bool = False) -> None:
+        """Start it and wait until every node is idle. Raises TimeoutError.
+
+        With `accounting`, sacct answers. With `wired`, each node has an address of its own, and can be cut off.
+        """
         names = [f"node{index}" for index in range(nodes)]
         for part in ("", "munge", "log", "state", "spool", *(f"spool/{name}" for name in names)):
             (self.folder / part).mkdir(mode=0o755, parents=True, exist_ok=True)
         self.folder.chmod(0o755)  # jobs are submitted by others
         self.runs.mkdir(exist_ok=True)
         self.runs.chmod(0o1777)
+        wires = Wires.lay(names) if wired else None
+        if wires:
+            wires.note(self.folder / "network")
         ports = _free_ports(nodes + 3)
         host = socket.gethostname()
         lines = [
-            _NODE.format(name=name, host=host, port=port, cpus=CPUS, memory=MEMORY_MB)
+            _NODE.format(
+                name=name,
+                host=host,
+                port=port,
+                cpus=CPUS,
+                memory=MEMORY_MB,
+                address=wires.address(name) if wires else _LOOPBACK,
+            )
             for name, port in zip(names, ports[3:], strict=True)
         ]
-        conf = _CONF.format(host=host, port=ports[0], folder=self.folder, nodes="\n".join(lines))
+        address = wires.host if wires else _LOOPBACK
+        conf = _CONF.format(host=host, address=address, port=ports[0], folder=self.folder, nodes="\n".join(lines))
         self.conf.write_text(conf + (_ACCOUNTING.format(port=ports[1], folder=self.folder) if accounting else ""))
         (self.folder / "gres.conf").write_text("\n".join(_GRES.format(name=name) for name in names) + "\n")
         self._start_munge()
@@ -199,6 +224,8 @@ class Cluster:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         _wait(lambda: not self._processes() and not self.tasks(), START_S, "the end of all processes")
+        if wires := self._wires:
+            wires.remove()
         shutil.rmtree(self.folder)
 
     # ------------------------------------------------------------ nodes
@@ -222,12 +249,22 @@ class Cluster:
         return stopped
 
     def give_back(self, node: str) -> None:
-        """Start the node's daemon, for the first time or after it was lost; a silenced one goes on."""
+        """Start the node's daemon, for the first time or after it was lost; a silenced or cut off one goes on."""
+        wires = self._wires
+        if wires:
+            wires.mend(node)
         for process in self.processes_of(node):
             with contextlib.suppress(psutil.Error):
                 process.send_signal(signal.SIGCONT)
         if not list(self._daemon(node)):
-            self._start(node, [str(SHOWN), sys.executable, "slurmd", "-D", "-N", node])
+            inside = wires.inside(node) if wires else []
+            self._start(node, [*inside, str(SHOWN), sys.executable, "slurmd", "-D", "-N", node])
+
+    def cut_off(self, node: str) -> None:
+        """The machine works on and reaches nobody; nobody reaches it. The cluster must be wired."""
+        wires = self._wires
+        assert wires is not None
+        wires.cut(node)
 
     def drain(self, node: str, reason: str) -> None:
         """Its admin wants the node back: what runs there may end, and nothing new begins."""
@@ -239,8 +276,14 @@ class Cluster:
             self.start_controller()
         for node in self.nodes:
             self.give_back(node)
-            self.call("scontrol", "update", f"NodeName={node}", "State=UNDRAIN", check=False)
+        if drained := [node for node in self.nodes if "drain" in self.state(node)]:  # unknown for seconds once opened
+            self.call("scontrol", "update", f"NodeName={','.join(drained)}", "State=UNDRAIN")
         self.wait_for_nodes(self.nodes, "idle", 60)
+
+    def state(self, node: str) -> str:
+        """Slurm's word for a node: "idle", "drained*", ..."""
+        said = self.call("sinfo", "-h", "-N", "-p", "train", "-n", node, "-o", "%T", check=False)
+        return said.stdout.strip()
 
     def wait_for_nodes(self, nodes: Sequence[str], state: str, limit_s: float = START_S) -> None:
         """Return once all these nodes are in this state ("idle", "down*", ...)."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
 import subprocess
 import sys
-import time
 from typing import Any
 
 from cluster import ROOT, Cluster
-from live_run import COUNTING, LIMIT_S
+from live_run import COUNTING
 from own_run import PROGRAM, given
 from slurm_run import UNPRIVILEGED, SlurmRun
 
@@ -28,10 +28,11 @@ SCRIPT = """\
 #SBATCH --time=30
 #SBATCH --output={folder}/job.out
 #SBATCH --open-mode=append
+{more}
 
 srun --no-kill --kill-on-bad-exit=0 --wait=0 --cpus-per-task=2 \\
-    {program} run --nnodes $SLURM_NNODES --node_rank $SLURM_NODEID --nproc-per-node 2 --spares {spares} \\
-    --rdzv-backend c10d --rdzv-endpoint $(hostname):29500 --name {name} {flags} \\
+    {program} run --nnodes {nnodes} --node_rank $SLURM_NODEID --nproc-per-node 2 --spares {spares} \\
+    --rdzv-backend c10d --rdzv-endpoint $(hostname):29500 --name {name}$SLURM_ARRAY_TASK_ID {flags} \\
     {trainer}
 echo "srun has ended with $?"
 """
@@ -41,21 +42,32 @@ class OwnJob(SlurmRun):
     """Two nodes train, `spares` more are in the allocation. `output`: what srun showed."""
 
     def __init__(
-        self, cluster: Cluster, name: str, *flags: str, spares: int = 1, steps: int = 60, **options: Any
+        self,
+        cluster: Cluster,
+        name: str,
+        *flags: str,
+        spares: int = 1,
+        steps: int = 60,
+        nnodes: str = "$SLURM_NNODES",
+        more: str = "",
+        **options: Any,
     ) -> None:
         self.cluster, self.paths, self.steps = cluster, RunPaths(cluster.runs / name), steps
         self.asked = cluster.runs / f"{name}.asked"
         self.asked.mkdir()
         self.asked.chmod(0o1777)
         self.output = self.asked / "job.out"
-        trainer = [COUNTING, "--run", self.paths.root, "--steps", steps, *given(options)]
         script = SCRIPT.format(
             nodes=2 + spares, folder=self.asked, program=PROGRAM, spares=spares, name=name, flags=shlex.join(flags),
-            trainer=shlex.join(map(str, trainer)),
+            trainer=shlex.join(self.script_and_arguments(**options)), nnodes=nnodes, more=more,
         )  # fmt: skip
         self.script = self.asked / "job.sh"
         self.script.write_text(script)
         self.sbatch()
+
+    def script_and_arguments(self, **options: Any) -> list[str]:
+        """What opt-launch run is to run."""
+        return [str(COUNTING), "--run", str(self.paths.root), "--steps", str(self.steps), *given(options)]
 
     def sbatch(self) -> None:
         """Submit the script, for the first time or again."""
@@ -67,21 +79,11 @@ class OwnJob(SlurmRun):
         )  # fmt: skip
         self.job = said.stdout.strip()
 
-    def begins(self, life: str = "") -> None:
-        """Wait until the run is that of this life of the job. What Slurm has a requeued job wait is taken from it."""
-        deadline = time.monotonic() + LIMIT_S
-        while self.run.job_id != f"{self.job}{life}":
-            assert time.monotonic() < deadline, self.story()
-            if life:
-                self.start_at_once()
-            time.sleep(0.3)
-
-    def becomes(self, state: str) -> None:
-        """Wait until the job is in this state."""
-        deadline = time.monotonic() + LIMIT_S
-        while self.job_state() != state:
-            assert time.monotonic() < deadline, self.story()
-            time.sleep(0.2)
+    def element(self, index: int) -> OwnJob:
+        """The run of one element, where the script is an array of jobs."""
+        one = copy.copy(self)
+        one.paths, one.job = RunPaths(self.cluster.runs / f"{self.paths.name}{index}"), f"{self.job}_{index}"
+        return one
 
     def story(self) -> str:
         shown = self.output.read_text(errors="replace") if self.output.exists() else "no output"

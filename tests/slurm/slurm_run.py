@@ -7,17 +7,21 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 from cluster import ROOT, Cluster
-from live_run import POLICY, LiveRun
+from counting import BATCH
+from live_run import LIMIT_S, POLICY, LiveRun
 
 from launcher.backends import slurm_jobs
+from launcher.run import Run
 from policies.load import load_policy
 
 NOBODY = 65534
+IN_AN_HOUR = ("--set", "cluster.slurm.extra={begin: now+1hour}")
 UNPRIVILEGED = ROOT / ".ci" / "unprivileged"
 
 
@@ -71,6 +75,29 @@ class SlurmRun(LiveRun):
         said = self.cluster.call("scontrol", "show", "job", self.job)
         return next(word.removeprefix("JobState=") for word in said.stdout.split() if word.startswith("JobState="))
 
+    def becomes(self, state: str) -> None:
+        """Wait until the job is in this state."""
+        deadline = time.monotonic() + LIMIT_S
+        while self.job_state() != state:
+            assert time.monotonic() < deadline, self.story()
+            time.sleep(0.2)
+
+    def lives(self, number: int) -> None:
+        """Wait until Slurm has begun the job for the `number`th time, or has that before it."""
+        deadline = time.monotonic() + LIMIT_S
+        while f"Restarts={number - 1}" not in self.cluster.call("scontrol", "show", "job", self.job).stdout.split():
+            assert time.monotonic() < deadline, self.story()
+            time.sleep(0.2)
+
+    def begins(self, life: str = "") -> None:
+        """Wait until the run is that of this life of the job. What Slurm has a requeued job wait is taken from it."""
+        deadline = time.monotonic() + LIMIT_S
+        while self.run.job_id != f"{self.job}{life}":
+            assert time.monotonic() < deadline, self.story()
+            if life:
+                self.start_at_once()
+            time.sleep(0.3)
+
     def trainers(self) -> list[psutil.Process]:
         """Our own processes of the run: agents, supervisors and all that they started; neither srun nor scripts."""
         return [process for process in self.processes() if process.name().startswith("python")]
@@ -78,6 +105,15 @@ class SlurmRun(LiveRun):
     def start_at_once(self) -> None:
         """Nobody of the job is left to take from it the two minutes for which Slurm has a requeued job wait."""
         self.cluster.call("scontrol", "update", f"JobId={self.job}", "StartTime=now", check=False)
+
+    def stops(self) -> Run:
+        """Have it stopped, which saves; by then every sample was used once."""
+        stopped = self.call("stop", "--yes")
+        assert stopped.returncode == 0, stopped.stderr
+        end = self.ends("STOPPED")
+        samples = [sample for first, last in self.kept() for sample in range(first, last)]
+        assert samples == [*range(end.step * BATCH)]
+        return end
 
     def node(self, index: int) -> str:
         """The name of the job's node of this index."""

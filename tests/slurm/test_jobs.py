@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import psutil
 import pytest
-from cluster import Cluster, missing
-from slurm_run import SlurmRun, opt_launch
+from cluster import Cluster
+from slurm_run import IN_AN_HOUR, SlurmRun, opt_launch
 
 from launcher.events import NodeBack, NodeSilent
 
@@ -48,47 +45,67 @@ def test_spares_take_the_places_of_lost_nodes_the_first_one_included(launch: Lau
     assert run.job_state() in ("CANCELLED", "COMPLETED", "COMPLETING")
 
 
+def test_a_node_that_is_back_before_slurm_has_missed_it_does_not_end_the_job(launch: Launch) -> None:
+    """srun then ends all tasks of the step; the job is still there, and begins again on all of its nodes."""
+    run = launch(steps=150)
+    run.saved(10)
+    node, agents = run.node(1), {node.pid for node in run.run.nodes.values()}
+
+    run.cluster.lose(node)
+    run.cluster.give_back(node)
+    run.wait("agents anew", lambda run: not agents & {node.pid for node in run.nodes.values()})
+    end = run.ends()
+
+    assert {decision.detector for decision in run.decisions()} <= {"node_lost", "exit"}  # ranks may die before agents
+    assert (end.job_id, set(end.nodes)) == (run.job, {run.node(index) for index in range(3)})
+    assert end.attempts[-1].restore is not None
+    assert run.job_state() == "COMPLETED"
+
+
 def test_a_silent_node_is_lost_because_steps_stopped_and_its_ranks_end_when_it_is_heard_again(launch: Launch) -> None:
-    run = launch(steps=300)
+    run = launch(steps=100_000)
     run.saved(10)
     node = run.node(1)
 
     run.cluster.silence(node)
     run.wait("a second attempt", lambda run: len(run.attempts) == 2 and run.state == "RUNNING")
     run.cluster.give_back(node)
-    end = run.ends()
+    run.wait("it answers", lambda run: run.nodes[node].state == "ALIVE")
+    run.trains_on()
+    end = run.stops()
 
     assert [(one.detector, one.nodes) for one in run.decisions()] == [("node_lost", (node,))]
     assert node not in end.attempts[-1].slots
 
 
 def test_training_does_not_notice_that_the_controller_is_away(launch: Launch) -> None:
-    run = launch(steps=200)
+    run = launch(steps=100_000)
     run.saved(10)
 
     run.cluster.end_controller()
     run.trains_on(60)
     run.cluster.start_controller()
-    end = run.ends()
+    end = run.stops()
 
     assert (run.decisions(), end.lost_steps, len(end.attempts)) == ([], 0, 1)
 
 
 def test_a_suspended_job_goes_on_where_it_was(launch: Launch) -> None:
-    run = launch(steps=120)
+    run = launch(steps=100_000)
     run.saved(10)
 
     run.cluster.call("scontrol", "suspend", run.job)
     time.sleep(6)  # longer than any silence is borne
     run.cluster.call("scontrol", "resume", run.job)
-    end = run.ends()
+    run.trains_on()
+    end = run.stops()
 
     assert (run.decisions(), end.lost_steps, len(end.attempts)) == ([], 0, 1)
     assert len(run.of(NodeBack)) == len(run.of(NodeSilent))
 
 
 def test_a_stop_from_the_login_node_saves_and_a_resumed_run_loses_no_step(launch: Launch) -> None:
-    run = launch(steps=300, save_every=1000)
+    run = launch(steps=120, save_every=1000)
     run.trains_on(20)
 
     stopped = run.call("stop", "--yes")
@@ -105,13 +122,15 @@ def test_a_stop_from_the_login_node_saves_and_a_resumed_run_loses_no_step(launch
 def test_a_run_that_outlives_its_job_is_saved_before_the_limit_and_goes_on_without_losing_a_step(
     launch: Launch, by: str
 ) -> None:
-    run = launch(steps=1000, save_every=5000, by=by)
+    run = launch(steps=100_000, save_every=5000, by=by)
     run.trains_on()
 
     run.cluster.call("scontrol", "update", f"JobId={run.job}", "TimeLimit=1")
     run.wait("its end", lambda run: run.job_ending, 60)
     run.cluster.call("scontrol", "update", f"JobId={run.job}", "TimeLimit=30", check=by == "requeue")
-    end = run.ends(limit_s=150)
+    run.wait("a second attempt", lambda run: len(run.attempts) == 2 and run.state == "RUNNING", 100)
+    run.trains_on()
+    end = run.stops()
 
     assert len(end.attempts) == 2
     assert (run.decisions(), end.lost_steps) == ([], 0)
@@ -125,11 +144,13 @@ def test_a_run_that_outlives_its_job_is_saved_before_the_limit_and_goes_on_witho
 
 
 def test_a_job_that_an_admin_requeues_goes_on_from_its_newest_checkpoint(launch: Launch) -> None:
-    run = launch(steps=200)
+    run = launch(steps=100_000)
     run.saved(20)
 
     run.cluster.call("scontrol", "requeue", run.job)
-    end = run.ends(limit_s=100)
+    run.begins(".1")
+    run.wait("a second attempt", lambda run: len(run.attempts) == 2 and run.state == "RUNNING")
+    end = run.stops()
 
     assert run.decisions() == []
     assert len(end.attempts) == 2
@@ -137,11 +158,13 @@ def test_a_job_that_an_admin_requeues_goes_on_from_its_newest_checkpoint(launch:
 
 
 def test_a_preempted_job_goes_on_when_nodes_are_free_again(launch: Launch) -> None:
-    run = launch(steps=200)
+    run = launch(steps=100_000)
     run.saved(20)
 
     run.cluster.call("sbatch", "-p", "urgent", "-N8", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 5")
-    end = run.ends(limit_s=100)
+    run.begins(".1")
+    run.wait("a second attempt", lambda run: len(run.attempts) == 2 and run.state == "RUNNING")
+    end = run.stops()
 
     assert (run.decisions(), len(end.attempts)) == ([], 2)
     assert end.attempts[1].restore is not None
@@ -160,25 +183,12 @@ def test_a_cancelled_job_is_an_end_that_a_person_wanted(launch: Launch) -> None:
     assert run.cluster.call("squeue", "-h").stdout == ""
 
 
-@pytest.fixture
-def spoilt() -> Iterator[Cluster]:
-    """A cluster that is not to be used again."""
-    if lacks := missing():
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"SLURM NOT TESTED: missing {lacks}")
-    cluster = Cluster(Path(tempfile.mkdtemp(prefix="opt-slurm-")))
-    try:
-        cluster.up(4)
-        yield cluster
-    finally:
-        cluster.down()
-
-
 def test_the_late_twin_of_a_requeued_job_writes_nothing_and_leaves(spoilt: Cluster) -> None:
     """Its nodes fall silent, Slurm begins the job anew elsewhere, and then its processes are heard again.
 
     Ours only: an srun that wakes up would end the step of the same number in the job's next life.
     """
-    run = SlurmRun(spoilt, "twin", steps=900, spares=0)
+    run = SlurmRun(spoilt, "twin", steps=100_000, spares=0)
     run.saved(20)
     nodes = [run.node(0), run.node(1)]
 
@@ -196,25 +206,23 @@ def test_the_late_twin_of_a_requeued_job_writes_nothing_and_leaves(spoilt: Clust
     assert run.run.epoch == taken_over
     for node in nodes:
         run.cluster.lose(node)
-    end = run.ends()
+    end = run.stops()
     assert (run.decisions(), len(end.attempts)) == ([], 2)
 
 
 def test_the_dry_run_prints_the_very_script(launch: Launch) -> None:
-    run = launch(steps=10)
+    run = launch(steps=10, waits=True, flags=IN_AN_HOUR)
     asked = run.paths.root.parent / f"{run.paths.name}.asked" / "RUN.yaml"
 
-    shown = opt_launch(run.cluster, "submit", asked, "--name", run.paths.name, "--dry-run").stdout
+    shown = opt_launch(run.cluster, "submit", asked, "--name", run.paths.name, *IN_AN_HOUR, "--dry-run").stdout
     (submitted,) = run.paths.submitit.glob("*_submission.sh")
 
     lines = [line.strip() for line in submitted.read_text().splitlines() if line.strip()]
     assert [line for line in lines if line not in [one.strip() for one in shown.splitlines()]] == []
-    run.ends()
 
 
 def test_what_slurm_refuses_is_told_in_its_words_and_leaves_nothing(cluster: Cluster, launch: Launch) -> None:
-    asked = launch(steps=5)
-    asked.ends()
+    asked = launch(steps=5, waits=True, flags=IN_AN_HOUR)
     file = cluster.runs / f"{asked.paths.name}.asked" / "RUN.yaml"
 
     refused = opt_launch(cluster, "submit", file, "--name", "refused", "--set", "cluster.slurm.partition=nowhere")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 
+import counting
 import pytest
 from cluster import Cluster
 from own_job import OwnJob
@@ -20,9 +21,9 @@ def own_job(cluster: Cluster) -> Iterator[Make]:
     jobs: list[OwnJob] = []
     names = (f"own{number}" for number in itertools.count())
 
-    def submit(*flags: str, **options: object) -> OwnJob:
+    def submit(*flags: str, kind: type[OwnJob] = OwnJob, **options: object) -> OwnJob:
         name = next(name for name in names if not (cluster.runs / f"{name}.asked").exists())
-        jobs.append(OwnJob(cluster, name, *flags, **options))  # type: ignore[arg-type]
+        jobs.append(kind(cluster, name, *flags, **options))  # type: ignore[arg-type]
         return jobs[-1]
 
     yield submit
@@ -62,12 +63,12 @@ def test_the_first_node_is_lost_and_with_it_srun_and_the_script(own_job: Make) -
 
 
 def test_a_job_that_is_requeued_or_cancelled_and_submitted_again_goes_on_until_it_has_succeeded(own_job: Make) -> None:
-    run = own_job(steps=200)
+    run = own_job(steps=120)
     run.saved(20)
 
     run.cluster.call("scontrol", "requeue", run.job)
     run.begins(".1")
-    run.saved(100)
+    run.saved(60)
     requeued = run.run
     run.cluster.call("scancel", run.job)
     run.becomes("CANCELLED")
@@ -81,6 +82,46 @@ def test_a_job_that_is_requeued_or_cancelled_and_submitted_again_goes_on_until_i
     assert run.decisions() == []
     assert [bool(attempt.restore) for attempt in end.attempts] == [False, True, True]
     assert run.told()[-1] == f"run {run.paths.name} has succeeded already: nothing is left to do"
+
+
+class ElasticJob(OwnJob):
+    """The digest at its end depends on how many ranks there were when."""
+
+    def check_history(self) -> None:
+        samples = [sample for first, last in self.kept() for sample in range(first, last)]
+        assert samples == list(range(self.steps * counting.BATCH))
+
+
+def test_a_range_of_nodes_goes_on_with_those_that_are_left(own_job: Make) -> None:
+    wait = ("--set", "cluster.wait_for_node=2s")
+    run = own_job(*wait, kind=ElasticJob, nnodes="1:$SLURM_NNODES", spares=0, steps=120)
+    run.saved(20)
+
+    run.cluster.lose(run.node(1))
+    end = run.ends()
+
+    assert [len(one.slots) for one in end.attempts] == [2, 1]
+    assert [decision.detector for decision in run.decisions()] == ["node_lost"]
+    run.becomes("COMPLETED")
+
+
+def test_the_last_element_of_an_array_is_requeued_and_cancelled_without_the_others(own_job: Make) -> None:
+    """Its SLURM_JOB_ID is the number of the whole array."""
+    array = own_job("--set", "cluster.continue_by=requeue", spares=0, steps=160, more="#SBATCH --array=0-1")
+    other, last = array.element(0), array.element(1)
+    for run in (other, last):
+        run.saved(10)
+    assert (other.run.job_id, last.run.job_id) == (other.job, last.job)
+
+    other.cluster.call("scancel", "--signal=USR2", f"{last.job}.0")
+    last.begins(".1")
+    requeued = last.run.job_id
+    stopped = last.call("stop", "--now", "--yes")
+    last.ends("STOPPED")
+    end = other.ends()
+
+    assert (requeued, stopped.returncode) == (f"{last.job}.1", 0), stopped.stderr
+    assert (len(end.attempts), end.job_id, other.job_state()) == (1, other.job, "COMPLETED")
 
 
 def test_a_job_warned_of_its_limit_saves_and_begins_anew_if_asked_to(own_job: Make) -> None:

@@ -7,16 +7,13 @@ import time
 from collections.abc import Callable
 
 import pytest
-from slurm_run import SlurmRun
+from slurm_run import IN_AN_HOUR, SlurmRun
 
 from launcher.events import RunAmended
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 Launch = Callable[..., SlurmRun]
-
-
-IN_AN_HOUR = ("--set", "cluster.slurm.extra={begin: now+1hour}")
 
 
 def partition(run: SlurmRun) -> str:
@@ -54,8 +51,36 @@ def test_what_does_not_answer_any_more_is_ended_through_slurm(launch: Launch) ->
 
     assert stopped.returncode == 0, stopped.stderr
     assert "no supervisor answered 'stop' within 15s: its allocation is ended without one\n" in stopped.stderr
-    assert run.run.ended_reason.endswith("no supervisor answered")
+    # Slurm wakes what it ends, so that the supervisor may come to say so itself.
+    reason = run.run.ended_reason
+    assert reason.endswith("no supervisor answered") or reason == f"Slurm has ended job {run.job} for good"
     deadline = time.monotonic() + 60
     while run.job_state() != "CANCELLED":
         assert time.monotonic() < deadline, run.job_state()
         time.sleep(0.2)
+
+
+def test_a_paused_run_stays_so_when_it_is_requeued_and_ends_at_its_time_limit_with_nothing_lost(
+    launch: Launch,
+) -> None:
+    run = launch(steps=200)
+    run.saved(10)
+
+    paused = run.call("pause", "--reason", "a look")
+    halted = run.run
+    assert (paused.returncode, halted.state, run.job_state()) == (0, "PAUSED", "RUNNING"), paused.stderr
+    run.cluster.call("scontrol", "requeue", run.job)
+    deadline = time.monotonic() + 90
+    while run.run.job_id != f"{run.job}.1" or run.run.state != "PAUSED":
+        assert time.monotonic() < deadline, run.story()
+        run.start_at_once()
+        time.sleep(0.3)
+    run.cluster.call("scontrol", "update", f"JobId={run.job}", "TimeLimit=1")
+    ended = run.ends("STOPPED")
+    resumed = run.call("resume", "--time", "20m")
+
+    assert ended.ended_reason.endswith(": a look, until the time limit of the job")
+    assert (len(ended.attempts), ended.head) == (1, halted.head)
+    assert resumed.returncode == 0, resumed.stderr
+    run.job = run.wait("a job", lambda now: now.job_id not in ("", f"{run.job}.1")).job_id
+    assert (run.ends().lost_steps, run.decisions()) == (0, [])
