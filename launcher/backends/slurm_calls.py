@@ -72,6 +72,12 @@ def show_job(job_id: str) -> Job | None:
     return job_of(said.stdout) if said is not None and said.returncode == 0 else None
 
 
+def node_names(partition: str | None = None) -> frozenset[str] | None:
+    """All nodes, or those of a partition; None when Slurm does not answer."""
+    said = call("sinfo", "-h", "-N", "-o", "%N", *(["-p", partition] if partition else []))
+    return frozenset(said.stdout.split()) if said is not None and said.returncode == 0 else None
+
+
 def step_is_alive(job_id: str, step: str) -> bool:
     """Whether a step of a job goes on; where the controller does not answer, it does."""
     said = call("squeue", "-h", "--steps", "-j", job_id, "-o", "%i")
