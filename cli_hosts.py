@@ -47,11 +47,14 @@ def exclude(
     ] = None,
 ) -> None:
     """Leave hosts out of every run from its next start on."""
-    from launcher.backends.slurm_calls import node_names
+    from launcher.backends.slurm_calls import show_nodes
     from launcher.hosts.deeds import exclude as leave_out
     from launcher.hosts.names import unfolded
 
-    _print(leave_out(_ledger(), unfolded(nodes), reason, _seconds(lasts), _author(), node_names()))
+    names, lasts_s = unfolded(nodes), _seconds(lasts)
+    there = show_nodes()
+    known = None if there is None else {node.name for node in there}
+    _print(leave_out(_ledger(), names, reason, lasts_s, _author(), known))
 
 
 @hosts_app.command()

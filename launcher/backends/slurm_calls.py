@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 
-from launcher.backends.slurm_words import Job, is_over, job_of, last_that_ran
+from launcher.backends.slurm_words import Job, Node, is_over, job_of, last_that_ran, nodes_of
 
 CALL_LIMIT_S = 20.0
 # A requeued job may start two minutes after its last process is gone, unless by then it has been given a later time
@@ -72,10 +72,10 @@ def show_job(job_id: str) -> Job | None:
     return job_of(said.stdout) if said is not None and said.returncode == 0 else None
 
 
-def node_names(partition: str | None = None) -> frozenset[str] | None:
-    """All nodes, or those of a partition; None when Slurm does not answer."""
-    said = call("sinfo", "-h", "-N", "-o", "%N", *(["-p", partition] if partition else []))
-    return frozenset(said.stdout.split()) if said is not None and said.returncode == 0 else None
+def show_nodes() -> list[Node] | None:
+    """All nodes as scontrol shows them; None when Slurm does not answer."""
+    said = call("scontrol", "-o", "show", "node")
+    return [*nodes_of(said.stdout)] if said is not None and said.returncode == 0 else None
 
 
 def step_is_alive(job_id: str, step: str) -> bool:

@@ -49,10 +49,11 @@ class Scene:
 
 @dataclass(frozen=True)
 class Kept:
-    """A host is not left out, and why."""
+    """A host is not left out, and why. `guarded`: there was reason enough, and a guard forbade it."""
 
     host: str
     why: str
+    guarded: bool = False
 
 
 def judge(hosts: Mapping[str, Host], one: Suspicion, scene: Scene, now: float) -> Excluded | Kept:
@@ -61,8 +62,10 @@ def judge(hosts: Mapping[str, Host], one: Suspicion, scene: Scene, now: float) -
     left_out = excluded(hosts, now)
     if one.host in left_out:
         return Kept(one.host, "it is excluded already")
-    if why := _weak(hosts, one, scene, now) or _guarded(hosts, one, scene, left_out, now):
+    if why := _weak(hosts, one, scene, now):
         return Kept(one.host, why)
+    if why := _guarded(hosts, one, scene, left_out, now):
+        return Kept(one.host, why, guarded=True)
     strike = strikes(host, now) + 1
     lasts_s = None if one.remedy == "service" else cooldown_s(strike)
     known = host.identity

@@ -198,7 +198,9 @@ def _role(run: Run, node: Node) -> str:
         return "excluded"
     if node.state is NodeState.LOST:
         return "lost"
-    return "active" if node.name in _slots(run) else "spare"
+    if node.name in _slots(run):
+        return "active"
+    return "excluded" if node.barred else "spare"
 
 
 def _node(run: Run, node: Node, live: Live) -> dict[str, Any]:
@@ -210,7 +212,7 @@ def _node(run: Run, node: Node, live: Live) -> dict[str, Any]:
         "name": node.name,
         "role": role,
         "state": "GONE" if run.state.is_terminal else node.state.value,
-        "reason": "; ".join(filter(None, (node.excluded or node.draining, _drained(run, node)))),
+        "reason": "; ".join(filter(None, (node.excluded or node.barred or node.draining, _drained(run, node)))),
         "agent_pid": node.pid,
         "host": node.host,
         "beat_s": _float(told.get("beat_s")),
