@@ -99,12 +99,13 @@ class Ledger:
     def history(self, host: str) -> list[Record]:
         """Every record about a host, the oldest first. Raises LaunchError."""
         needle = json.dumps(host).encode()
-        found: dict[str, Record] = {}
+        found: dict[tuple[str, str], Record] = {}
         try:
             for path in sorted(self.folder.glob("*.jsonl")):
                 for line in path.read_bytes().splitlines():
                     if needle in line and isinstance(record := _parsed(line), Record) and host in hosts_of(record):
-                        found[record.id] = max(found.get(record.id, record), record, key=lambda one: one.at)
+                        key = (record.kind, record.id)
+                        found[key] = max(found.get(key, record), record, key=lambda one: one.at)
         except OSError as error:
             raise of_the_system(error, "the host ledger cannot be read", str(self.folder)) from error
         return sorted(found.values(), key=lambda one: one.at)

@@ -39,7 +39,7 @@ def suspicions(event: Event, records: list[Blamed]) -> list[Suspicion]:
     if not isinstance(event, Decision) or event.mode != "act" or "exclude" not in event.actions:
         return []
     proof = "lost" if event.detector == "node_lost" else "soft"
-    return [Suspicion(one.id, one.host, one.code, f"{one.run}: {one.why}", proof) for one in records]
+    return [Suspicion(one.id, one.host, one.code, one.why, proof) for one in records]
 
 
 def served(run: Run, event: Event, by: str) -> list[Served]:
