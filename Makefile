@@ -72,6 +72,7 @@ demo: venv
 
 bench: venv slurm
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/hosts.py
 	$(BIN)/python benchmarks/localize.py
 	$(BIN)/python benchmarks/supervision.py
 	$(BIN)/python benchmarks/fold.py

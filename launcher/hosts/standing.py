@@ -8,8 +8,7 @@ ok          else
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from launcher.hosts.fold import WINDOW_S, Host
 from launcher.hosts.records import Excluded, Remedy
@@ -22,8 +21,7 @@ LEMON_FAILURES = 3
 LEMON_TIMES = 10.0  # the rate of all hosts together
 
 
-@dataclass(frozen=True)
-class Standing:
+class Standing(NamedTuple):
     """A host at a moment. `days`: node-days served in the window; `rate`: failures per node-day of at least a week.
 
     `exclusion`: the one that counts longest; of a `probation` the one that has run out. `is_lemon`: fails far more
@@ -46,7 +44,7 @@ def standings(hosts: Mapping[str, Host], now: float) -> dict[str, Standing]:
     days, failures = sum(one.days for one in found.values()), sum(one.failures for one in found.values())
     usual = failures / max(days, LEAST_DAYS * len(found)) if found else 0.0
     return {
-        name: one if one.failures < LEMON_FAILURES or one.rate <= LEMON_TIMES * usual else _lemon(one)
+        name: one if one.failures < LEMON_FAILURES or one.rate <= LEMON_TIMES * usual else one._replace(is_lemon=True)
         for name, one in found.items()
     }
 
@@ -82,21 +80,22 @@ def is_cured(one: Excluded, host: Host) -> bool:
     return rebooted or (bool(then.gpus and now.gpus) and set(then.gpus) != set(now.gpus))
 
 
-def _lemon(one: Standing) -> Standing:
-    return Standing(one.name, one.state, one.exclusion, one.failures, one.days, one.rate, is_lemon=True)
-
-
 def _standing(host: Host, boxes: Mapping[str, Excluded], now: float) -> Standing:
     since = now - WINDOW_S
-    failures = sum(since <= one.at <= now for one in host.blames.values())
-    days = sum(one.hours for one in host.services.values() if one.at >= since) / 24
+    failures = sum([since <= one.at <= now for one in host.blames.values()])
+    days = sum([one.hours for one in host.services.values() if one.at >= since]) / 24
     rate = failures / max(days, LEAST_DAYS)
+    state, exclusion = _state(host, boxes, now) if host.exclusions or boxes else ("ok", None)
+    return Standing(host.name, state, exclusion, failures, days, rate)
+
+
+def _state(
+    host: Host, boxes: Mapping[str, Excluded], now: float
+) -> tuple[Literal["excluded", "probation", "ok"], Excluded | None]:
     if (one := _counting(host, boxes, now)) is not None:
-        return Standing(host.name, "excluded", one, failures, days, rate)
+        return "excluded", one
     over = [one for one in _kept(host) if one.until is not None and one.until <= now < one.until + PROBATION_S]
-    if over:
-        return Standing(host.name, "probation", max(over, key=lambda one: one.until or 0.0), failures, days, rate)
-    return Standing(host.name, "ok", None, failures, days, rate)
+    return ("probation", max(over, key=lambda one: one.until or 0.0)) if over else ("ok", None)
 
 
 def _excluded_boxes(hosts: Mapping[str, Host], now: float) -> dict[str, Excluded]:
