@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -36,6 +36,38 @@ def list_(
     if as_json:
         return _print_json(view.json_of(shown, reading, ledger.folder))
     return _print(view.table(shown, reading, now))
+
+
+@hosts_app.command()
+def check(
+    tier: Annotated[Literal["fast", "standard"], typer.Option(help="How thoroughly.")] = "fast",
+    folder: Annotated[list[str] | None, typer.Option(help="It must be there, with room. May be repeated.")] = None,
+    interface: Annotated[str, typer.Option(help="The network interface over which nodes talk.")] = "",
+    record: Annotated[bool, typer.Option("--record", help="Write what is wrong into the host ledger.")] = False,
+    nagios: Annotated[
+        bool, typer.Option("--nagios", help="Leave with 0 ok, 1 warn, 2 fail, 3 unknown, for a prolog of Slurm.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Examine this machine. Every check has a deadline; what is stuck is named, and stops nothing else."""
+    from dataclasses import asdict
+
+    from launcher.doctor import show
+    from launcher.health.finding import NAGIOS, worst
+    from launcher.health.here import examine, line_of, node_name
+    from launcher.health.here import record as write_down
+
+    findings = examine(tier, folder or [], interface)
+    if record:
+        write_down(_ledger(), findings, _author())
+    verdict = worst(findings)
+    if as_json:
+        told = [asdict(one) for one in findings]
+        _print_json({"schema": 1, "host": node_name(), "verdict": verdict, "findings": told})
+    else:
+        colours = os.isatty(1) and not os.environ.get("NO_COLOR")
+        _print([show.text_of([line_of(one) for one in findings], colours=colours)])
+    raise typer.Exit(NAGIOS[verdict] if nagios else int(verdict == "fail"))
 
 
 @hosts_app.command()

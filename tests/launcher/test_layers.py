@@ -24,7 +24,7 @@ PURE = [
     "launcher.abilities", "launcher.telemetry", "launcher.binding",
     "launcher.doctor.checks", "launcher.doctor.cluster_checks", "launcher.doctor.show",
     "launcher.hosts.records", "launcher.hosts.fold", "launcher.hosts.standing", "launcher.hosts.guard",
-    "launcher.hosts.of_run", "launcher.localize",
+    "launcher.hosts.of_run", "launcher.localize", "launcher.health.finding",
     "launcher.checkpoints", "policies.schema", "policies.when", "policies.units", "policies.detectors",
     "policies.engine", "policies.exits", "policies.silence", "policies.explain", "policies.finding",
     "policies.ladder", "policies.meaning", "policies.observe", "policies.state",
