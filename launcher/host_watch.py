@@ -14,7 +14,7 @@ from typing import Any
 from launcher.backends.choice import has_scheduler
 from launcher.backends.slurm_hosts import to_exclude
 from launcher.errors import LaunchError
-from launcher.events import Decision, Event
+from launcher.events import Event
 from launcher.hosts.fold import Hosts
 from launcher.hosts.guard import Kept, Scene, Suspicion, judge
 from launcher.hosts.ledger import Ledger
@@ -29,7 +29,6 @@ READ_S = 30.0
 SERVED_S = 3600.0
 ASK_AGAIN = 20  # readings, before the scheduler is asked once more which nodes it has
 PATIENCE_S = 5.0  # a start waits so long at most to hear who is left out
-RECENT_S = 600.0  # of a predecessor: what it may not have had the time to write
 
 
 class HostWatch:
@@ -85,13 +84,6 @@ class HostWatch:
         for one in suspicions(event, records):
             usable = [name for name, node in run.nodes.items() if node.state is not NodeState.LOST]
             self._jobs.put(partial(self._judge, one, Scene(run.name, self._by, usable, run.nodes_wanted)))
-
-    def take_over(self, run: Run, events: tuple[Event, ...]) -> None:
-        """Write what the predecessor may not have written; twice is harmless."""
-        since = time.time() - RECENT_S
-        for event in events:
-            if isinstance(event, Decision) and event.at > since:
-                self.durable(run, event)
 
     def close(self, timeout_s: float) -> None:
         """Write what is left to write, as far as that goes in time."""

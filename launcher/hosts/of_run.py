@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 from launcher.events import PERSON, AttemptEnded, Decision, Event, NodeAllowed, NodeExcluded
 from launcher.hosts.guard import Suspicion, applied
@@ -12,6 +13,8 @@ from launcher.run import Attempt, Node, NodeState, Run
 Machines = Mapping[str, tuple[str, tuple[str, ...]]]  # node -> boot id, UUIDs of its GPUs
 
 _NO_FAULT = ("draining",)  # detectors that name a node which works
+# What a detector proves of the node it names, if not that a run failed there: nothing but silence, or wrong bits.
+_PROOFS: dict[str, Literal["hard", "soft", "lost"]] = {"node_lost": "lost", "sdc": "hard"}
 
 
 def identity(run: Run) -> str:
@@ -38,7 +41,7 @@ def suspicions(event: Event, records: list[Blamed]) -> list[Suspicion]:
     """Those of the blamed whom the policy leaves out, if this event is a decision of it to do so."""
     if not isinstance(event, Decision) or event.mode != "act" or "exclude" not in event.actions:
         return []
-    proof = "lost" if event.detector == "node_lost" else "soft"
+    proof = _PROOFS.get(event.detector, "soft")
     return [Suspicion(one.id, one.host, one.code, one.why, proof) for one in records]
 
 

@@ -131,6 +131,10 @@ def test_a_lost_node_is_remembered_and_no_more() -> None:
     assert (record.code, suspicion.proof) == ("node_lost", "lost")
 
 
+def test_wrong_bits_are_a_proof() -> None:
+    assert decision("sdc", blame="certain")[2][0].proof == "hard"
+
+
 @pytest.mark.parametrize(
     "about", [{"blame": "undecidable"}, {"blame": "none"}, {"nodes": []}, {"rule": "person", "blame": "certain"}]
 )
