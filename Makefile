@@ -19,7 +19,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 	@echo 'make lint     style and types'
-	@echo 'make bench    recovery time on one machine and on Slurm, cost of supervision and of long runs, start-up time'
+	@echo 'make bench    recovery on one machine and on Slurm, supervision, long runs, start-up, hosts, search for bad nodes'
 	@echo 'make clean    removes .venv, caches and demo-runs'
 
 venv: .venv/.installed
@@ -72,6 +72,8 @@ demo: venv
 
 bench: venv slurm
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/hosts.py
+	$(BIN)/python benchmarks/localize.py
 	$(BIN)/python benchmarks/supervision.py
 	$(BIN)/python benchmarks/fold.py
 	$(BIN)/python benchmarks/recovery.py
