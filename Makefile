@@ -75,6 +75,7 @@ bench: venv slurm
 	$(BIN)/python benchmarks/hosts.py
 	$(BIN)/python benchmarks/localize.py
 	$(BIN)/python benchmarks/supervision.py
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 benchmarks/signals.py
 	$(BIN)/python benchmarks/fold.py
 	$(BIN)/python benchmarks/recovery.py
 	$(BIN)/python benchmarks/slurm.py
