@@ -19,7 +19,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 	@echo 'make lint     style and types'
-	@echo 'make bench    detectors on real curves, recovery time here and on Slurm, cost of supervision and of long runs'
+	@echo 'make bench    detectors on real curves, recovery here and on Slurm, supervision, long runs, start-up, hosts'
 	@echo 'make clean    removes .venv, caches and demo-runs'
 
 venv: .venv/.installed
@@ -72,7 +72,10 @@ demo: venv
 
 bench: venv slurm
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/hosts.py
+	$(BIN)/python benchmarks/localize.py
 	$(BIN)/python benchmarks/supervision.py
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 benchmarks/signals.py
 	$(BIN)/python benchmarks/fold.py
 	$(BIN)/python benchmarks/detectors.py
 	$(BIN)/python benchmarks/recovery.py

@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from cli_hosts import hosts_app
+
 LEFT_BY_CTRL_C = 130
 READER_IS_GONE = 141  # what a shell shows for a command that ended by SIGPIPE
 
@@ -58,6 +60,7 @@ app = typer.Typer(
 )
 policy_app = typer.Typer(no_args_is_help=True, help="Look at policies.")
 app.add_typer(policy_app, name="policy")
+app.add_typer(hosts_app, name="hosts")
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Its name, a unique prefix of it, or - for the newest.")]
 RunOrSweep = Annotated[str, typer.Argument(metavar="RUN", help="As everywhere, or a sweep: all runs of it.")]

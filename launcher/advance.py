@@ -50,9 +50,11 @@ from launcher.events import (
     IncidentOpened,
     JobEnding,
     JobOver,
+    NodeAllowed,
     NodeBack,
     NodeDown,
     NodeDraining,
+    NodeExcluded,
     NodeSilent,
     NodeUndrained,
     RankExited,
@@ -257,7 +259,7 @@ def _agent_joined(run: Run, event: AgentJoined) -> Run:
     if known and known.incarnation == event.incarnation:
         node = evolve(node, excluded=known.excluded)
     if known:
-        node = evolve(node, draining=known.draining)
+        node = evolve(node, draining=known.draining, barred=known.barred)
     if run.state is RunState.PENDING and run.recovering_since is None:
         run = evolve(run, recovering_since=event.at)
     return _with_node(run, node)
@@ -292,6 +294,16 @@ def _node_draining(run: Run, event: NodeDraining) -> Run:
 def _node_undrained(run: Run, event: NodeUndrained) -> Run:
     node = run.nodes.get(event.node)
     return run if node is None else spared(_with_node(run, evolve(node, draining="")), event.node)
+
+
+def _node_excluded(run: Run, event: NodeExcluded) -> Run:
+    node = run.nodes.get(event.node)
+    return run if node is None else _with_node(run, evolve(node, barred=event.reason))
+
+
+def _node_allowed(run: Run, event: NodeAllowed) -> Run:
+    node = run.nodes.get(event.node)
+    return run if node is None else _with_node(run, evolve(node, barred=""))
 
 
 def _steps_stopped(run: Run, event: StepsStopped) -> Run:
@@ -485,6 +497,8 @@ _HANDLERS = {
     NodeUndrained: _node_undrained,
     DrainDone: drained,
     DrainUndone: undone,
+    NodeExcluded: _node_excluded,
+    NodeAllowed: _node_allowed,
     StepsStopped: _steps_stopped,
     StepsMoving: _steps_moving,
     AttemptStarted: _attempt_started,

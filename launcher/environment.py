@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.events import Json
+from launcher.machine import boot_id, gpu_uuids
 from launcher.sections import FROM_ENV, Launch
 
 PACKAGES = ("torch", "numpy", "nvidia-nccl-cu12", "opt-launch")
@@ -18,11 +19,12 @@ PACKAGES = ("torch", "numpy", "nvidia-nccl-cu12", "opt-launch")
 _TELLING = re.compile(
     r"(NCCL|GLOO|UCX|FI|TORCH|TORCHINDUCTOR|TORCHDYNAMO|PYTORCH|TRITON|CUDA|CUBLAS|CUDNN|OMP|MKL|KMP|OPENBLAS)_\w+"
 )
+_MACHINES = ("boot_id", "gpus")  # which machines they were: what they compute does not depend on it
 _PRIVATE = re.compile("KEY|TOKEN|SECRET|PASS", re.IGNORECASE)
 
 
 def environment(launch: Launch, environ: Mapping[str, str]) -> dict[str, Any]:
-    """Processor and its abilities, Python, packages, telling variables, threads per rank of this node.
+    """Processor and its abilities, Python, packages, telling variables, threads per rank of this node; which machine.
 
     Python and packages are ours: what ranks have behind a prefix cannot be seen from here.
     """
@@ -36,6 +38,8 @@ def environment(launch: Launch, environ: Mapping[str, str]) -> dict[str, Any]:
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "threads": launch.threads,
         "variables": telling_variables(launch, environ),
+        "boot_id": boot_id(),
+        "gpus": gpu_uuids(),
     }
 
 
@@ -62,7 +66,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Js
 
     What only one of them knows is nothing that has changed. Of code with the same digest nothing else counts.
     """
-    known = before.keys() & after.keys() - {"nodes"}
+    known = before.keys() & after.keys() - {"nodes", *_MACHINES}
     if _digest(before) and _digest(before) == _digest(after):
         known.discard("code")
     old, new = ({k: v for key in known for k, v in _flat(key, one[key]).items()} for one in (before, after))

@@ -300,6 +300,21 @@ class DrainUndone(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NodeExcluded(Event):
+    """The host ledger has the node left out, from the next start on: a person, or what other runs met with on it."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeAllowed(Event):
+    """The host ledger leaves the node out no longer."""
+
+    node: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankProgress:
     """One rank's place at a moment; `os_state` is the kernel's letter (T = stopped, Z = dead)."""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 from launcher.binding import Binding, Cpu, bind
 from launcher.sections import RunSpec
 
-SYS = Path("/sys")
+SYS, PROC = Path("/sys"), Path("/proc")
+_UUID = re.compile(r"^GPU UUID:\s*(GPU-[0-9a-f-]+)\s*$", re.MULTILINE)  # "GPU-????..." until the driver has looked
 _NVIDIA, _DISPLAY = "0x10de", "0x03"  # vendor, and the class of display and 3D controllers
 
 
@@ -38,6 +40,23 @@ def gpu_nodes(sys: Path = SYS) -> list[int]:
         if about[0] == _NVIDIA and about[1].startswith(_DISPLAY):
             nodes.append(int(about[2]))
     return nodes if all(node >= 0 for node in nodes) else []
+
+
+def boot_id(proc: Path = PROC) -> str:
+    """What tells this boot of the machine from others; "" where the kernel does not say."""
+    try:
+        return (proc / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def gpu_uuids(proc: Path = PROC) -> list[str]:
+    """The UUIDs of the NVIDIA GPUs, as the driver's files tell them; empty where there are none."""
+    uuids: list[str] = []
+    for file in sorted((proc / "driver/nvidia/gpus").glob("*/information")):
+        with contextlib.suppress(OSError):
+            uuids += _UUID.findall(file.read_text())
+    return uuids
 
 
 def binding_of(spec: RunSpec) -> Binding:

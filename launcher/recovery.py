@@ -493,6 +493,7 @@ def _available(run: Run, fleet: Fleet) -> list[Node]:
         if node.name in fleet.answering
         and node.state is NodeState.ALIVE
         and not node.excluded
+        and not node.barred
         and fleet.answering[node.name].incarnation == node.incarnation
         and not fleet.answering[node.name].ranks_alive
     )
@@ -513,12 +514,19 @@ def _has_waited(run: Run, fleet: Fleet, limits: Limits) -> bool:
     return run.recovering_since is not None and fleet.now >= run.recovering_since + limits.wait_for_node_s
 
 
+def _has_all(run: Run) -> bool:
+    return len(run.nodes) >= run.nodes_wanted + run.spares_wanted
+
+
 def _wait_for_nodes(run: Run, fleet: Fleet, limits: Limits, nodes: list[Node]) -> list[Move]:
-    if run.state is RunState.PENDING or not _has_waited(run, fleet, limits):
+    barred = [node for node in run.nodes.values() if node.barred]
+    is_vain = run.state is RunState.PENDING and bool(barred) and _has_all(run)  # nobody else is going to come
+    if not is_vain and (run.state is RunState.PENDING or not _has_waited(run, fleet, limits)):
         return []
-    waited = f"waited {limits.wait_for_node_s:.0f}s"
+    waited = "" if is_vain else f"waited {limits.wait_for_node_s:.0f}s, "
     have = ", ".join(sorted(node.name for node in nodes)) or "none"
-    reason = f"{run.nodes_wanted} nodes are needed, {waited}, have: {have}"
+    without = "".join(f"; without {node.name}, {node.barred}" for node in barred)
+    reason = f"{run.nodes_wanted} nodes are needed, {waited}have: {have}{without}"
     if run.pending is not None and "requeue" in run.pending.actions:
         return [Emit(JobEnding(at=fleet.now, reason=reason))]
     return [Emit(RunHeld(at=fleet.now, reason=reason))]

@@ -28,7 +28,7 @@ def _why_not(run: Run, name: str, trainer: Abilities) -> str:
     if run.replacing_since is not None:
         return "a node is being replaced already"
     idle = (one for one in run.nodes.values() if one.name not in attempt.slots and not is_to_leave(run, one))
-    if not any(one.state is NodeState.ALIVE and not one.excluded for one in idle):
+    if not any(one.state is NodeState.ALIVE and not one.excluded and not one.barred for one in idle):
         return f"no spare is there to take the place of {name}"
     return ""
 

@@ -17,8 +17,8 @@ from launcher.ledger import Ledger
 from launcher.paths import RunPaths
 from launcher.reader import Damage
 from launcher.run import Attempt, Run
-from launcher.view.snapshot import finite, iso, read_live, snapshot_of
-from launcher.view.words import cost, counted, deeds, duration, number, percent
+from launcher.view.snapshot import finite, read_live, snapshot_of
+from launcher.view.words import cost, counted, deeds, duration, iso, number, percent
 from policies.amended import SET, key_of
 
 _MAX_CELL = 120

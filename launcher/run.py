@@ -63,7 +63,8 @@ class Node:
     pid: int
     state: NodeState = NodeState.ALIVE
     silent_since: float | None = None
-    excluded: str = ""  # why it takes no part; "" when it may
+    excluded: str = ""  # why it takes no part in the next attempt; "" when it may
+    barred: str = ""  # why the host ledger leaves it out of every attempt
     draining: str = ""  # why the admin wants it back; others are preferred to it
 
 

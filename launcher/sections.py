@@ -6,6 +6,7 @@ Durations are seconds and spans are steps once they are read.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -207,6 +208,7 @@ class Network(Section):
     interface: Annotated[str, Field(min_length=1, max_length=15)] = "auto"
 
 
+LEDGER = "~/.opt-launch/hosts"  # the host ledger, unless another is named
 FROM_ENV = "from-env"  # the value of a variable in `launch.env` that is taken from the submitter's environment
 # What {NAME} stands for in `launch.prefix` when it is used on a node.
 PLACES: dict[str, str] = {
@@ -246,6 +248,12 @@ class Health(Section):
     every: Annotated[Duration, Field(gt=0)] | None = None
 
 
+class Hosts(Section):
+    """What runs remember of hosts together. `ledger`: a folder that all who share hosts may write."""
+
+    ledger: Annotated[str, Field(min_length=1)] = Field(default_factory=lambda: os.path.expanduser(LEDGER))
+
+
 class Access(Section):
     """Who else may see the run (`group`) and steer it (`control`)."""
 
@@ -263,6 +271,7 @@ class RunSpec(Section):
     launch: Launch = Launch()
     policy: Annotated[Texts, Field(min_length=1)] = ("default",)
     health: Health = Health()
+    hosts: Hosts = Field(default_factory=Hosts)
     access: Access = Access()
     notify: dict[Name, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
     checkpoints: CheckpointFiles | None = None

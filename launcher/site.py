@@ -10,13 +10,15 @@ from typing import Any
 
 from launcher.document import Document, Path_, read_document
 from launcher.errors import ConfigError, Mistake
-from launcher.sections import RunSpec
+from launcher.sections import Hosts, RunSpec
 from launcher.sources import NOTHING, value_of
 from launcher.validation import validated, without
 
 VARIABLE = "OPT_LAUNCH_SITE"  # the file, or empty for none
 DEFAULT = "~/.config/opt-launch/site.yaml"
 OF_A_RUN = ("name", "trainer", "command")  # the sections that say what one run is
+
+LEDGER: Path_ = ("hosts", "ledger")
 
 # What means something on one backend only; elsewhere the defaults of a site for it count for nothing.
 _ONLY_ON: dict[str, tuple[Path_, ...]] = {
@@ -48,6 +50,15 @@ def read_site(environment: Mapping[str, str]) -> tuple[Document, list[Mistake]]:
         document.mistake(place, message, at_key=message.startswith("unknown key")) for place, message in findings
     ]
     return _leave_out(document, [*misplaced, *(place for place, _ in findings)]), mistakes
+
+
+def host_ledger(environment: Mapping[str, str]) -> Path:
+    """The folder of the host ledger of this site. Raises ConfigError if the file of the site is wrong."""
+    site, mistakes = read_site(environment)
+    if mistakes:
+        raise ConfigError(mistakes)
+    named = value_of(site.value, LEDGER)
+    return Path(site.name).absolute().parent / Path(named or Hosts().ledger).expanduser()
 
 
 def for_backend(site: Document, values: Any) -> Document:

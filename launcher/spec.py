@@ -19,7 +19,7 @@ from launcher.document import Document, Path_, read_document
 from launcher.errors import ConfigError, Mistake
 from launcher.preflight import problems
 from launcher.sections import BYTES, RunSpec
-from launcher.site import for_backend, read_site
+from launcher.site import LEDGER, for_backend, read_site
 from launcher.sources import BUILT_IN, Override, Sources, merged, parsed_overrides, value_of, with_value
 from launcher.validation import Finding, validated
 from policies.load import RunFacts, Source, is_path, read_policies
@@ -174,11 +174,12 @@ _FILES: tuple[tuple[Path_, Callable[[str], bool]], ...] = (
     (("trainer", "data"), lambda text: text != "python"),
     (("trainer", "tokenizer"), lambda text: text != BYTES),
     (("policy",), is_path),
+    (LEDGER, bool),
 )
 
 
 def _with_absolute_paths(values: Any, sources: Sources) -> Any:
-    """Paths of corpus, tokenizer and policies made absolute."""
+    """Paths of corpus, tokenizer, policies and host ledger made absolute."""
     for path, names_a_file in _FILES:
         given = value_of(values, path)
         if not isinstance(given, (list, str)):

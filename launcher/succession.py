@@ -19,7 +19,10 @@ _FATE_S = 1.0
 
 
 class Succession:
-    """Of one job (or one life of a job that was requeued). What is slow is done aside."""
+    """Of one job (or one life of a job that was requeued). What is slow is done aside.
+
+    `left_out()`: the nodes that the host ledger has no job get.
+    """
 
     def __init__(
         self,
@@ -29,9 +32,10 @@ class Succession:
         backend: Backend,
         states: NodeStates,
         emit: Callable[[Event], Event],
+        left_out: Callable[[], Sequence[str]],
     ) -> None:
         self._paths, self._spec, self._job_id, self._backend = paths, spec, job_id, backend
-        self._states, self._emit = states, emit
+        self._states, self._emit, self._left_out = states, emit, left_out
         self._run = Run()
         self._warned = self._asking = False
         self._requeued_at = -1e9
@@ -85,8 +89,8 @@ class Succession:
         return {"ends_at": self._states.ends_at, "away_since": self._states.away_since}
 
     def _excluded(self, lost: Sequence[str]) -> list[str]:
-        """The nodes that the job must not get when it begins anew: those lost, and those never wanted."""
-        return [*filter(None, [self._spec.cluster.slurm.exclude]), *lost]
+        """The nodes that the job must not get when it begins anew: those lost, left out, and never wanted."""
+        return [*filter(None, [self._spec.cluster.slurm.exclude]), *dict.fromkeys((*lost, *self._left_out()))]
 
     async def _ask_fate(self) -> None:
         reason: str | None = None

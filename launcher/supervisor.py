@@ -52,6 +52,7 @@ from launcher.events import (
 from launcher.facts import Facts
 from launcher.fleet import Contact, Fleet, Message
 from launcher.fold import Fold
+from launcher.host_watch import HostWatch
 from launcher.journal import JournalWriter, claim_epoch, newest_epoch, seal
 from launcher.keepers import keeper_of
 from launcher.live import live_view
@@ -75,6 +76,7 @@ TICK_S = 0.6  # at most; half of it when agents are heard meanwhile
 LATE_S = 2.0
 SETTLE_S = 2.0
 LEAVE_S = 5.0
+LAST_WRITES_S = 2.0
 LIVE_S = 1.0
 _POLL_S = 0.7
 _RESEND_S = {"to_rank": 5.0, "collect": 15.0, "store": 2.0, "start": 2.0}
@@ -115,7 +117,10 @@ class Supervisor:
         backend = backend_of(self.spec)
         self.surroundings = Surroundings(paths, self.spec.command or (), self.emit)
         self._node_states = backend.node_states(paths, self.job_id)
-        self.succession = Succession(paths, self.spec, self.job_id, backend, self._node_states, self.emit)
+        self.hosts = HostWatch(self.spec, lambda text: _from_thread(self._loop, self._warn, text))
+        self.succession = Succession(
+            paths, self.spec, self.job_id, backend, self._node_states, self.emit, lambda: self.hosts.to_exclude
+        )
         self.errands = Errands(paths, self.emit)
         self.facts = Facts(paths.root, self._node_states, self.policy.detectors, self.emit)
         self.drainer = drainer_of(self.spec, self.emit)
@@ -139,7 +144,7 @@ class Supervisor:
         The processes of a job that another has taken the place of, stopped perhaps and woken much later, must not
         take the run away from it.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         if self.job_id in read_run(self.paths, steps=False).past_jobs:
             log.warning("job %s is a matter of the past", self.job_id)
             return EXIT_PAST_JOB
@@ -181,6 +186,7 @@ class Supervisor:
         await self._tick_forever()
         server.close()
         self.fleet.close()
+        self.hosts.close(LAST_WRITES_S)
         self.writer.close()
         self.snapshots.close()
         return 0
@@ -251,6 +257,7 @@ class Supervisor:
         self.keeper.durable(self.run_, event)
         self.succession.durable(self.run_, event)
         self.drainer.durable(self.run_, event)
+        self.hosts.durable(self.run_, event)
         self.commands.durable(self.run_, event)
 
     def _act_beside(self, decision: Decision) -> None:
@@ -268,6 +275,9 @@ class Supervisor:
         contacts = self.fleet.contacts
         by_node = {node: contacts[node].environment for node in event.slots if node in contacts}
         self.surroundings.record(event.attempt, by_node)
+
+    def _warn(self, text: str) -> None:
+        self.emit(Warned(at=time.time(), text=text))
 
     def _lost(self, error: Exception) -> None:
         log.warning("epoch %d ends: %s", self.epoch, error)
@@ -344,7 +354,7 @@ class Supervisor:
     # ------------------------------------------------------------ planning and doing
 
     def _replan(self) -> None:
-        if self._in_flight or self.over.is_set():
+        if self._in_flight or self.over.is_set() or self._learns_of_hosts():
             return
         view = FleetView(
             now=time.time(),
@@ -370,6 +380,17 @@ class Supervisor:
                     self.succession.requeue(exclude)
                 case Errand(decision):
                     self.errands.start(self.run_, decision)
+
+    def _learns_of_hosts(self) -> bool:
+        """Tell the run who is left out. A start waits until that is known, and until it is durable."""
+        if not self.hosts.is_on:
+            return False
+        environments = {node: contact.environment for node, contact in self.fleet.contacts.items() if contact.joined}
+        settled = time.monotonic() - self.started_at > self.limits.wait_for_node_s
+        told = [*self.hosts.changes(self.run_, environments, settled=settled)]
+        for event in told:
+            self.emit(event)
+        return bool(told) or (self.run_.live_attempt is None and not self.hosts.is_ready)
 
     def _settled(self) -> bool:
         expected = self.run_.nodes_wanted + self.run_.spares_wanted

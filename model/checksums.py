@@ -38,11 +38,11 @@ class Watch:
     def __init__(self, model: Transformer, optimizer: Optimizer, world: World) -> None:
         self._world = world
         self.due = False  # whether they are being taken
-        sharded = {name for name, parameter in optimizer.parameters.items() if is_sharded_over_tensor(parameter)}
-        self._kept = [shard for name, shard in optimizer.local.items() if name not in sharded]
+        self._sharded = {name for name, parameter in optimizer.parameters.items() if is_sharded_over_tensor(parameter)}
+        self._kept = [shard for name, shard in optimizer.local.items() if name not in self._sharded]
         self._totals = torch.zeros(SLOTS, dtype=torch.int64, device=world.device)
         for prefix, module in (("", model), *((f"layers.{i}.", layer) for i, layer in enumerate(model.layers))):
-            module.register_forward_pre_hook(self._gathered(prefix, sharded))
+            module.register_forward_pre_hook(self._gathered(prefix))
 
     def begin(self) -> None:
         """From here on, until `read`."""
@@ -55,16 +55,19 @@ class Watch:
         self.due = False
         return (self._totals % _BELOW).double()
 
-    def _gathered(self, prefix: str, sharded: set[str]) -> Callable[[nn.Module, object], None]:
+    def add(self, prefix: str, module: nn.Module) -> None:
+        """Take those of a module whose weights are gathered: a layer, or what is in none."""
+        named = {prefix + name: tensor for name, tensor in module.named_parameters()}
+        if not prefix:  # the layers are gathered one by one, later
+            named = {name: tensor for name, tensor in named.items() if not name.startswith("layers.")}
+        for slot, is_sharded in enumerate((True, False)):
+            mine = (local(tensor) for name, tensor in named.items() if (name in self._sharded) == is_sharded)
+            self._totals[slot] = self._totals[slot] * _STIR + checksum(mine, self._world.device)
+
+    def _gathered(self, prefix: str) -> Callable[[nn.Module, object], None]:
         def entered(module: nn.Module, _inputs: object) -> None:
-            if not self.due:
-                return
-            named = {prefix + name: tensor for name, tensor in module.named_parameters()}
-            if not prefix:  # the layers are gathered one by one, later
-                named = {name: tensor for name, tensor in named.items() if not name.startswith("layers.")}
-            for slot, is_sharded in enumerate((True, False)):
-                mine = (local(tensor) for name, tensor in named.items() if (name in sharded) == is_sharded)
-                self._totals[slot] = self._totals[slot] * _STIR + checksum(mine, self._world.device)
+            if self.due:
+                self.add(prefix, module)
 
         return entered
 

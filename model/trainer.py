@@ -50,9 +50,9 @@ class Trainer:
         self.clipped: deque[bool] = deque(maxlen=RECENT)
         self.blocked_s = 0.0  # by saves, since the last report
         self.val_loss: float | None = None  # of the weights the next step begins with
-        self._checksums = checksums.Watch(self.model, self.optimizer, world)
-        self._stopwatch = Stopwatch(world.device)
-        self._stopwatch.watch(self.model, reporter.section)
+        self.checksums = checksums.Watch(self.model, self.optimizer, world)
+        self.stopwatch = Stopwatch(world.device)
+        self.stopwatch.watch(self.model, reporter.section)
 
     # ------------------------------------------------------------ a step
 
@@ -70,7 +70,7 @@ class Trainer:
         numbers, sums = self._forward_and_backward(tokens)
         wanted = self.reporter.wanted()
         numbers |= {name: float(bool(wanted & bit)) for name, bit in _BITS.items()}
-        mine = {"compute_s": torch.tensor([self._stopwatch.read()], dtype=torch.float64), "checksums": sums}
+        mine = {"compute_s": torch.tensor([self.stopwatch.read()], dtype=torch.float64), "checksums": sums}
         agreed, by_rank = parallel.sum_over_ranks(numbers, mine, self.world)
         metrics = self._update(agreed)
         step_s = time.monotonic() - began
@@ -88,13 +88,13 @@ class Trainer:
         activation, sums = torch.zeros_like(loss_sum), loss_sum.new_empty(0)
         self.model.draws.step = self.step
         if config.checksum_every and self.step % config.checksum_every == 0:
-            self._checksums.begin()
-        self._stopwatch.read()  # what a validation has left
+            self.checksums.begin()
+        self.stopwatch.read()  # what a validation has left
         for number, micro in enumerate(tokens.split(config.micro_sequences)):
             self.model.draws.micro_batch = number
             loss = self._loss(micro)
-            if self._checksums.due:
-                sums = self._checksums.read()
+            if self.checksums.due:
+                sums = self.checksums.read()
             (loss * (scale / config.micro_batches)).backward()
             loss_sum += loss.detach() * micro[:, 1:].numel()
             activation += self.model.activation_norm / config.micro_batches

@@ -25,6 +25,7 @@ from launcher.backends import slurm_calls
 from launcher.backends.report import NodeReport
 from launcher.backends.scratch import sweep_scratch
 from launcher.backends.slurm_calls import call, cancel, job_states, plain_id, show_job
+from launcher.backends.slurm_hosts import exclude
 from launcher.backends.slurm_jobs import POLL_S, are_alive, jobs_of, write_jobs
 from launcher.backends.slurm_words import is_over, is_queued, reports
 from launcher.errors import LaunchError, Unreachable
@@ -181,6 +182,7 @@ def parameters(spec: RunSpec, token: str) -> dict[str, Any]:
         "nodes": spec.cluster.nodes + spec.cluster.spares,
         "ntasks_per_node": 1,
         "time": max(1, round(slurm.time / 60)) if slurm.time else UNLIMITED_MIN,
+        "exclude": exclude(spec),
         "exclusive": True if slurm.exclusive else None,
         "signal_delay_s": round(slurm.lead),
         "setup": ["export PYTHONSAFEPATH=1", *spec.launch.setup, _SRUN],
@@ -192,7 +194,7 @@ def parameters(spec: RunSpec, token: str) -> dict[str, Any]:
 
 
 _PLAIN = (
-    "partition", "account", "qos", "constraint", "nodelist", "exclude", "comment", "gpus_per_node", "cpus_per_task",
+    "partition", "account", "qos", "constraint", "nodelist", "comment", "gpus_per_node", "cpus_per_task",
     "mem",
 )  # fmt: skip
 

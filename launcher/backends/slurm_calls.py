@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 
-from launcher.backends.slurm_words import Job, is_over, job_of, last_that_ran
+from launcher.backends.slurm_words import Job, Node, is_over, job_of, last_that_ran, nodes_of
 
 CALL_LIMIT_S = 20.0
 # A requeued job may start two minutes after its last process is gone, unless by then it has been given a later time
@@ -70,6 +70,12 @@ def show_job(job_id: str) -> Job | None:
     """The job as scontrol shows it; None when Slurm does not answer or knows it no more."""
     said = call("scontrol", "-o", "show", "job", plain_id(job_id))
     return job_of(said.stdout) if said is not None and said.returncode == 0 else None
+
+
+def show_nodes() -> list[Node] | None:
+    """All nodes as scontrol shows them; None when Slurm does not answer."""
+    said = call("scontrol", "-o", "show", "node")
+    return [*nodes_of(said.stdout)] if said is not None and said.returncode == 0 else None
 
 
 def step_is_alive(job_id: str, step: str) -> bool:

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime
 from typing import Any
 
 from launcher.accounting import Account, detected_s, recovered_s
@@ -17,6 +16,7 @@ from launcher.journal import newest_epoch
 from launcher.paths import RunPaths
 from launcher.run import HALTED, Incident, Node, NodeState, Run, RunState
 from launcher.snapshots import read_view
+from launcher.view.words import iso
 
 SCHEMA = 1
 QUIET_S = 5.0  # no word for so long: does anything of it live?
@@ -104,11 +104,6 @@ def snapshot_of(name: str, view: View, live: Live, now: float) -> dict[str, Any]
             "time_s": books.seconds,
         }
     )
-
-
-def iso(at: float) -> str | None:
-    """Local time with its offset; None for a moment that has not come."""
-    return datetime.fromtimestamp(at).astimezone().isoformat(timespec="milliseconds") if at else None
 
 
 def finite(value: Any) -> Any:
@@ -203,7 +198,9 @@ def _role(run: Run, node: Node) -> str:
         return "excluded"
     if node.state is NodeState.LOST:
         return "lost"
-    return "active" if node.name in _slots(run) else "spare"
+    if node.name in _slots(run):
+        return "active"
+    return "excluded" if node.barred else "spare"
 
 
 def _node(run: Run, node: Node, live: Live) -> dict[str, Any]:
@@ -215,7 +212,7 @@ def _node(run: Run, node: Node, live: Live) -> dict[str, Any]:
         "name": node.name,
         "role": role,
         "state": "GONE" if run.state.is_terminal else node.state.value,
-        "reason": "; ".join(filter(None, (node.excluded or node.draining, _drained(run, node)))),
+        "reason": "; ".join(filter(None, (node.excluded or node.barred or node.draining, _drained(run, node)))),
         "agent_pid": node.pid,
         "host": node.host,
         "beat_s": _float(told.get("beat_s")),

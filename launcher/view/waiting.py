@@ -11,8 +11,7 @@ from launcher.errors import LaunchError
 from launcher.paths import RunPaths
 from launcher.run import Incident, Run, RunState
 from launcher.snapshots import read_run
-from launcher.view.snapshot import iso
-from launcher.view.words import clock, number
+from launcher.view.words import clock, iso, number
 
 POLL_S = 0.5
 _REST = 10

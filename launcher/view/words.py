@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from launcher.news import differs
@@ -53,6 +54,11 @@ def size(count: int | None) -> str:
 def counted(number: int, noun: str) -> str:
     """As in "1 step", "2 steps"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def iso(at: float) -> str | None:
+    """Local time with its offset; None for a moment that has not come."""
+    return datetime.fromtimestamp(at).astimezone().isoformat(timespec="milliseconds") if at else None
 
 
 def clock(moment: str | None) -> str:

@@ -13,7 +13,8 @@ import pytest
 from launcher.snapshots import FOLDED_BY
 
 ROOT = Path(__file__).parents[2]
-OURS = {"cli", "launcher", "model", "policies"}
+COMMANDS = {"cli", "cli_hosts"}
+OURS = COMMANDS | {"launcher", "model", "policies"}
 
 PURE = [
     "launcher.settings", "launcher.verdicts", "policies.questions", "policies.why_not",
@@ -24,6 +25,8 @@ PURE = [
     "launcher.backends.report", "launcher.backends.slurm_words",
     "launcher.abilities", "launcher.telemetry", "launcher.binding",
     "launcher.doctor.checks", "launcher.doctor.cluster_checks", "launcher.doctor.show",
+    "launcher.hosts.records", "launcher.hosts.fold", "launcher.hosts.standing", "launcher.hosts.guard",
+    "launcher.hosts.of_run", "launcher.localize", "launcher.health.finding",
     "launcher.checkpoints", "policies.schema", "policies.when", "policies.units", "policies.detectors",
     "policies.engine", "policies.exits", "policies.silence", "policies.explain", "policies.finding",
     "policies.ladder", "policies.meaning", "policies.observe", "policies.state", "policies.baseline", "policies.spike",
@@ -83,6 +86,7 @@ LAYERS = [
         "launcher.verdicts",
     ],
     ["launcher.line_watch", "launcher.storage_probe"],
+    ["launcher.hosts"],
     ["launcher.rank_log", "launcher.rank_socket", "launcher.program", "launcher.machine", "launcher.warm_process"],
     [
         "launcher.recovery",
@@ -95,6 +99,7 @@ LAYERS = [
     ],
     ["launcher.backends", "launcher.agent", "launcher.control"],
     ["launcher"],
+    ["cli_hosts"],
     ["cli"],
 ]
 # Grammar and errors that the layers of policies and launcher share.
@@ -111,8 +116,9 @@ STDLIB_ONLY = ["launcher.reporter", "launcher.warm"]
 
 def files() -> Iterator[tuple[str, Path]]:
     """(module, file) of everything that is shipped."""
-    yield "cli", ROOT / "cli.py"
-    for package in sorted(OURS - {"cli"}):
+    for name in sorted(COMMANDS):
+        yield name, ROOT / f"{name}.py"
+    for package in sorted(OURS - COMMANDS):
         for path in sorted((ROOT / package).rglob("*.py")):
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             yield name.removesuffix(".__init__"), path
@@ -181,7 +187,7 @@ def test_nothing_imports_upward(module: str) -> None:
 def test_packages_keep_their_distance(module: str) -> None:
     package = module.split(".", maxsplit=1)[0]
     imported = imports(module)
-    if package in ("launcher", "policies", "cli"):
+    if package in COMMANDS | {"launcher", "policies"}:
         assert not {name for name in imported if name.split(".")[0] == "model"}
     if package == "policies":
         assert "launcher" not in {name.split(".")[0] for name in ours(module) - SHARED}

@@ -117,11 +117,17 @@ class Cluster:
     def env(self) -> dict[str, str]:
         """The environment in which Slurm's commands mean this cluster."""
         path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
-        return {**os.environ, "PATH": path, "SLURM_CONF": str(self.conf)}
+        site = os.environ.get("OPT_LAUNCH_SITE") or str(self.site)
+        return {**os.environ, "PATH": path, "SLURM_CONF": str(self.conf), "OPT_LAUNCH_SITE": site}
 
     @property
     def nodes(self) -> list[str]:
         return [line.split()[0].removeprefix("NodeName=") for line in self._lines() if line.startswith("NodeName=")]
+
+    @property
+    def site(self) -> Path:
+        """What its users have set for all runs: a host ledger that goes with the cluster."""
+        return self.folder / "site.yaml"
 
     @property
     def runs(self) -> Path:
@@ -149,6 +155,7 @@ class Cluster:
         self.folder.chmod(0o755)  # jobs are submitted by others
         self.runs.mkdir(exist_ok=True)
         self.runs.chmod(0o1777)
+        self.site.write_text(f"hosts: {{ledger: {self.runs / '.hosts'}}}\n")
         wires = Wires.lay(names) if wired else None
         if wires:
             wires.note(self.folder / "network")

@@ -36,7 +36,7 @@ def opt_launch(cluster: Cluster, *arguments: object) -> subprocess.CompletedProc
 
 
 class SlurmRun(LiveRun):
-    """`job` is Slurm's id of it."""
+    """`job` is Slurm's id of it. `ledger`: of hosts, else one of its own: what tests do to nodes is soon forgotten."""
 
     def __init__(
         self,
@@ -46,9 +46,11 @@ class SlurmRun(LiveRun):
         by: str = "requeue",
         waits: bool = False,
         flags: tuple[str, ...] = (),
+        ledger: Path | None = None,
         **options: Any,
     ) -> None:
         self.cluster, self._waits, self._flags = cluster, waits, flags
+        self._ledger = ledger or cluster.runs / f".hosts.{name}"
         asked = f"slurm: {{partition: train, time: {limit}, lead: 60s, cpus_per_task: 2}}"
         self.backend = f"backend: slurm, continue_by: {by}, {asked}"
         super().__init__(cluster.runs, name, **options)
@@ -57,7 +59,8 @@ class SlurmRun(LiveRun):
         policy = POLICY.replace("FIRST_STEP", self.first_step).replace("include: [infra, numerics]", "include: [infra]")
         (file.parent / "policy.yaml").write_text(policy)
         self.policy = load_policy([str(file.parent / "policy.yaml")])
-        file.write_text(file.read_text().replace("policy: [infra]", "policy: [./policy.yaml]"))
+        text = file.read_text().replace("policy: [infra]", "policy: [./policy.yaml]")
+        file.write_text(f"{text}hosts: {{ledger: {self._ledger}}}\n")
         for path in (file.parent, *file.parent.iterdir()):
             path.chmod(0o755)
         done = opt_launch(self.cluster, "submit", file, *self._flags)

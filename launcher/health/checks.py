@@ -1,0 +1,51 @@
+"""All checks, by tier: fast ones at any time, standard ones before a start and after a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from launcher.health import gpu, host, network, storage
+from launcher.health.context import Context
+from launcher.health.finding import Finding
+from launcher.hosts.records import Remedy, Verdict
+
+Tier: TypeAlias = Literal["fast", "standard"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """`deadline_s`: who takes longer is stuck; `stuck` and `remedy` are what that says of the host."""
+
+    name: str
+    run: Callable[[Context], Iterator[Finding]]
+    tier: Tier = "fast"
+    deadline_s: float = 5.0
+    stuck: Verdict = "unknown"
+    remedy: Remedy = "none"
+
+
+CHECKS: tuple[Check, ...] = (
+    Check("gpus", gpu.gpus, deadline_s=10, stuck="fail", remedy="reboot_node"),
+    Check("memory", host.memory),
+    Check("memory-errors", host.memory_errors),
+    Check("processors", host.processors),
+    Check("shared-memory", host.shared_memory),
+    Check("limits", host.limits),
+    Check("processes", host.processes),
+    Check("interface", network.interface),
+    Check("infiniband", network.infiniband),
+    Check("space", storage.space, deadline_s=15, stuck="fail", remedy="drain"),
+    Check("writing", storage.writing, "standard", deadline_s=15, stuck="fail", remedy="drain"),
+)
+
+
+def of_tier(tier: Tier) -> Sequence[Check]:
+    """The checks of a tier and of those below it."""
+    return [one for one in CHECKS if tier == "standard" or one.tier == "fast"]
+
+
+def by_name(name: str) -> Check:
+    """Raises KeyError."""
+    return {one.name: one for one in CHECKS}[name]

@@ -1,0 +1,43 @@
+"""What checks look at: a tree of files as the kernel shows it, the folders of a run, what was found before."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Context:
+    """`root`: in place of / for /proc and /sys. `folders`: what must be there and have room for `bytes_needed`.
+
+    `interface`: the one over which nodes talk; "" if none is named. `before`: what an earlier check of this boot has
+    left, by names of its own; `after` is what this one leaves.
+    """
+
+    root: Path = Path("/")
+    folders: tuple[str, ...] = ()
+    bytes_needed: int = 0
+    interface: str = ""
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    before: Mapping[str, int | str] = field(default_factory=dict)
+    after: dict[str, int | str] = field(default_factory=dict)
+
+    def text(self, path: str) -> str:
+        """The content of a file under the root, without blanks around. Raises OSError."""
+        return (self.root / path).read_text(errors="replace").strip()
+
+    def number(self, path: str) -> int:
+        """The number in a file. Raises OSError, ValueError."""
+        return int(self.text(path).split()[0])
+
+    def glob(self, pattern: str) -> Iterator[Path]:
+        """Paths under the root, in order."""
+        return iter(sorted(self.root.glob(pattern)))
+
+    def grown(self, name: str, value: int) -> int:
+        """By how much a counter has grown since the check before this one; one that fell was reset."""
+        self.after[name] = value
+        before = self.before.get(name, value)
+        return value - before if isinstance(before, int) and value >= before else 0

@@ -1,0 +1,91 @@
+"""An examination of this machine: what checks remember from one to the next, and what is told of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.doctor.checks import Verdict as Line
+from launcher.errors import LaunchError
+from launcher.health.checks import Tier, of_tier
+from launcher.health.context import Context
+from launcher.health.finding import Finding
+from launcher.health.runner import Examination
+from launcher.hosts.ledger import Ledger
+from launcher.hosts.records import Found, Remedy
+from launcher.machine import boot_id
+from launcher.paths import write_atomically
+
+MEMORY = "~/.opt-launch/health"  # a file a host: counters and ports as they were
+_FIXES: dict[Remedy, str] = {
+    "none": "",
+    "restart_app": "restart the run",
+    "reset_gpu": "reset the GPU (nvidia-smi --gpu-reset), or reboot the node",
+    "reboot_node": "reboot the node",
+    "drain": "leave the node out: opt-launch hosts exclude NODE --reason ...",
+    "service": "have the node looked at",
+}
+
+
+def node_name() -> str:
+    """As Slurm calls this machine, or as it calls itself."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def examine(tier: Tier, folders: Sequence[str], interface: str) -> list[Finding]:
+    """Run the checks of a tier here."""
+    memory = Path(os.path.expanduser(MEMORY)) / f"{socket.gethostname()}.json"
+    boot = boot_id()
+    at = Context(folders=tuple(folders), interface=interface, before=_remembered(memory, boot))
+    examination = Examination(at)
+    findings = [*examination.findings(of_tier(tier))]
+    _remember(memory, boot, examination)
+    return findings
+
+
+def record(ledger: Ledger, findings: Sequence[Finding], by: str) -> None:
+    """Write to the host ledger what is wrong, and what no longer is. Raises LaunchError."""
+    now, node = time.time(), node_name()
+    host = ledger.read().hosts.get(node)
+    known = {code: check.verdict for code, check in host.checks.items()} if host else {}
+    records = [
+        Found(
+            id=f"{node}/{key}@{now:.3f}", at=now, by=by, host=node, code=key, verdict=one.verdict, summary=one.summary,
+            evidence=one.evidence,
+        )
+        for one in findings
+        if (key := f"{one.code} {one.subject}".strip())
+        and one.verdict != "skipped"
+        and (one.verdict != "ok" or known.get(key, "ok") != "ok")
+    ]  # fmt: skip
+    if records:
+        ledger.append(*records)
+
+
+def line_of(finding: Finding) -> Line:
+    """As a line of the doctor's."""
+    limit = f" (limit {finding.limit}, from the {finding.limit_source})" if finding.verdict in ("warn", "fail") else ""
+    said = finding.summary + (limit if finding.limit_source else "")
+    return Line(finding.code, finding.verdict, said, _FIXES[finding.remedy], finding.subject)
+
+
+def _remembered(file: Path, boot: str) -> dict[str, int | str]:
+    """What the last examination of this boot has left; counters begin anew with each boot."""
+    try:
+        told = json.loads(file.read_text())
+        return dict(told["after"]) if told["boot_id"] == boot else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _remember(file: Path, boot: str, examination: Examination) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        kept = {**examination.at.before, **examination.after}
+        write_atomically(file, json.dumps({"boot_id": boot, "after": kept}), mode=0o600)
+    except OSError as error:
+        raise LaunchError(f"what checks remember cannot be written: {error.strerror}", str(file)) from error

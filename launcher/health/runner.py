@@ -1,0 +1,144 @@
+"""Runs checks in a child process, each with a deadline. What is stuck is killed and named, and the rest goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher.health.checks import Check
+from launcher.health.context import Context
+from launcher.health.finding import Finding
+
+START_S = 30.0  # until the first line: imports, from a slow disk
+DIE_S = 2.0  # after SIGKILL
+
+
+@dataclass
+class Examination:
+    """`findings` as they come. `after`: what the next examination wants as `before` of its context."""
+
+    at: Context
+    after: dict[str, int | str] = field(default_factory=dict)
+
+    def findings(self, checks: Sequence[Check]) -> Iterator[Finding]:
+        """Run the checks in order. Ends, whatever they do."""
+        left = list(checks)
+        while left:
+            known = len(left)
+            yield from self._in_a_child(left)
+            if len(left) == known:
+                yield Finding(code="health", verdict="unknown", summary="the process for checks could not be started")
+                return
+
+    def _in_a_child(self, left: list[Check]) -> Iterator[Finding]:
+        """Take from `left` what is done, and what has broken the child; nothing where it has not even begun."""
+        child = _Child([sys.executable, "-P", "-m", "launcher.health.child", self._context(), *(c.name for c in left)])
+        deadline, begun = time.monotonic() + START_S, False
+        try:
+            while left:
+                line = child.line(deadline)
+                if isinstance(line, str):
+                    if begun:
+                        yield _broken(left.pop(0), line, survives=not child.kill())
+                    return
+                if "begins" in line:
+                    deadline, begun = time.monotonic() + left[0].deadline_s, True
+                elif "finding" in line:
+                    yield Finding(**line["finding"])
+                else:
+                    self.after |= line["after"]
+                    left.pop(0)
+        finally:
+            child.kill()
+
+    def _context(self) -> str:
+        at = self.at
+        return json.dumps(
+            {
+                "root": str(at.root),
+                "folders": list(at.folders),
+                "bytes_needed": at.bytes_needed,
+                "interface": at.interface,
+                "before": dict(at.before),
+            }
+        )
+
+
+_TOO_LATE = "no answer in time"
+
+
+class _Child:
+    """A process in a group of its own, read line by line."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        assert self._process.stdout is not None
+        self._pipe = self._process.stdout.fileno()
+        os.set_blocking(self._pipe, False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._pipe, selectors.EVENT_READ)
+        self._read = b""
+        self._is_over = False
+
+    def line(self, deadline: float) -> Mapping[str, Any] | str:
+        """The next line, or why there is none. `deadline`: monotonic seconds."""
+        while b"\n" not in self._read:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or not self._selector.select(left_s):
+                return _TOO_LATE
+            data = os.read(self._pipe, 1 << 16)
+            if not data:
+                code = self._exit_code()
+                return (
+                    f"its process ended by {signal.Signals(-code).name}" if code < 0 else f"its process ended: {code}"
+                )
+            self._read += data
+        text, _, self._read = self._read.partition(b"\n")
+        return json.loads(text)
+
+    def _exit_code(self) -> int:
+        """Of a process that has closed its end. It is left unreaped until its whole group is killed."""
+        about = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        assert about is not None
+        return about.si_status if about.si_code == os.CLD_EXITED else -about.si_status
+
+    def kill(self) -> bool:
+        """End it and what it has started; whether that could be done."""
+        if self._is_over:
+            return True
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        try:
+            self._process.wait(DIE_S)
+        except subprocess.TimeoutExpired:
+            return False
+        self._is_over = True
+        self._selector.close()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        return True
+
+
+def _broken(check: Check, why: str, *, survives: bool) -> Finding:
+    if why != _TOO_LATE:
+        return Finding(code=check.name, verdict="unknown", summary=why)
+    also = ", and its process survives SIGKILL" if survives else ""
+    return Finding(
+        code=check.name,
+        verdict="fail" if survives else check.stuck,
+        summary=f"no answer within {check.deadline_s:g} s{also}",
+        limit=check.deadline_s,
+        limit_source="table",
+        remedy="reboot_node" if survives else check.remedy,
+    )
