@@ -26,7 +26,8 @@ def run(accounted: Cluster) -> Iterator[SlurmRun]:
     """Of a user who may do what Slurm's admins may; Operator is not enough for nodes in 22.05."""
     accounted.call("sacctmgr", "-i", "add", "account", "lab")
     accounted.call("sacctmgr", "-i", "add", "user", "nobody", "account=lab", "adminlevel=admin")
-    patient = ("--set", "cluster.silence=5s")  # a busy machine is not to have a node drained that only was late
+    # A busy machine is not to have a node drained that only was late, nor a hang found before the silence.
+    patient = ("--set", "cluster.silence=5s", "--policy", "infra")
     drains = SlurmRun(accounted, "drains", steps=100_000, spares=1, flags=(*DRAIN, *patient))
     yield drains
     drains.clean_up()
