@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 @pytest.fixture
 def run(wired: Cluster, request: pytest.FixtureRequest) -> Iterator[SlurmRun]:
-    # What is usual on clusters, and longer than it takes to replace a supervisor that is cut off itself.
-    usual = ("--set", "cluster.silence=10s", "--policy", "infra")
+    # Longer than it takes to replace a supervisor that is cut off itself, also on a busy machine.
+    usual = ("--set", "cluster.silence=20s", "--policy", "infra")
     cut = SlurmRun(wired, f"cut{request.param}", steps=100_000, spares=1, flags=usual)
     yield cut
     cut.clean_up()
@@ -36,7 +36,7 @@ def test_a_node_that_is_cut_off_is_replaced_and_disturbs_nobody_until_it_is_back
 
     run.cluster.cut_off(node)
     cut_at = time.monotonic()
-    run.wait("a second attempt", lambda run: len(run.attempts) == 2 and run.state == "RUNNING")
+    run.wait("a second attempt", lambda run: len(run.attempts) == 2 and run.state == "RUNNING", 90)
     trains_at, epoch = time.monotonic(), run.run.epoch
     assert all(process.status() in ("sleeping", "running") for process in (agent, *ranks))
     long = ALONE_S + 10 if index else 0  # by then it would take over, if it were the only one left
@@ -48,7 +48,7 @@ def test_a_node_that_is_cut_off_is_replaced_and_disturbs_nobody_until_it_is_back
     end = run.run
     run.stops()
 
-    assert trains_at - cut_at < 40
+    assert trains_at - cut_at < 80
     assert [(one.detector, one.nodes) for one in run.decisions()] == [("node_lost", (node,))]
     assert (end.epoch, len(end.attempts)) == (epoch, 2)
     assert set(end.attempts[-1].slots) == {run.node(1 - index), spare}
