@@ -23,7 +23,7 @@ from typing import Any
 import xxhash
 
 BATCH = 8  # samples a step
-POISON = 4  # beside SAVE and STOP: this step's numbers are not numbers
+POISON = 8  # beside SAVE, STOP and SET: this step's numbers are not numbers
 REDUCE = struct.Struct("<QQ")
 CONNECT_S = 30.0
 
@@ -141,8 +141,12 @@ class Trainer:
                 return self.bits.EXIT_CHECKPOINT_REJECTED
         address = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
         group = Group(self.rank, self.ranks, *address)
+        if self.reporter.asked:
+            self.reporter.applied(None, self.step, self.effective(self.reporter.asked))
         while self.step < self.args.steps:
             wanted = self.train(group)
+            for id_, settings in self.reporter.settings().items():
+                self.reporter.applied(id_, self.step, self.effective(settings))
             due = bool(self.args.save_every) and self.step % self.args.save_every == 0
             if due or wanted & (self.bits.SAVE | self.bits.STOP):
                 self.save()
@@ -153,6 +157,12 @@ class Trainer:
             self.reporter.done(self.step, final_digest=self.state)
         self.reporter.close()
         return 0
+
+    def effective(self, asked: dict[str, Any]) -> dict[str, float]:
+        """Of settings that were asked for, what counts from now on; every one was 1 at first."""
+        if self.args.deaf:
+            return dict.fromkeys(asked, 1.0)
+        return {name: float(str(value).lstrip("x")) for name, value in asked.items()}
 
     # ------------------------------------------------------------ a step
 
@@ -258,6 +268,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--raise-at-import", action="store_true")
     parser.add_argument("--raise-on-node", default="", help="with --raise-at-import: on this node only")
     parser.add_argument("--say", default="", help="every rank prints it, its number and its attempt at its start")
+    parser.add_argument("--deaf", action="store_true", help="settings that are asked for change nothing")
     parser.add_argument("--exit-at", type=int, help="every attempt's rank 1 fails by itself at this step")
     return parser.parse_args()
 

@@ -185,7 +185,7 @@ def _short(ranks: str) -> str:
 
 
 def _incident_title(snap: dict[str, Any]) -> str:
-    opened = sum(1 for incident in snap["incidents"] if incident["state"] in ("OPEN", "HELD"))
+    opened = sum(1 for incident in snap["incidents"] if incident["state"] in ("OPEN", "HELD", "ASKED"))
     return f"INCIDENTS {len(snap['incidents'])}" + (f" ({opened} open)" if opened else "")
 
 

@@ -63,9 +63,9 @@ def wait(paths: RunPaths, patience: Patience, is_alive: Callable[[RunPaths], boo
 
 def incident_text(incident: Incident) -> str:
     """An incident in a line, for somebody who waits."""
-    advised = "" if incident.mode == "act" else f" ({incident.mode} only)"
+    advised = {"advise": " (advise only)", "ask": f" (asked: opt-launch incidents RUN approve {incident.number})"}
     deeds = ", ".join(incident.actions)
-    return f"{clock(iso(incident.decided_at))} {incident.rule}: {incident.why}: {deeds}{advised}"
+    return f"{clock(iso(incident.decided_at))} {incident.rule}: {incident.why}: {deeds}{advised.get(incident.mode, '')}"
 
 
 def pause_after(reading_s: float, least_s: float) -> float:

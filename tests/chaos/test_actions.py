@@ -11,7 +11,7 @@ import pytest
 from live_run import LiveRun, opt_launch
 
 from launcher.control import command
-from launcher.events import ActionDone, AttemptStarted, CommandReceived, Decision, StepDone, Tick
+from launcher.events import ActionDone, AttemptStarted, CommandReceived, Decision, SettingsApplied, StepDone, Tick
 from launcher.view.explaining import explanation_of_rules
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
@@ -36,6 +36,13 @@ class Ruled(LiveRun):
         return super().policy_text.replace("include: [infra, numerics]", "include: [infra]") + RULES.replace(
             "MODE", self.mode
         )
+
+
+class Told(Ruled):
+    """Its trainer lets itself be told."""
+
+    def trainer(self, program: str = "", **options: object) -> str:
+        return super().trainer(program, **options) + "\ncapabilities: {lr: reporter, skip: reporter}"
 
 
 class Asked(Ruled):
@@ -113,5 +120,33 @@ def test_a_rule_is_changed_for_a_while_and_comes_back_by_itself(ruled: Callable[
     run.wait("its end", lambda _: any(tick.at >= changed.at + 2 for tick in run.of(Tick)))
     assert "non_finite, act" in opt_launch(run, "policy", "explain", name).stdout
 
+    assert command(run.paths, "stop", {"now": True})[0]
+    run.ends("STOPPED")
+
+
+def test_a_setting_is_changed_while_ranks_train_and_holds_for_later_attempts(ruled: Callable[..., LiveRun]) -> None:
+    run = ruled(Told, steps=4000).reaches(15)
+    name = run.paths.name
+
+    wrong = opt_launch(run, "do", name, "{set: {clip: 0.3}}", "--why", "x", "--yes")
+    done = opt_launch(run, "do", name, "{set: {lr: x0.5}}", "--why", "too fast", "--yes")
+    live = run.wait_for(SettingsApplied, attempt=1)
+    run.kill(run.rank(2))
+    begun = run.wait_for(SettingsApplied, attempt=2)
+
+    assert (wrong.returncode, "cannot be told: clip" in wrong.stderr) == (1, True)
+    assert (done.returncode, done.stderr) == (0, "set lr x0.5\n")
+    assert (live.id, live.asked, live.effective) == (run.decisions()[0].id, {"lr": "x0.5"}, {"lr": 0.5})
+    assert (begun.id, begun.asked, begun.effective) == ("", {"lr": "x0.5"}, {"lr": 0.5})
+    assert len(run.of(SettingsApplied)) == 2
+    assert command(run.paths, "stop", {"now": True})[0]
+    run.ends("STOPPED")
+
+
+def test_a_trainer_that_does_not_take_a_setting_is_held(ruled: Callable[..., LiveRun]) -> None:
+    run = ruled(Told, steps=4000, deaf=True).reaches(15)
+    opt_launch(run, "do", run.paths.name, "{set: {lr: 0.5}}", "--why", "too fast", "--yes")
+    held = run.wait("a hold", lambda run: run.state == "HELD")
+    assert "lr: asked 0.5, effective 1.0" in held.hold_reason
     assert command(run.paths, "stop", {"now": True})[0]
     run.ends("STOPPED")
