@@ -88,7 +88,8 @@ def removable(run: Run, keep: int, keep_every: int | None) -> tuple[Checkpoint, 
     """Checkpoints that retention lets go, oldest first.
 
     Of the current line the newest `keep` stay, every `keep_every`-th step, and always the newest good one; while the
-    numbers are in trouble, all from before it. Of abandoned lines nothing stays that is older than the newest kept.
+    numbers are in trouble, all from before it; and the newest from before what an incident, that is open or that a
+    person is asked about, may go back to. Of abandoned lines nothing stays that is older than the newest kept.
     """
     line = [checkpoint for checkpoint in run.lineage() if not checkpoint.removed]
     usable = [checkpoint for checkpoint in line if checkpoint.usable]
@@ -97,6 +98,9 @@ def removable(run: Run, keep: int, keep_every: int | None) -> tuple[Checkpoint, 
     kept |= {c.id for c in [next((c for c in usable if run.is_good(c)), None)] if c is not None}
     if math.isfinite(run.sound_until):
         kept |= {c.id for c in usable if c.step <= run.sound_until}
+    unsettled = [one for one in run.incidents if one.state in ("ASKED", "OPEN")]
+    onsets = [one.onset_step if one.onset_step >= 0 else one.step for one in unsettled]
+    kept |= {c.id for onset in onsets for c in [next((c for c in usable if c.step <= onset), None)] if c is not None}
     if run.attempt and run.attempt.restore:
         kept.add(run.attempt.restore)
     present = [c for c in run.checkpoints.values() if not c.removed]

@@ -147,7 +147,7 @@ def _tell_incident(run: Run, event: Decision) -> Run:
     incident = Incident(
         event.incident, event.rule, event.detector, event.attempt, event.onset_at or event.at, event.at, run.step,
         event.why, event.nodes, event.blame, event.mode, event.actions, (event.id,), event.evidence,
-        state=_state_of(event), due_at=event.due_at, otherwise=event.otherwise,
+        state=_state_of(event), onset_step=event.onset_step, due_at=event.due_at, otherwise=event.otherwise,
     )  # fmt: skip
     return evolve(run, incidents=(*run.incidents, incident))
 

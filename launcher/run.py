@@ -154,6 +154,7 @@ class Incident:
     # OPEN, RECOVERED, HELD, ENDED; NOTED, ADVISED, ASKED or LEFT where training went on; WATCHED where nothing is
     # decided yet, and HEALED or STAYED how that ended
     state: str = "OPEN"
+    onset_step: int = -1
     due_at: float = 0.0  # until when a person is asked
     otherwise: str = ""  # what is done if nobody answers: act or nothing
     notes: tuple[Note, ...] = ()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tale import Tale
 
+from launcher.checkpoints import removable
 from launcher.events import CommandReceived, RunReleased
 from launcher.live import next_action
 from launcher.verdicts import checked
@@ -73,6 +74,16 @@ def test_an_incident_goes_from_asked_to_what_came_of_it() -> None:
     ]  # fmt: skip
     assert answered(asked()).run.pending is not None
     assert left(asked()).run.pending is None
+
+
+def test_what_may_be_gone_back_to_is_kept_as_long_as_nobody_has_answered() -> None:
+    tale = Tale().train(20).save()
+    tale.decide(detector="spike", mode="ask", actions=RESTART, onset_step=21)
+    for _ in range(9):
+        tale.steps(5).save()
+    assert (20, 1) not in {one.id for one in removable(tale.run, 2, None)}
+    left(tale)
+    assert (20, 1) in {one.id for one in removable(tale.run, 2, None)}
 
 
 def test_a_new_attempt_ends_what_was_asked() -> None:
