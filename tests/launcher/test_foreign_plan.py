@@ -10,7 +10,7 @@ from simulated_fleet import LIMITS, Simulation
 from tale import Tale
 
 from launcher.abilities import Abilities
-from launcher.commands import Commands
+from launcher.commands import Commands, Grounds
 from launcher.events import (
     AttemptEnded,
     AttemptStarted,
@@ -30,6 +30,8 @@ from launcher.ledger import account
 from launcher.paths import RunPaths
 from launcher.recovery import Emit, Search, Send, plan
 from launcher.run import Run, RunState
+from policies.meaning import RunFacts
+from policies.schema import Policy
 
 SIGNALLED = Abilities(signal="SIGUSR1", save_s=30.0)
 NEVER = Abilities(saves="never", refusal=NO_SAVE)
@@ -155,7 +157,8 @@ def test_the_last_checkpoint_of_a_stopped_run_is_still_found() -> None:
 
 def test_a_save_that_the_trainer_cannot_do_is_answered_at_once(tmp_path: Any) -> None:
     said: list[Event] = []
-    commands = Commands(RunPaths(tmp_path), Run, lambda event: said.append(event) or event, NEVER, frozenset())
+    grounds = Grounds(NEVER, RunFacts(), lambda: Policy(version=1, name="none"), "ann")
+    commands = Commands(RunPaths(tmp_path), Run, lambda event: said.append(event) or event, grounds)
     tale = asked(Tale().train(10), "save")
     commands.durable(tale.run, tale.events[-1])
     (answer,) = said
