@@ -327,6 +327,8 @@ def _fit(one: _Written, facts: RunFacts) -> _Written | None:
         rule = _with_detector(rule, "non_finite", metrics=_given(rule.when.non_finite.metrics, facts.metrics))
     if as_shipped and _is_deaf(rule, facts):
         return None
+    if one.by_us and rule.when.scale_collapse and facts.own_trainer and "loss_scale" not in facts.settings:
+        return None  # there is none
     if one.by_us and rule.when.detector in ("scheduler", "time_left") and not facts.has_scheduler:
         return None  # there it could never fire
     if not facts.own_trainer and one.by_us and rule.when.detector not in FACTS:

@@ -9,6 +9,7 @@ from policies.detectors import look
 from policies.finding import Finding
 from policies.schema import FACTS, Policy, Rule
 from policies.state import EngineState, Question
+from policies.watch import SEES_ONSETS
 
 DEAD = ("exit", "node_lost")  # the attempt has ended: to do nothing is to hold the run
 
@@ -79,7 +80,9 @@ def _stands(rule: Rule, state: EngineState) -> bool:
     """Whether the rule's detector, where that can be asked, still finds what the question is about."""
     if rule.when.detector in FACTS:
         return look(rule, state)[0] is not None
-    return rule.name in state.streaks or not (rule.when.non_finite or rule.when.threshold)
+    if rule.when.detector in ("non_finite", "threshold", *SEES_ONSETS):  # these say so in every step
+        return rule.name in state.streaks
+    return True
 
 
 def _left(state: EngineState, event: Event, incident: int, question: Question, why: str) -> Outcome:

@@ -117,7 +117,7 @@ def spike(detector: Spike, memory: SpikeMemory, event: StepDone, *, learning: bo
         return _learn(evolve(memory, trouble=None, calm_rows=0) if trouble else memory, loss, log_norm), None
     norm_is_up = norm == math.inf or (log_norm is not None and _is_up(memory.norm, log_norm))
     if trouble is None:
-        far, clear = _limits(detector, memory.loss)
+        far, clear = limits(detector, memory.loss)
         if loss - memory.loss.level <= clear and not norm_is_up:
             return _learn(memory, loss, log_norm), None
         trouble = Trouble(event.step, event.at, memory.loss.level, far, clear, memory.habit.plus(memory.calm_rows))
@@ -143,7 +143,7 @@ def _is_up(norm: Baseline, log_norm: float) -> bool:
     return norm.is_learned and above > max(NORM_NOISE * norm.noise, math.log(NORM_FACTOR))
 
 
-def _limits(detector: Spike, loss: Baseline) -> tuple[float, float]:
+def limits(detector: Spike, loss: Baseline) -> tuple[float, float]:
     """How much above the level is far above, and how much is clearly above."""
     noise, share = detector.above * loss.noise, detector.at_least * abs(loss.level)
     return max(noise, share), max(CLEAR * noise, CLEAR_SHARE * share)

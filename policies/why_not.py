@@ -6,13 +6,18 @@ import math
 from collections.abc import Iterator, Mapping
 
 from launcher.events import Decision
+from policies.baseline import ENOUGH
 from policies.detectors import look
 from policies.finding import percentile
 from policies.ladder import afresh, lost_s, uses_left
+from policies.pace import PaceMemory
+from policies.scale import ScaleMemory
 from policies.schema import Policy, Rule
 from policies.silence import suspects
+from policies.spike import SpikeMemory, Trouble, limits
 from policies.state import EngineState, is_within
 from policies.units import format_duration
+from policies.watch import WATCHERS
 from policies.when import Hang
 
 SHOWN = 8
@@ -72,6 +77,8 @@ def _seen(rule: Rule, state: EngineState, metrics: Mapping[str, float]) -> str:
     assert attempt is not None
     if when.threshold or when.non_finite:
         return _numbers(rule, state, metrics)
+    if rule.when.detector in WATCHERS:
+        return _watched(rule, state, metrics)
     if finding := look(rule, state)[0]:
         return f"it would fire: {finding.why}"
     if when.exit:
@@ -92,6 +99,25 @@ def _hang(detector: Hang, state: EngineState) -> str:
     stood = f"nothing has moved for {state.now - state.stopped.since:.1f}s" if state.stopped else "steps move"
     least = format_duration(detector.at_least)
     return f"{stood}; {limit}, and at least {least} without a step are a hang"
+
+
+def _watched(rule: Rule, state: EngineState, metrics: Mapping[str, float]) -> str:
+    """What a detector that watches step by step remembers."""
+    match state.memories.get(rule.name):
+        case SpikeMemory(trouble=Trouble() as trouble):
+            return f"above its level of {trouble.level:.4g} since step {trouble.step}, for {trouble.count} rows"
+        case SpikeMemory(loss=loss) if rule.when.spike and loss.is_learned:
+            far, _ = limits(rule.when.spike, loss)
+            value = metrics.get(rule.when.spike.metric, math.nan)
+            limit = f"above {loss.level + far:.4g} is far from its {loss.level:.4g}"
+            return f"{rule.when.spike.metric} is {value:.4g}; {limit}"
+        case SpikeMemory(loss=loss):
+            return f"it learns what is usual: {len(loss.differences)} of {ENOUGH} values"
+        case ScaleMemory() as scale if scale.seen:
+            return f"the scale is {scale.scale:g}, {scale.skipped} updates in a row are skipped, of {scale.seen}"
+        case PaceMemory(usual=usual) if usual:
+            return f"a step takes {sorted(usual)[len(usual) // 2]:.3g} s as a rule"
+    return "its detector finds nothing"
 
 
 def _numbers(rule: Rule, state: EngineState, metrics: Mapping[str, float]) -> str:

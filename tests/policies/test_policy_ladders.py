@@ -396,6 +396,15 @@ def test_cautious_advises_on_numbers_asks_about_hangs_and_acts_on_what_is_dead()
     assert (question.otherwise, idle.why) == ("nothing", "it has gone by itself")
 
 
+@pytest.mark.parametrize("scales", [True, False])
+def test_opt175b_begins_a_loss_scale_anew_where_there_is_one(scales: bool) -> None:
+    settings = frozenset({"lr", "clip"} | ({"loss_scale"} if scales else set()))
+    rules = load_policy(["opt175b"], RunFacts(settings=settings)).rules
+    resets = [rung.set.loss_scale for one in rules for rung in one.do if rung.set and rung.set.loss_scale]
+    assert resets == ["reset"] * 3 * scales
+    assert ("scale-collapse" in {one.name for one in rules}) == scales
+
+
 def test_opt175b_gets_stronger_each_time_and_then_calls_a_person() -> None:
     story = Story(load_policy(["opt175b"], RunFacts()))
     found: list[Decision] = []

@@ -96,6 +96,15 @@ def test_what_has_gone_by_itself_is_not_done(tmp_path: Path) -> None:
     assert (gone.actions, gone.why) == ({}, "it has gone by itself")
 
 
+def test_a_spike_that_heals_while_a_person_is_asked_is_left(tmp_path: Path) -> None:
+    story = asking(tmp_path, when="spike: {above: 8 sigma, heal_within: 20 steps}")
+    story.training(200)
+    asked = story.steps(40, loss=6.0)
+    assert [one.mode for one in asked if isinstance(one, Decision)] == ["ask"]
+    healed = [one for one in story.steps(80) if isinstance(one, Decision)]
+    assert [one.why for one in healed] == ["it has gone by itself"]
+
+
 def test_an_end_of_the_attempt_answers_the_question(tmp_path: Path) -> None:
     other = rule("exit: {}", "restart: {from: latest}", name="exit")
     story = Story(policy_of(tmp_path, f"rules:{rule('non_finite: {}', GO_BACK, mode=ASK)}{other}")).training()

@@ -42,11 +42,21 @@ def test_a_rule_is_told_with_its_place_mode_and_ladder() -> None:
         ("node-failure", "every node is heard"),
         ("hang", "steps move; 5 x p99 is 5.0s, and at least 2m without a step are a hang"),
         ("draining", "no node is wanted back"),
+        ("loss-spike", "loss is 2; above 2.3 is far from its 2"),
+        ("activation-drift", "its detector finds nothing"),
         ("non-finite", "loss 2, grad_norm 1 at step 29"),
     ],
 )
 def test_a_healthy_run_is_told_in_numbers(name: str, now: str) -> None:
     assert told(training(), name)["now"] == now
+
+
+def test_what_is_not_usual_is_told() -> None:
+    story = Story(DEFAULT).training(5)
+    assert told(story, "loss-spike")["now"] == "it learns what is usual: 4 of 20 values"
+    story.steps(60)
+    story.steps(3, loss=9.0)
+    assert told(story, "loss-spike")["now"] == "above its level of 2 since step 65, for 3 rows"
 
 
 def test_what_is_near_is_told() -> None:
