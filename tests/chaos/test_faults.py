@@ -18,6 +18,7 @@ from live_run import LiveRun, prefixes
 
 from launcher.control import command
 from launcher.events import (
+    AgentJoined,
     AttemptEnded,
     AttemptStarted,
     CheckpointCommitted,
@@ -26,7 +27,6 @@ from launcher.events import (
     Decision,
     EpochStarted,
     NodeBack,
-    NodeDown,
     NodeSilent,
     RankExited,
 )
@@ -184,9 +184,10 @@ def test_the_parent_of_a_nodes_ranks_is_replaced_and_the_node_goes_on(launch: La
 
 def test_a_spare_that_dies_is_nothing_to_decide_about(launch: Launch) -> None:
     run = launch(steps=100).reaches(10)
+    (lost,) = run.of(AgentJoined, node="node2")
 
     run.lose("node2")
-    run.wait_for(NodeDown, node="node2")
+    run.wait("the spare to come back", lambda run: run.nodes["node2"].incarnation != lost.incarnation)
     end = run.ends()
 
     assert run.decisions() == []

@@ -164,8 +164,9 @@ def test_what_a_rank_finds_and_who_sees_its_secret(tmp_path: Path) -> None:
     environment = {**os.environ, "MY_TOKEN": "s3cr3t-of-the-test", "CUDA_MY_KEY": "x", "TRITON_CACHE_DIR": "/kept"}
 
     done = subprocess.run(
-        [*command, "--root", tmp_path], env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+        [*command, "--root", tmp_path], env=environment, cwd=tmp_path,
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
     paths = RunPaths(tmp_path / "tells")

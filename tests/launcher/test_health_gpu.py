@@ -53,6 +53,7 @@ def old_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built(tmp_path_factory.mktemp("old"), "-DOLD_DRIVER")
 
 
+Children = Callable[[], list[psutil.Process]]
 Examine = Callable[..., dict[tuple[str, str], Finding]]
 
 
@@ -168,10 +169,12 @@ def test_without_gpus_nothing_is_asked(examine: Examine) -> None:
 
 
 @pytest.mark.parametrize("key", ["init", "count", "1.ecc"])
-def test_a_driver_that_never_answers_is_a_fault_and_its_process_is_gone(examine: Examine, key: str) -> None:
+def test_a_driver_that_never_answers_is_a_fault_and_its_process_is_gone(
+    examine: Examine, children: Children, key: str
+) -> None:
     found = examine({key: "block"}, limit_s=1.0)["gpus", ""]
     assert (found.verdict, found.summary, found.remedy) == ("fail", "no answer within 1 s", "reboot_node")
-    assert psutil.Process().children() == []
+    assert children() == []
 
 
 def test_a_driver_of_years_ago_is_asked_as_it_knows(examine: Examine, old_driver: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from launcher.health.context import Context
 from launcher.health.finding import Finding
 from launcher.health.runner import Examination
 
+Children = Callable[[], list[psutil.Process]]
 MEMINFO = "MemTotal: 2000000 kB\nMemAvailable: 1900000 kB\n"
 
 
@@ -32,21 +33,17 @@ def examined(root: Path, *checks: Check) -> dict[str, Finding]:
     return {one.code: one for one in Examination(Context(root=root)).findings(checks)}
 
 
-def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
-
-
 def quick(name: str, deadline_s: float = 0.3) -> Check:
     return replace(by_name(name), deadline_s=deadline_s)
 
 
-def test_this_machine_can_be_examined_and_nothing_is_left_behind() -> None:
+def test_this_machine_can_be_examined_and_nothing_is_left_behind(children: Children) -> None:
     findings = [*Examination(Context(folders=("/tmp",))).findings(of_tier("standard"))]
     assert {"memory-available", "cpu-count", "space", "writing"} <= {one.code for one in findings}
     assert children() == []
 
 
-def test_a_check_that_is_stuck_is_named_and_the_others_go_on(root: Path) -> None:
+def test_a_check_that_is_stuck_is_named_and_the_others_go_on(root: Path, children: Children) -> None:
     (root / "proc" / "meminfo").unlink()
     os.mkfifo(root / "proc" / "meminfo")  # whoever opens it waits for ever
     began = time.monotonic()
@@ -65,10 +62,10 @@ def test_a_folder_that_does_not_answer_is_a_fault(root: Path) -> None:
     assert (found["memory"].verdict, found["memory"].remedy) == ("fail", "drain")
 
 
-def test_a_check_that_crashes_takes_nothing_else_with_it(root: Path) -> None:
+def test_a_check_that_crashes_takes_nothing_else_with_it(root: Path, children: Children) -> None:
     (root / "proc" / "meminfo").unlink()
     os.mkfifo(root / "proc" / "meminfo")
-    killer = threading.Thread(target=kill_who_reads, args=[root / "proc" / "meminfo"])
+    killer = threading.Thread(target=kill_who_reads, args=[root / "proc" / "meminfo", children])
     killer.start()
     found = examined(root, by_name("processors"), quick("memory", 30), by_name("interface"))
     killer.join()
@@ -76,7 +73,7 @@ def test_a_check_that_crashes_takes_nothing_else_with_it(root: Path) -> None:
     assert (found["memory"].verdict, found["memory"].summary) == ("unknown", "its process ended by SIGKILL")
 
 
-def kill_who_reads(pipe: Path, limit_s: float = 30) -> None:
+def kill_who_reads(pipe: Path, children: Children, limit_s: float = 30) -> None:
     """Wait until our child is about to read from the pipe, and kill it."""
     deadline = time.monotonic() + limit_s
     while True:
