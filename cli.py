@@ -413,8 +413,8 @@ def report(
 
     from launcher.errors import LaunchError, of_the_system
     from launcher.report import report as make_report
-    from launcher.report import to_markdown
     from launcher.view.locate import find_run
+    from launcher.view.logbook import to_markdown
 
     if form == "html":
         raise LaunchError("reports as HTML are not built yet", "report --format html", "--format md or --format json")

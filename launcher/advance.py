@@ -71,6 +71,7 @@ from launcher.events import (
     StepsMoving,
     StepsStopped,
     TrainerDone,
+    Warned,
 )
 from launcher.evolve import evolve
 from launcher.incidents import (
@@ -87,6 +88,8 @@ from launcher.incidents import (
 from launcher.lineage import committed, healthy_step, rejected, removed, save_failed, set_aside, verified
 from launcher.run import HALTED, Attempt, Node, NodeState, Note, Run, RunState
 from launcher.settings import applied
+
+_WARNINGS = 20  # that are kept
 
 
 def fold(events: Iterable[Event], run: Run | None = None) -> Run:
@@ -387,6 +390,11 @@ def _environment_changed(run: Run, event: EnvironmentChanged) -> Run:
     return evolve(run, attempts=tuple(attempts))
 
 
+def _warned(run: Run, event: Warned) -> Run:
+    others = tuple(one for one in run.warnings if one.text != event.text)
+    return evolve(run, warnings=(*others[1 - _WARNINGS :], event))
+
+
 def _rank_exited(run: Run, event: RankExited) -> Run:
     if not _is_current(run, event.attempt):
         return run
@@ -520,4 +528,5 @@ _HANDLERS = {
     ActionDone: action_done,
     CommandReceived: _command,
     CommandAnswered: _answered,
+    Warned: _warned,
 }

@@ -14,6 +14,7 @@ from launcher.events import (
     Decision,
     Json,
     TrainerDone,
+    Warned,
 )
 
 ENDING = frozenset({"restart", "hold", "stop"})  # actions that end the attempt
@@ -158,7 +159,6 @@ class Incident:
     due_at: float = 0.0  # until when a person is asked
     otherwise: str = ""  # what is done if nobody answers: act or nothing
     notes: tuple[Note, ...] = ()
-    onset_step: int = -1
     lasts: bool = False  # numbers are not yet as they were before `onset_step`
 
     @property
@@ -263,6 +263,7 @@ class Run:
     restarts: int = 0
     lost_steps: int = 0
     ended_reason: str = ""
+    warnings: tuple[Warned, ...] = ()  # the newest, each text once, oldest first
 
     @property
     def attempt(self) -> Attempt | None:

@@ -8,6 +8,7 @@ from launcher.view.words import changed, clock, cost, deeds, duration, number, p
 
 SHOWN_INCIDENTS = 10
 SHOWN_CHECKPOINTS = 5
+SHOWN_WARNINGS = 3
 
 
 def one_line(snap: dict[str, Any]) -> str:
@@ -43,6 +44,7 @@ def plain(snap: dict[str, Any]) -> list[str]:
     lines += [_node(node) for node in snap["nodes"]]
     if refused := snap["drain_refused"]:
         lines.append(f"no node is drained: {refused}")
+    lines += [f"warning  {clock(one['at'])}  {one['text']}" for one in reversed(snap["warnings"][-SHOWN_WARNINGS:])]
     incidents = snap["incidents"][-SHOWN_INCIDENTS:]
     hidden = len(snap["incidents"]) - len(incidents)
     lines += [_incident(incident) for incident in reversed(incidents)]

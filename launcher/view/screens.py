@@ -11,6 +11,7 @@ from rich.text import Text
 from launcher.view.plain import judgement, progress, scheduler
 from launcher.view.words import (
     bar,
+    changed,
     clock,
     cost,
     deeds,
@@ -40,13 +41,15 @@ _MARKS = {"lost": "x", "excluded": "x", "spare": "."}
 
 def screen(snap: dict[str, Any], width: int = 80, height: int = 24) -> RenderableType:
     """The picture of a run that fits into `width` x `height` characters."""
-    nodes, incidents, checkpoints = _shares(snap, height - 11)
+    remarks = _remarks(snap)
+    nodes, incidents, checkpoints = _shares(snap, height - 11 - len(remarks))
     parts: list[RenderableType] = [
         _header(snap, width),
         _progress(snap, width),
         _numbers(snap),
         _losses(snap, width),
         _next(snap),
+        *remarks,
         _rule(f"NODES {_count(snap)}", "worst first", width),
         _nodes(snap, nodes),
         _rule(_incident_title(snap), "newest first", width),
@@ -135,6 +138,14 @@ def _losses(snap: dict[str, Any], width: int) -> Text:
 def _next(snap: dict[str, Any]) -> Text:
     reason = f"   {snap['reason']}" if snap["reason"] else ""
     return _line(Text.assemble(" ", ("NEXT", "bold cyan"), f"  {snap['next_action']}", (reason, "yellow")))
+
+
+def _remarks(snap: dict[str, Any]) -> list[Text]:
+    """What is no incident and should be known: the newest warning, and on what this attempt runs unlike the last."""
+    differs = changed(snap, snap["attempt"])
+    newest = [f"{clock(one['at'])} {one['text']}" for one in snap["warnings"][-1:]]
+    told = [("WARN", "bold yellow", text) for text in newest] + [("NOTE", "bold", text) for text in [differs] if text]
+    return [_line(Text.assemble(" ", (word, style), f"  {text}")) for word, style, text in told]
 
 
 def _rule(title: str, note: str, width: int) -> Text:

@@ -98,6 +98,7 @@ def snapshot_of(name: str, view: View, live: Live, now: float) -> dict[str, Any]
             "environment_changes": [
                 {"attempt": one.number, "changes": dict(one.differs)} for one in run.attempts if one.differs
             ],
+            "warnings": [{"at": iso(one.at), "text": one.text} for one in run.warnings],
             "checkpoints": _checkpoints(run),
             "metrics": dict(run.metrics),
             "losses": _recent_losses(books),

@@ -14,8 +14,9 @@ from foreign_run import ForeignRun
 
 from launcher import resume
 from launcher.events import AttemptStarted, EnvironmentChanged, RunAmended
-from launcher.report import report, to_markdown
+from launcher.report import report
 from launcher.view.incidents import incidents_of, incidents_text
+from launcher.view.logbook import to_markdown
 from launcher.view.plain import plain
 from launcher.view.snapshot import snapshot
 

@@ -20,10 +20,12 @@ from launcher.events import (
     RunSubmitted,
     StepDone,
     TrainerDone,
+    Warned,
 )
 from launcher.journal import JournalWriter, claim_epoch, write_first_epoch
 from launcher.paths import RunPaths
-from launcher.report import comparability, report, to_markdown
+from launcher.report import comparability, report
+from launcher.view.logbook import to_markdown
 
 BORN = 1_700_000_000.0
 SLOTS = {"node0": (0, 1), "node1": (2, 3)}
@@ -68,11 +70,15 @@ def paths(tmp_path: Path) -> RunPaths:
     paths.make_folders()
     epoch = EpochStarted(at=BORN, host="login", pid=4, node="", job_id="")
     write_first_epoch(paths, [epoch, submitted()])
+    tell(paths, *story())
+    return paths
+
+
+def tell(paths: RunPaths, *events: Event) -> None:
     writer = JournalWriter(paths, claim_epoch(paths), lambda _: None, lambda _: None)
-    for event in story():
+    for event in events:
         writer.put(event)
     writer.close()
-    return paths
 
 
 def test_the_parts_of_the_time_sum_to_the_whole(paths: RunPaths) -> None:
@@ -116,15 +122,22 @@ def test_a_rule_needed_again_at_the_same_step_has_not_held(paths: RunPaths) -> N
 
 def test_what_came_of_drains_is_a_table_of_its_own(paths: RunPaths) -> None:
     assert "## Nodes drained" not in to_markdown(report(paths))
-    writer = JournalWriter(paths, claim_epoch(paths), lambda _: None, lambda _: None)
     why = "opt-launch demo: silent"
-    writer.put(DrainDone(at=BORN + 9, node="node1", decision="d0001", ok=True, reason=why, detail="drained"))
-    writer.put(DrainUndone(at=BORN + 10, node="node1", ok=True, detail="opened again"))
-    writer.close()
+    drained = DrainDone(at=BORN + 9, node="node1", decision="d0001", ok=True, reason=why, detail="drained")
+    tell(paths, drained, DrainUndone(at=BORN + 10, node="node1", ok=True, detail="opened again"))
 
     body = report(paths)
     assert [(one["node"], one["detail"]) for one in body["drains"]] == [("node1", "drained"), ("node1", "opened again")]
     assert f"| node1 | drained | {why} |" in to_markdown(body)
+
+
+def test_warnings_are_in_the_logbook_the_newest_in_full(paths: RunPaths) -> None:
+    tell(paths, *(Warned(at=BORN + 20 + i, text=f"slow disk {i}") for i in range(23)))
+    body = report(paths)
+    assert [one["text"] for one in body["warnings"]] == [f"slow disk {i}" for i in range(23)]
+    section = to_markdown(body).split("## Warnings\n\n")[1].splitlines()
+    assert section[0] == "- 3 older ones before these"
+    assert [line.rsplit(" ", 1)[1] for line in section[1:21]] == [str(i) for i in range(3, 23)]
 
 
 def test_a_run_without_an_attempt_has_a_report(tmp_path: Path) -> None:

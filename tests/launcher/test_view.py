@@ -23,12 +23,14 @@ from launcher.events import (
     CheckpointCommitted,
     CheckpointVerified,
     Decision,
+    EnvironmentChanged,
     EpochStarted,
     Event,
     NodeDown,
     RunHeld,
     RunSubmitted,
     StepDone,
+    Warned,
 )
 from launcher.fold import View
 from launcher.journal import JournalWriter, claim_epoch, read_journal, seal, write_first_epoch
@@ -258,8 +260,12 @@ def test_the_screen_fits(width: int, height: int, many: int) -> None:
         )
         for i in range(many)
     ]  # fmt: skip
+    warnings = [Warned(at=BORN + 30, text=f"{i} " * 100) for i in range(many)]
     snap = snapshot_of(
-        "demo", View().taken(in_journal_order([submitted("demo"), *story(), *more, *incidents])), {}, BORN + 31
+        "demo",
+        View().taken(in_journal_order([submitted("demo"), *story(), *more, *incidents, *warnings])),
+        {},
+        BORN + 31,
     )
     lines = drawn(snap, width, height).splitlines()
     assert len(lines) <= height
@@ -278,6 +284,17 @@ def test_the_live_screen_says_how_to_leave_it(tmp_path: Path, width: int, height
 def test_what_is_cut_off_a_small_screen_is_the_oldest(tmp_path: Path) -> None:
     text = "\n".join(plain(snapshot(write_run(tmp_path), now=BORN + 31)))
     assert text.index("checkpoint step 8") < text.index("checkpoint step 4")
+
+
+def test_what_changes_no_decision_and_should_be_known_is_shown(tmp_path: Path) -> None:
+    told = [Warned(at=BORN + 3 + i, text=text) for i, text in enumerate(["no ledger", "disk full", "no ledger"])]
+    differs = EnvironmentChanged(at=BORN + 30, attempt=2, changes={"torch": [1, 2]})
+    snap = snapshot(write_run(tmp_path, events=[submitted("demo"), *story(), *told, differs]), now=BORN + 40)
+
+    assert [one["text"] for one in snap["warnings"]] == ["disk full", "no ledger"]
+    assert [line.split("  ")[-1] for line in plain(snap) if line.startswith("warning")] == ["no ledger", "disk full"]
+    shown = [line.split()[-2:] for line in drawn(snap).splitlines() if line.startswith((" WARN", " NOTE"))]
+    assert shown == [["no", "ledger"], ["before:", "torch"]]
 
 
 def test_the_worst_node_comes_first(tmp_path: Path) -> None:
