@@ -6,10 +6,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 bad config or policy, 4 no such run, 5 
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +14,21 @@ import typer
 from typer.core import TyperGroup
 
 from cli_hosts import hosts_app
+from cli_policy import policy_app
+from cli_shared import (
+    RUNS,
+    AsJson,
+    Policies,
+    Root,
+    RunName,
+    command,
+    drop_output,
+    print_json,
+    print_text,
+    printing,
+    seconds_of,
+    tell,
+)
 
 LEFT_BY_CTRL_C = 130
 READER_IS_GONE = 141  # what a shell shows for a command that ended by SIGPIPE
@@ -28,13 +40,13 @@ class Outermost(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             done = super().invoke(ctx)
-            _print("", end="", flush=True)
+            print_text("", end="", flush=True)
             return done
         except KeyboardInterrupt:
-            _tell("\nleft by Ctrl-C: runs go on without you (opt-launch status; opt-launch stop RUN ends one)")
+            tell("\nleft by Ctrl-C: runs go on without you (opt-launch status; opt-launch stop RUN ends one)")
             raise typer.Exit(LEFT_BY_CTRL_C) from None
         except BrokenPipeError:
-            _drop_output()
+            drop_output()
             raise typer.Exit(READER_IS_GONE) from None
         except typer.BadParameter as error:
             error.message = error.message.removeprefix("Value error, ")
@@ -45,7 +57,7 @@ class Outermost(TyperGroup):
             if ctx.params.get("debug") or not isinstance(error, (LaunchError, OSError)):
                 raise
             told = of_the_system(error) if isinstance(error, OSError) else error
-            _tell(f"error: {told}")
+            tell(f"error: {told}")
             raise typer.Exit(told.exit_code) from None
 
 
@@ -58,29 +70,23 @@ app = typer.Typer(
     help="Fault-tolerant launcher for PyTorch training on clusters: submit once, sleep, read the logbook in the "
     "morning. On Slurm, or on virtual nodes of this machine.",
 )
-policy_app = typer.Typer(no_args_is_help=True, help="Look at policies.")
 app.add_typer(policy_app, name="policy")
 app.add_typer(hosts_app, name="hosts")
 
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="Its name, a unique prefix of it, or - for the newest.")]
 RunOrSweep = Annotated[str, typer.Argument(metavar="RUN", help="As everywhere, or a sweep: all runs of it.")]
-Root = Annotated[Path, typer.Option(envvar="OPT_LAUNCH_ROOT", help="The folder of the runs.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="trainer.lr=2e-4")]
-Policies = Annotated[list[str] | None, typer.Option(help="A shipped policy or a file; may be repeated.")]
 Nodes = Annotated[int | None, typer.Option(help="Nodes that train.")]
 Spares = Annotated[int | None, typer.Option(help="Nodes in reserve.")]
 Timeout = Annotated[str | None, typer.Option(help="Give up after so long (90s, 2h): exit code 124.")]
 ThroughHold = Annotated[bool, typer.Option("--through-hold", help="Wait on while the run is held.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
-RUNS = Path("runs")
 
 
 def _version(asked: bool) -> None:
     if asked:
         from importlib.metadata import version
 
-        _print(f"opt-launch {version('opt-launch')}")
+        print_text(f"opt-launch {version('opt-launch')}")
         raise typer.Exit
 
 
@@ -121,17 +127,17 @@ def submit(
     if dry_run:
         from launcher.view.dry_run import plan_text
 
-        return _print(plan_text(resolved, root, source))
+        return print_text(plan_text(resolved, root, source))
     from launcher.access import closed_above
 
     with copying(source) as progress:
         paths = starter.submit(resolved, root, source, progress)
-    _print(paths.name, flush=True)
+    print_text(paths.name, flush=True)
     if (closed := closed_above(paths.root, resolved.spec.access)) is not None:
-        _tell(f"warning: {closed} is closed to group {resolved.spec.access.group}: chmod o+x, or another --root")
+        tell(f"warning: {closed} is closed to group {resolved.spec.access.group}: chmod o+x, or another --root")
     _tell_code(paths)
     if skipped := sizes.skipped(resolved.spec):
-        _tell(f"cluster.min_nodes: {skipped}")
+        tell(f"cluster.min_nodes: {skipped}")
     if watch:
         from launcher.view import watch as viewer
 
@@ -182,8 +188,8 @@ def sweep(
     if dry_run:
         from launcher.view.dry_run import sweep_text
 
-        return _print(sweep_text(planned, root))
-    return _print("\n".join(one.name for one in start.start(planned, root)))
+        return print_text(sweep_text(planned, root))
+    return print_text("\n".join(one.name for one in start.start(planned, root)))
 
 
 @app.command()
@@ -205,16 +211,16 @@ def status(
     if as_json and watch is None:
         from launcher.view.snapshot import snapshot
 
-        return _print_json(snapshot(paths))
+        return print_json(snapshot(paths))
     from launcher.view import watch as viewer
 
     if watch is not None:
-        every_s = _seconds(watch, "--watch")
-        with _printing():
+        every_s = seconds_of(watch, "--watch")
+        with printing():
             return viewer.show_changes(paths, every_s, as_json=as_json)
     console = viewer.stdout()
     show = viewer.show_once if once or not console.is_terminal else viewer.show_live
-    with _printing():
+    with printing():
         return show(paths, console)
 
 
@@ -234,12 +240,12 @@ def logs(
     from launcher.view.locate import find_run
     from launcher.view.logs import Follower, Wanted, check_wanted, merged
 
-    began = time.time() - _seconds(since, "--since") if since else None
+    began = time.time() - seconds_of(since, "--since") if since else None
     paths, wanted = find_run(root, run), Wanted(node, rank, attempt, began)
     check_wanted(paths, wanted)
     colours = os.isatty(1) and not os.environ.get("NO_COLOR")
     for line in Follower(paths, wanted).follow() if follow else merged(paths, wanted):
-        _print(line.shown(colours=colours), flush=follow)
+        print_text(line.shown(colours=colours), flush=follow)
 
 
 @app.command()
@@ -259,12 +265,12 @@ def stop(
         from launcher.sweep.steer import stop_all, unfinished
 
         if not (left := unfinished(record, root)):
-            return _tell(f"sweep {run}: nothing to stop")
+            return tell(f"sweep {run}: nothing to stop")
         _ask(f"Stop {len(left)} of {len(record.runs)} runs of sweep {run}{how}?", yes, f"stop {run}")
-        return stop_all(left, author, now=now, tell=_tell)
+        return stop_all(left, author, now=now, tell=tell)
     paths = find_run(root, run)
     _ask(f"Stop run {paths.name}{how}?", yes, f"stop {paths.name}")
-    return _tell(end(paths, author, now=now, tell=_tell))
+    return tell(end(paths, author, now=now, tell=tell))
 
 
 @app.command()
@@ -303,13 +309,13 @@ def pause(
     paths = find_run(root, run)
     if now:
         _ask(f"Pause run {paths.name} without saving?", yes, f"pause {paths.name} --now")
-    _command(root, paths.name, "pause", reason=reason, now=now)
+    command(root, paths.name, "pause", reason=reason, now=now)
 
 
 @app.command()
 def unpause(run: RunName, root: Root = RUNS) -> None:
     """Let a paused run go on from where it was."""
-    _command(root, run, "unpause")
+    command(root, run, "unpause")
 
 
 @app.command()
@@ -320,7 +326,7 @@ def replace(
     root: Root = RUNS,
 ) -> None:
     """Save, and go on with a spare in the place of a node. No step is lost."""
-    _command(root, run, "replace", node=node, reason=reason)
+    command(root, run, "replace", node=node, reason=reason)
 
 
 @app.command(name="do")
@@ -339,7 +345,7 @@ def do_(
     paths = find_run(root, run)
     asked = deeds.parsed(actions, frozenset(read_resolved(paths.spec).notify))
     _ask(f"Run {paths.name}: {', '.join(asked)}?", yes, f"do {paths.name}")
-    _command(root, paths.name, "do", actions=asked, why=why)
+    command(root, paths.name, "do", actions=asked, why=why)
 
 
 @app.command()
@@ -362,7 +368,7 @@ def resume(
     paths = find_run(root, run)
     flags = {"nodes": nodes, "spares": spares, "policy": policy, "partition": partition, "time": time}
     start(paths, user_name(os.getuid()), changes or (), flags, new_code=new_code)
-    _print(paths.name)
+    print_text(paths.name)
     if new_code:
         _tell_code(paths)
 
@@ -372,7 +378,7 @@ def wait_(run: RunName, timeout: Timeout = None, through_hold: ThroughHold = Fal
     """Wait for the end: 0 SUCCEEDED, 1 FAILED or STOPPED, 6 HELD, 124 timeout."""
     from launcher.view.locate import find_run
 
-    limit_s = _seconds(timeout, "--timeout") if timeout else None
+    limit_s = seconds_of(timeout, "--timeout") if timeout else None
     _wait_for(find_run(root, run), limit_s, through_hold=through_hold)
 
 
@@ -398,7 +404,7 @@ def incidents(
     if verb is not None:
         return _say_of_incident(root, run, verb, incident, text)
     found = incidents_of(find_run(root, run))
-    return _print_json(found) if as_json else _print(incidents_text(found))
+    return print_json(found) if as_json else print_text(incidents_text(found))
 
 
 @app.command()
@@ -422,12 +428,12 @@ def report(
     body = make_report(paths)
     text = to_markdown(body) if form == "md" else json.dumps(body, indent=1, allow_nan=False) + "\n"
     if output is None:
-        return _print(text, end="")
+        return print_text(text, end="")
     try:
         output.write_text(text)
     except OSError as error:
         raise of_the_system(error, "the report cannot be written", f"report {paths.name} -o {output}") from error
-    return _tell(f"written to {output}")
+    return tell(f"written to {output}")
 
 
 @app.command()
@@ -444,129 +450,25 @@ def doctor(
     from launcher.doctor import examination, show
 
     flags = {"partition": partition, "account": account}
-    timeout_s = _seconds(timeout, "--timeout")
+    timeout_s = seconds_of(timeout, "--timeout")
     asked = [examination.asked_spec(changes or (), flags, probed=probed) for probed in (False, True)]
     verdicts = [*examination.examine_here(root, asked[0])]
     if probe:
         try:
-            verdicts += examination.examine_nodes(root, asked[1], timeout_s, _tell)
+            verdicts += examination.examine_nodes(root, asked[1], timeout_s, tell)
         except KeyboardInterrupt:
-            _tell("\nleft by Ctrl-C: the job of the probe was cancelled")
+            tell("\nleft by Ctrl-C: the job of the probe was cancelled")
             raise typer.Exit(LEFT_BY_CTRL_C) from None
     if as_json:
-        _print_json(show.json_of(verdicts))
+        print_json(show.json_of(verdicts))
     else:
-        _print(show.text_of(verdicts, colours=os.isatty(1) and not os.environ.get("NO_COLOR")))
+        print_text(show.text_of(verdicts, colours=os.isatty(1) and not os.environ.get("NO_COLOR")))
     raise typer.Exit(0 if show.nothing_failed(verdicts) else 1)
-
-
-@policy_app.command()
-def validate(files: Annotated[list[str], typer.Argument(metavar="FILES", help="Files, or shipped names.")]) -> None:
-    """Check policies, each by itself, and show every mistake with its place."""
-    from launcher.view.check import check_policies
-
-    _print("\n".join(check_policies(files)))
-
-
-@policy_app.command()
-def explain(
-    run: RunName,
-    incident: Annotated[int | None, typer.Argument(metavar="[ID]", help="The number of an incident.")] = None,
-    root: Root = RUNS,
-) -> None:
-    """Why a rule fired: of an incident. Or why each rule did not: what it sees now, and what its ladder has left."""
-    from launcher.view.explaining import explanation_of_incident, explanation_of_rules
-    from launcher.view.locate import find_run
-
-    paths = find_run(root, run)
-    _print(explanation_of_rules(paths) if incident is None else explanation_of_incident(paths, incident))
-
-
-@policy_app.command(name="set")
-def set_(
-    run: RunName,
-    change: Annotated[str, typer.Argument(metavar="KEY=VALUE", help="hang.mode=advise, budget.restarts='20 per run'")],
-    how_long: Annotated[str | None, typer.Option("--for", metavar="12h", help="Then as it was.")] = None,
-    root: Root = RUNS,
-) -> None:
-    """Change the policy of a run that goes on: a key of a rule, or of the budget. Checked as at submit."""
-    from launcher import policy_set
-
-    try:
-        asked = policy_set.asked(change)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="KEY=VALUE") from None
-    if how_long is not None:
-        asked["for_s"] = _seconds(how_long, "--for")
-    _command(root, run, policy_set.SET, **asked)
-
-
-@policy_app.command()
-def schema() -> None:
-    """The grammar of policies as JSON Schema, for editors."""
-    from policies.load import json_schema
-
-    _print_json(json_schema())
-
-
-@policy_app.command("replay")
-def policy_replay(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="A run, a .csv or .jsonl, a TensorBoard file, a folder of them.")
-    ],
-    policy: Policies = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of the run, where the record does not say.")] = None,
-    step_time: Annotated[str | None, typer.Option(help="Of one step, where the record does not say: 20s.")] = None,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints, likewise.")] = 250,
-    as_json: AsJson = False,
-    root: Root = RUNS,
-) -> None:
-    """What a policy would have seen and decided in old runs, and at what cost. Nothing is done."""
-    from launcher.replay import Costs, sources
-    from launcher.view.locate import find_run
-    from launcher.view.replay import lines_of, replays, text_of
-    from policies.load import load_policy
-
-    costs = Costs(gpus, _seconds(step_time, "--step-time") if step_time else None, save_every)
-    rules = load_policy(policy or ["default"])
-    path = Path(source)
-    for one in replays(rules, sources(path if path.exists() else find_run(root, source).root), costs):
-        if as_json:
-            _print("".join(f"{line}\n" for line in lines_of(one, costs)), end="")
-        else:
-            _print("\n".join(text_of(one, costs)))
 
 
 def main() -> None:
     """The console script."""
     app()
-
-
-def _print(text: str, end: str = "\n", *, flush: bool = False) -> None:
-    with _printing():
-        print(text, end=end, flush=flush)
-
-
-@contextlib.contextmanager
-def _printing() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, BrokenPipeError) or error.filename:  # a file that was read to be shown
-            raise
-        from launcher.errors import of_the_system
-
-        _drop_output()
-        raise of_the_system(error, "the output cannot be written", "printing to standard output") from error
-
-
-def _drop_output() -> None:
-    """What is still buffered must not fail once more when Python ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _resume_failed(name: str, root: Path, max_parallel: int | None, *, with_changes: bool) -> None:
@@ -578,13 +480,7 @@ def _resume_failed(name: str, root: Path, max_parallel: int | None, *, with_chan
         hint = "with --resume-failed only --name, --max-parallel and --root"
         raise WrongUse("runs that were submitted keep their settings", f"sweep --resume-failed of {name}", hint)
     resumed = start.resume_failed(record.record_of(root, name), root, user_name(os.getuid()), max_parallel)
-    return _print("\n".join(one.name for one in resumed)) if resumed else _tell(f"sweep {name}: nothing to resume")
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    _print(json.dumps(value, indent=1, allow_nan=False))
+    return print_text("\n".join(one.name for one in resumed)) if resumed else tell(f"sweep {name}: nothing to resume")
 
 
 def _list(root: Path, runs: list[Any], *, as_json: bool) -> None:
@@ -592,36 +488,19 @@ def _list(root: Path, runs: list[Any], *, as_json: bool) -> None:
 
     snaps = all_runs(root, runs)
     if as_json:
-        return _print_json(snaps)
-    return _print("\n".join(list_lines(snaps))) if snaps else _tell("no runs here: see --root, OPT_LAUNCH_ROOT")
+        return print_json(snaps)
+    return print_text("\n".join(list_lines(snaps))) if snaps else tell("no runs here: see --root, OPT_LAUNCH_ROOT")
 
 
 def _show_sweep(root: Path, record: Any, watch: str | None, *, as_json: bool) -> None:
     from launcher.view import sweeps
 
     if watch is not None:
-        every_s = _seconds(watch, "--watch")
-        with _printing():
+        every_s = seconds_of(watch, "--watch")
+        with printing():
             return sweeps.show_changes(root, record, every_s, as_json=as_json)
     snap = sweeps.sweep_snapshot(root, record)
-    return _print_json(snap) if as_json else _print("\n".join(sweeps.table(snap)))
-
-
-def _seconds(text: str, flag: str) -> float:
-    """A duration with its unit, or a bare number of seconds."""
-    from policies.units import parse_duration
-
-    try:
-        return float(text) if text.replace(".", "", 1).isdigit() else parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=flag) from None
-
-
-def _command(root: Path, name: str, verb: str, **args: Any) -> None:
-    from launcher.view.locate import find_run
-    from launcher.view.steer import steer
-
-    _tell(steer(find_run(root, name), verb, args))
+    return print_json(snap) if as_json else print_text("\n".join(sweeps.table(snap)))
 
 
 def _say_of_incident(root: Path, name: str, verb: str, incident: int | None, text: str | None) -> None:
@@ -634,17 +513,17 @@ def _say_of_incident(root: Path, name: str, verb: str, incident: int | None, tex
         problem = "a note needs its text, in quotes" if verb == "note" else "only a note has a text"
         raise typer.BadParameter(problem, param_hint="TEXT")
     if text is not None:
-        return _tell(note(find_run(root, name), incident, text))
-    return _command(root, name, verb, incident=incident)
+        return tell(note(find_run(root, name), incident, text))
+    return command(root, name, verb, incident=incident)
 
 
 def _command_all(root: Path, name: str, verb: str, **args: Any) -> None:
     """The command to a run, or to all runs of a sweep that have begun and not ended."""
     if (record := _sweep(root, name)) is None:
-        return _command(root, name, verb, **args)
+        return command(root, name, verb, **args)
     from launcher.sweep.steer import steer_all, unfinished
 
-    return steer_all(unfinished(record, root), verb, args, _tell)
+    return steer_all(unfinished(record, root), verb, args, tell)
 
 
 def _sweep(root: Path, name: str) -> Any:
@@ -659,7 +538,7 @@ def _tell_code(paths: Any) -> None:
     from launcher.view.code import told
 
     if (code := read_code(paths)) and (line := told(paths, code)):
-        _tell(line)
+        tell(line)
 
 
 def _ask(question: str, yes: bool, what: str) -> None:
@@ -677,7 +556,7 @@ def _wait_for(paths: Any, timeout_s: float | None, *, through_hold: bool) -> Non
     from launcher.view.waiting import Patience, outcome_text, wait
 
     code, run = wait(paths, Patience(timeout_s, through_hold), is_alive)
-    _tell(outcome_text(run, code))
+    tell(outcome_text(run, code))
     raise typer.Exit(code)
 
 

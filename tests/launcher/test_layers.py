@@ -13,7 +13,7 @@ import pytest
 from launcher.snapshots import FOLDED_BY
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = {"cli", "cli_hosts"}
+COMMANDS = {"cli", "cli_hosts", "cli_policy", "cli_shared"}
 OURS = COMMANDS | {"launcher", "model", "policies"}
 
 PURE = [
@@ -99,7 +99,8 @@ LAYERS = [
     ],
     ["launcher.backends", "launcher.agent", "launcher.control"],
     ["launcher"],
-    ["cli_hosts"],
+    ["cli_shared"],
+    ["cli_hosts", "cli_policy"],
     ["cli"],
 ]
 # Grammar and errors that the layers of policies and launcher share.
