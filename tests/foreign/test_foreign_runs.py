@@ -122,7 +122,8 @@ def test_a_checkpoint_asked_for_by_signal_and_a_stop_that_waits_for_one(launch: 
     says = "capabilities: {resume: newest, save_now: {signal: SIGUSR1, within: 20s}}\n"
     run = launch(PRINTS + SAVES + says, newest=True, saves_on_signal=True, steps=10_000).reaches(5)
     ok, message = run.ask("save")
-    assert (ok, message) == (True, f"step {run.found()[0]} saved")
+    assert ok
+    assert message in [f"step {step} saved" for step in run.found()]  # a signal may reach two ranks at two steps
     assert len(run.found()) == 1
 
     assert run.ask("stop") == (True, "stopping after a last checkpoint")

@@ -57,7 +57,7 @@ def test_the_first_node_is_lost_and_with_it_srun_and_the_script(own_job: Make) -
     run.cluster.lose(run.node(1))
     end = run.ends()
 
-    assert [decision.detector for decision in run.decisions()] == ["node_lost", "node_lost"]
+    assert [decision.detector for decision in run.decisions()] == ["node_lost", "node_lost"], run.story()
     assert set(end.attempts[-1].slots) == {run.node(2), run.node(3)}
     run.becomes("CANCELLED")  # else it would stay RUNNING until its time limit
 
