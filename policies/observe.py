@@ -319,6 +319,7 @@ def _(event: StepDone, state: EngineState) -> EngineState:
         attempt=evolve(attempt, step=event.step, has_stepped=True),
         unwatched_since=None,
         step_times=(*state.step_times[1 - STEP_TIMES :], steps * event.step_s),
+        told_every=steps,
         steps_done=state.steps_done + steps,
         best_step=max(state.best_step, event.step),
         first_step_failures=0,
@@ -333,7 +334,7 @@ def _with_loss(state: EngineState, attempt: Attempt) -> EngineState:
     if state.last_step_at is None:
         return state
     again = max(0, state.best_step - max(attempt.restored, 0))
-    usual = percentile(state.step_times, 50) or 0.0
+    usual = (percentile(state.step_times, 50) or 0.0) / state.told_every
     loss = Loss(state.now, state.now - state.last_step_at + again * usual)
     return evolve(state, losses=(*state.losses[1 - LOSSES :], loss))
 

@@ -167,6 +167,7 @@ class EngineState:
     attempt: Attempt | None = None
     stopped: StepsStopped | None = None
     step_times: tuple[float, ...] = ()  # seconds from one told step to the next, which need not be the very next
+    told_every: int = 1  # steps from the told step before the last one to the last one
     steps_done: int = 0
     best_step: int = -1
     best_committed: int = -1
