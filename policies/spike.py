@@ -131,6 +131,14 @@ def spike(detector: Spike, memory: SpikeMemory, event: StepDone, *, learning: bo
     return evolve(memory, trouble=trouble), _word(trouble, event) if trouble.is_told else None
 
 
+def looked_at(memory: SpikeMemory) -> SpikeMemory:
+    """What is remembered once a person has looked: only rows from then on are a reason to act upon the trouble."""
+    if memory.trouble is None:
+        return memory
+    counted = {"loss_rows": 0, "clear_rows": 0, "far_rows": 0, "norm_rows": 0, "norm_rise": None}
+    return evolve(memory, trouble=evolve(memory.trouble, rows=(), is_due=False, **counted))
+
+
 def _learn(memory: SpikeMemory, loss: float, log_norm: float | None) -> SpikeMemory:
     known = learned(memory.loss, loss)
     norm = memory.norm if log_norm is None else learned(memory.norm, log_norm)

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from launcher.events import AttemptStarted, Event, IncidentClosed, IncidentOpened, Judgement, StepDone
+from launcher.events import (
+    AttemptStarted,
+    Event,
+    IncidentClosed,
+    IncidentOpened,
+    Judgement,
+    RunReleased,
+    RunResumed,
+    StepDone,
+)
 from launcher.evolve import evolve
 from policies.finding import Finding, Word
 from policies.pace import PaceMemory, PeersMemory, slow, straggler
 from policies.scale import ScaleMemory, scale_collapse
 from policies.schema import Policy, Rule
-from policies.spike import SpikeMemory, spike
+from policies.spike import SpikeMemory, looked_at, spike
 from policies.state import EngineState, Trouble, Watched, is_within
 from policies.trend import TrendMemory, drift, plateau
 
@@ -35,6 +44,9 @@ def watched(policy: Policy, state: EngineState, event: Event) -> tuple[EngineSta
     attempt = state.attempt
     if isinstance(event, AttemptStarted):
         return _begun_anew(state, event), {}
+    if isinstance(event, (RunReleased, RunResumed)):
+        known = {name: looked_at(one) if isinstance(one, SpikeMemory) else one for name, one in state.memories.items()}
+        return evolve(state, memories=known), {}
     if not isinstance(event, StepDone) or attempt is None or event.attempt != attempt.number:
         return state, {}
     learning = is_quiet(policy, state)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from story import NAN, Story, ending, policy_of, reason, replayed
 
-from launcher.events import CommandReceived, Decision, RunHeld, from_json, to_json
+from launcher.events import CommandReceived, Decision, RunHeld, StepDone, from_json, to_json
 from policies.explain import explain
 
 ASK = "{ask: 30m, else: act}"
@@ -243,6 +243,21 @@ def test_lost_time_ends_in_a_hold_that_names_it(tmp_path: Path) -> None:
         story.steps(11)
     assert "budget 'lost_time' (10 % per 1h) is used up" in reason(story.last)
     assert [round(loss.seconds) for loss in story.state.losses][:2] == [211, 212], "and the step beyond is new"
+
+
+def test_steps_to_be_done_again_cost_what_a_step_takes_and_not_what_a_line_stands_for(tmp_path: Path) -> None:
+    """Of a trainer that prints every tenth step."""
+    story = Story(policy_of(tmp_path, f"rules:{rule('exit: {}', 'restart: {from: latest}')}"))
+    story.start()
+    for step in range(0, 400, 10):
+        story.at += 10
+        story.tell(StepDone(at=story.at, attempt=1, step=step, metrics={"loss": 2.0}, step_s=1.0))
+    story.exits(0, -9)
+    story.at += 100
+    story.start(restore=340)
+    story.tell(StepDone(at=story.at, attempt=2, step=350, metrics={"loss": 2.0}, step_s=1.0))
+    (loss,) = story.state.losses
+    assert loss.seconds == 100 + 50
 
 
 def test_lost_time_leaves_its_window(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from story import NAN, Story, ending, policy_of
 
 from launcher.codec import decode, encode
-from launcher.events import ActionDone, Decision, IncidentClosed, IncidentOpened, RunAmended
+from launcher.events import ActionDone, Decision, IncidentClosed, IncidentOpened, RunAmended, RunHeld
 from policies.load import load_policy
 from policies.state import EngineState
 
@@ -72,6 +72,20 @@ def test_a_spike_that_comes_again_goes_on_along_the_ladder(story: Story) -> None
         story.start(restore=restore)
         calm(story, 5)
     assert [ending(one) for one in story.decisions] == ["restart", "restart", "hold"]
+
+
+@pytest.mark.parametrize(("loss", "after"), [(2.0, []), (5.0, ["hold"])])
+def test_after_a_release_only_what_is_seen_from_then_on_is_a_reason_to_act(tmp_path: Path, loss, after) -> None:
+    """A held run goes on from a checkpoint that may be younger than the onset."""
+    story = Story(policy_of(tmp_path, "rules: [{name: s, when: {spike: {}}, do: [{hold: {}}]}]"))
+    story.start()
+    calm(story).steps(60, loss=5.0, grad_norm=4.0)
+    story.tell(RunHeld(at=story.at, reason="the loss is too high"))
+    story.released()
+    story.start(restore=150)
+    decisions = story.steps(1, loss=loss, grad_norm=2 * loss - 3) + story.steps(9, loss=loss, grad_norm=2 * loss - 3)
+    assert [ending(one) for one in decisions] == after
+    assert states(story) == (["opened"] if after else ["opened", "healed"])
 
 
 def test_a_number_that_is_not_finite_in_a_spike_belongs_to_its_incident_and_its_onset(story: Story) -> None:
