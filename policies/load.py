@@ -160,8 +160,9 @@ def read_policy(path: Path) -> Policy:
 def refit(policy: Policy, before: RunFacts, facts: RunFacts, name: str) -> tuple[Policy, list[Mistake]]:
     """The policy of a run that is asked for in another way, and what of it no longer fits. `name`: of its file."""
     known = {flaw for rule in policy.rules for flaw in rule_flaws(rule, (), before)}
-    flaws = [flaw for rule in policy.rules for flaw in rule_flaws(rule, (), facts) if flaw not in known]
-    rules = tuple(_following(rule, before.first_step_s, facts.first_step_s) for rule in policy.rules)
+    rules = tuple(_following(rule, before, facts) for rule in policy.rules)
+    asked = [rule for rule in rules if not (_is_ours(rule) and _is_idle(rule, facts))]
+    flaws = [flaw for rule in asked for flaw in rule_flaws(rule, (), facts) if flaw not in known]
     return policy.model_copy(update={"rules": rules}), [Mistake(name, message) for _, message in flaws]
 
 
@@ -325,12 +326,10 @@ def _fit(one: _Written, facts: RunFacts) -> _Written | None:
     rule, as_shipped = one.rule, one.document.name in _shipped_files() and "when" not in one.changed
     if not facts.own_trainer and as_shipped and rule.when.non_finite and facts.metrics is not None:
         rule = _with_detector(rule, "non_finite", metrics=_given(rule.when.non_finite.metrics, facts.metrics))
-    if as_shipped and _is_deaf(rule, facts):
+    if (as_shipped and _is_idle(rule, facts)) or (one.by_us and _lacks_its_object(rule, facts)):
         return None
-    if one.by_us and rule.when.scale_collapse and facts.own_trainer and "loss_scale" not in facts.settings:
-        return None  # there is none
-    if one.by_us and rule.when.detector in ("scheduler", "time_left") and not facts.has_scheduler:
-        return None  # there it could never fire
+    if as_shipped and rule.when.sdc and facts.checksum_every:
+        rule = _with_detector(rule, "sdc", every=facts.checksum_every)
     if not facts.own_trainer and one.by_us and rule.when.detector not in FACTS:
         if any(_unknown_metrics(rule, facts)):
             return None
@@ -347,10 +346,30 @@ def _fit(one: _Written, facts: RunFacts) -> _Written | None:
     return replace(one, rule=rule)
 
 
-def _following(rule: Rule, before: float | None, limit_s: float | None) -> Rule:
-    """The rule with the limit of a first step that the run had set in it set anew."""
-    hang = rule.when.hang
-    return _with_detector(rule, "hang", first_step=limit_s) if hang and hang.first_step == before else rule
+def _is_idle(rule: Rule, facts: RunFacts) -> bool:
+    """Whether the trainer tells nothing of what a rule listens for."""
+    return _is_deaf(rule, facts) or bool(rule.when.sdc and not facts.compares)
+
+
+def _lacks_its_object(rule: Rule, facts: RunFacts) -> bool:
+    """Whether there is no loss scale, or no scheduler, that a rule could be about."""
+    if rule.when.scale_collapse:
+        return facts.own_trainer and "loss_scale" not in facts.settings
+    return rule.when.detector in ("scheduler", "time_left") and not facts.has_scheduler
+
+
+def _following(rule: Rule, before: RunFacts, facts: RunFacts) -> Rule:
+    """The rule with the limits set anew that the run had set in it."""
+    hang, sdc = rule.when.hang, rule.when.sdc
+    if hang and hang.first_step == before.first_step_s:
+        return _with_detector(rule, "hang", first_step=facts.first_step_s)
+    if sdc and _is_ours(rule) and facts.checksum_every and before.checksum_every in (0, sdc.every):
+        return _with_detector(rule, "sdc", every=facts.checksum_every)
+    return rule
+
+
+def _is_ours(rule: Rule) -> bool:
+    return rule.place.split(":")[0] in _shipped_files()
 
 
 def _given(wanted: Sequence[str], given: frozenset[str]) -> tuple[str, ...]:

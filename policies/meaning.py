@@ -62,6 +62,11 @@ class RunFacts:
     has_scheduler: bool = True  # whether there may be one that says what becomes of the job
     shrinks: bool = True  # whether the run may go on with fewer nodes
 
+    @property
+    def compares(self) -> bool:
+        """Whether the trainer may tell checksums: lines that it prints hold none."""
+        return self.checksum_every != 0 and self.metrics is None
+
 
 def rule_flaws(rule: Rule, before: Sequence[Rule], facts: RunFacts | None) -> Iterator[Flaw]:
     """Everything wrong with one rule, given those before it."""
@@ -267,6 +272,8 @@ def _unfit(rule: Rule, facts: RunFacts) -> Iterator[Flaw]:
         elif sdc.every % facts.checksum_every:
             message = f"every {sdc.every} is no multiple of trainer.checksum_every = {facts.checksum_every}"
             yield ("when", "sdc", "every"), message
+    elif sdc and not facts.compares:
+        yield ("when", "sdc"), f"the telemetry of this run tells no checksums: '{rule.name}' can never fire"
     for index, rung in enumerate(rule.do):
         yield from ((("do", index, *path), message) for path, message in _unknown_channel(rung, facts.channels))
         if rung.requeue and not facts.requeues:

@@ -85,7 +85,7 @@ def test_a_branch_without_a_spec_of_its_own_is_asked_for_as_its_parent_was(paths
 
 def test_the_policy_stays_unless_one_is_named(paths: RunPaths) -> None:
     assert amended(paths, "trainer.lr=1e-4").resolved.policy == read_policy(paths.policy)
-    assert next(rule.name for rule in amended(paths, policy=["numerics"]).resolved.policy.rules) == "non-finite"
+    assert next(rule.name for rule in amended(paths, policy=["numerics"]).resolved.policy.rules) == "corrupt-weights"
 
 
 def test_a_limit_that_the_run_has_set_in_its_policy_follows_it(paths: RunPaths) -> None:
@@ -161,3 +161,16 @@ def test_what_exit_codes_mean_is_said_once_however_often_it_is_changed(tmp_path:
 
 def test_secrets_do_not_get_into_the_journal(paths: RunPaths) -> None:
     assert amended(paths, "launch.env.MY_API_KEY=hush").changes == {"launch.env.MY_API_KEY": ["***", "***"]}
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(100, 100), (30, 30), (0, 100)])
+def test_the_shipped_rule_about_wrong_bits_follows_how_often_the_trainer_compares(
+    tmp_path: Path, asked: int, expected: int
+) -> None:
+    """With nothing to compare it stays and says nothing, for the run may compare again."""
+    (tmp_path / "RUN.yaml").write_text(RUN.replace("[./mine.yaml]", "[default]"))
+    paths = RunPaths(tmp_path / "runs" / "demo")
+    paths.make_folders()
+    write_spec(paths, load_spec(tmp_path / "RUN.yaml"))
+    rules = amended(paths, f"trainer.checksum_every={asked}").resolved.policy.rules
+    assert [rule.when.sdc.every for rule in rules if rule.when.sdc] == [expected]

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from story import Story, policy_of
+from story import NAN, Story, ending, policy_of, reason
 
-from launcher.events import StepDone
+from launcher.events import Decision, StepDone
 from policies.corruption import corrupted, odd_ranks
+from policies.load import RunFacts, load_policy
 from policies.when import Sdc
 
 SLOTS = {"n0": (0, 1), "n1": (2, 3), "n2": (4, 5)}
@@ -74,3 +75,77 @@ def test_a_rank_that_holds_other_bits_is_left_out_once_and_the_run_goes_back(tmp
     assert (decision.rule, decision.blame, decision.nodes, decision.ranks) == ("sdc", "certain", ("n1",), (2,))
     assert decision.actions.keys() == {"exclude", "restart"}
     assert "rank 2 on n1 differ, of 3 that must hold the same bits" in decision.why
+
+
+# ---------------------------------------------------------------- the shipped rule
+
+AGREED = {0: 7, 2: 7, 4: 7}
+ODD = {0: 7, 2: 6, 4: 7}  # two of three agree
+SPLIT = {0: 7, 2: 6}  # of two nobody knows
+
+
+class Compared(Story):
+    """A run under a shipped policy whose ranks compare checksums every hundredth step."""
+
+    def __init__(self, name: str = "default") -> None:
+        super().__init__(load_policy([name]), nodes=3)
+        self.start()
+
+    def compares(self, checksums: dict[int, int], step: int, **metrics: float) -> list[Decision]:
+        self.steps(5)
+        self.step = step
+        told = {"loss": 2.0, "grad_norm": 1.0} | metrics
+        sums = {"tensor 0": checksums}
+        return self.tell(StepDone(at=self.at, attempt=self.attempt, step=step, metrics=told, checksums=sums))
+
+
+@pytest.mark.parametrize("name", ["numerics", "default", "opt175b"])
+def test_who_is_wrong_for_certain_is_left_out_and_nothing_it_touched_is_kept(name: str) -> None:
+    story = Compared(name)
+    assert story.compares(AGREED, 100) == []
+    (decision,) = story.compares(ODD, 200)
+    assert decision.rule == "corrupt-weights"
+    assert (decision.nodes, decision.blame, decision.onset_step) == (("n1",), "certain", 100)
+    assert [*decision.actions] == ["exclude", "shrink", "restart"]
+    assert decision.actions["restart"] == {"from": "before_incident", "save_first": False}
+
+
+def test_where_nobody_knows_who_is_wrong_no_node_is_left_out_and_the_second_time_a_person_is_called() -> None:
+    story = Compared()
+    (first,) = story.compares(SPLIT, 200)
+    assert (first.blame, [*first.actions]) == ("undecidable", ["shrink", "restart"])
+    story.start(restore=100)
+    (second,) = story.compares(SPLIT, 200)
+    assert (ending(second), "exclude" in second.actions) == ("hold", False)
+    assert "may be damaged" in reason(second)
+
+
+def test_wrong_bits_explain_a_loss_that_is_no_number() -> None:
+    story = Compared()
+    story.compares(AGREED, 100)
+    (decision,) = story.compares(ODD, 200, loss=NAN)
+    assert decision.rule == "corrupt-weights"
+
+
+def test_a_careful_policy_only_tells_of_wrong_bits() -> None:
+    (decision,) = Compared("cautious").compares(ODD, 200)
+    assert (decision.rule, decision.mode) == ("corrupt-weights", "advise")
+
+
+@pytest.mark.parametrize("name", ["default", "cautious", "opt175b"])
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (RunFacts(checksum_every=100), 100),
+        (RunFacts(checksum_every=30), 30),
+        (RunFacts(checksum_every=0), None),
+        (RunFacts(own_trainer=False), 100),  # through the reporter any trainer may tell them
+        (RunFacts(own_trainer=False, metrics=frozenset({"loss"})), None),
+    ],
+)
+def test_the_shipped_rule_fits_what_the_trainer_compares_and_refuses_none(
+    name: str, facts: RunFacts, expected: int | None
+) -> None:
+    rules = [rule for rule in load_policy([name], facts).rules if rule.when.sdc]
+    assert [rule.when.sdc.every for rule in rules if rule.when.sdc] == ([] if expected is None else [expected])
+    assert facts.own_trainer or all(rule.mode == "advise" for rule in rules)

@@ -389,6 +389,8 @@ def test_the_norm_of_a_layer_can_be_watched(tmp_path: Path) -> None:
         ("sdc: {}", "{exclude: blamed, restart: {from: before_incident}}", RunFacts(checksum_every=50), []),
         ("sdc: {every: 70}", "{hold: {}}", RunFacts(checksum_every=50), ["5:25: every 70 is no multiple of trainer.checksum_every = 50"]),
         ("sdc: {}", "{hold: {}}", RunFacts(checksum_every=0), ["5:17: trainer.checksum_every is 0, so nothing is compared: the rule can never fire"]),
+        ("sdc: {}", "{hold: {}}", RunFacts(own_trainer=False), []),
+        ("sdc: {}", "{hold: {}}", COMMAND, ["5:17: the telemetry of this run tells no checksums: 'r' can never fire"]),
         ("sdc: {}", "{save: now, hold: {}}", RunFacts(), ["7:16: after 'sdc' the weights are damaged: save nothing"]),
         ("sdc: {}", "{replace: blamed}", RunFacts(), ["7:19: 'replace' saves first, and after 'sdc' the weights are damaged: use 'exclude'"]),
     ],
