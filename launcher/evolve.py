@@ -7,12 +7,15 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def evolve(value: T, **changes: Any) -> T:
+_new, _set = object.__new__, object.__setattr__
+
+
+def evolve(value: T, /, **changes: Any) -> T:
     """A copy with some fields changed. Raises TypeError for a field there is not. `__post_init__` is not called."""
     fields = value.__dict__
-    changed = {**fields, **changes}
+    changed = fields | changes
     if len(changed) != len(fields):
         raise TypeError(f"{type(value).__name__} has no {', '.join(sorted(changes.keys() - fields.keys()))}")
-    copy: T = object.__new__(type(value))
-    object.__setattr__(copy, "__dict__", changed)
+    copy: T = _new(value.__class__)
+    _set(copy, "__dict__", changed)
     return copy

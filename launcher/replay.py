@@ -108,7 +108,7 @@ def replayed(policy: Policy, name: str, events: Iterable[Event]) -> Replay:
         while deadline is not None and deadline < event.at:
             state, deadline = _told(policy, replay, state, Tick(at=deadline))
         if isinstance(event, StepDone):
-            if replay.decisions and (goes_on := _went_on(state, replay.decisions[-1], event)):
+            if state.pending and (goes_on := _went_on(state, replay.decisions[-1], event)):
                 state, deadline = _told(policy, replay, state, goes_on)
             replay.rows, replay.last_step = replay.rows + 1, event.step
             times += [event.step_s] if 0 < event.step_s < 1e6 else []

@@ -18,6 +18,8 @@ Path = tuple[str, ...]  # ("rules", NAME, KEY, ...) or ("budget", KEY)
 
 def with_amendments(state: EngineState, event: Event) -> EngineState:
     """The state with what an event changes of the policy, and without what has had its time."""
+    if not state.amendments and not isinstance(event, CommandReceived):
+        return state
     amendments = tuple(one for one in state.amendments if one.until is None or state.now < one.until)
     if isinstance(event, RunAmended) and "policy" in event.changes:
         amendments = ()  # of another policy than this one

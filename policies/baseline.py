@@ -7,9 +7,7 @@ steps: the same for a log of every step and of every 500th.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
 from dataclasses import dataclass
-from typing import Any
 
 from launcher.evolve import evolve
 
@@ -22,18 +20,25 @@ _MEDIAN, _P90 = 1.4826, 1.6449
 
 @dataclass(frozen=True)
 class Baseline:
-    """The last values by age, their differences from the level by age and by size, and what follows from them."""
+    """The last values, and how far each of the last was from the level at its time; both by age."""
 
     values: tuple[float, ...] = ()
     differences: tuple[float, ...] = ()
-    by_size: tuple[float, ...] = ()
     level: float = 0.0
-    noise: float = 0.0
 
     @property
     def is_learned(self) -> bool:
         """Whether enough is known to judge by."""
         return len(self.differences) >= ENOUGH
+
+    @property
+    def noise(self) -> float:
+        """What a value usually differs by, as a standard deviation. It is worked out anew each time it is asked for."""
+        count, by_size = len(self.differences), sorted(self.differences)
+        if not count:
+            return 0.0
+        # The second quantile sees what the first is blind to: a batch loss of two levels, a third on the upper one.
+        return max(by_size[count // 2] * _MEDIAN, by_size[min(count - 1, count * 9 // 10)] / _P90)
 
 
 def learned(baseline: Baseline, value: float) -> Baseline:
@@ -42,29 +47,18 @@ def learned(baseline: Baseline, value: float) -> Baseline:
         return baseline
     values = (*baseline.values[1 - LEVEL_OF :], value)
     level = sorted(values)[len(values) // 2]
-    noise = _noise_with(baseline, value) if baseline.values else {}
-    return evolve(baseline, values=values, level=level, **noise)
+    differences = _differences_with(baseline, value) if baseline.values else ()
+    return evolve(baseline, values=values, level=level, differences=differences)
 
 
 def noted(baseline: Baseline, value: float) -> Baseline:
     """The baseline with a value that counts for the noise, but does not move the level."""
-    return evolve(baseline, **_noise_with(baseline, value))
+    return evolve(baseline, differences=_differences_with(baseline, value))
 
 
-def _noise_with(baseline: Baseline, value: float) -> dict[str, Any]:
+def _differences_with(baseline: Baseline, value: float) -> tuple[float, ...]:
     size = abs(value - baseline.level)
-    if not math.isfinite(size):
-        return {}
-    by_size, differences = list(baseline.by_size), baseline.differences
-    if len(differences) >= NOISE_OF:
-        del by_size[bisect_left(by_size, differences[0])]
-        differences = differences[1:]
-    insort(by_size, size)
-    count = len(by_size)
-    # The second quantile sees what the first is blind to: a batch loss of two levels, a third of it on the upper one.
-    half, most = by_size[count // 2] * _MEDIAN, by_size[min(count - 1, count * 9 // 10)] / _P90
-    noise = half if half > most else most
-    return {"differences": (*differences, size), "by_size": tuple(by_size), "noise": noise}
+    return (*baseline.differences[1 - NOISE_OF :], size) if math.isfinite(size) else baseline.differences
 
 
 UNKNOWN = Baseline()

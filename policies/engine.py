@@ -44,12 +44,15 @@ def decide(policy: Policy, state: EngineState, event: Event) -> Answers:
     state = with_streaks(policy, state, event, words)
     judgements: list[Judgement] = []
     # Most events are steps of a run that is well: what is judged of them has to be fast.
-    for judge in () if isinstance(event, StepDone) and state.is_sound else JUDGES:
+    is_sound = isinstance(event, StepDone) and state.is_sound
+    for judge in () if is_sound else JUDGES:
         state, more = judge(policy, state, event)
         judgements += more
     state, of_trouble = told(policy, state, event, words)
     state, decisions = _numerics(policy, state, event, words)
     judgements += (*of_trouble, *decisions)
+    if is_sound and not judgements:
+        return state, (), None
     state, idle = overtaken(policy, state, event)
     judgements += idle
     if state.story:
@@ -70,10 +73,10 @@ def next_deadline(policy: Policy, state: EngineState) -> float | None:
 
 def _numerics(policy: Policy, state: EngineState, event: Event, words: Mapping[str, Word]) -> Outcome:
     """Metrics of a step that was just done."""
-    attempt = state.judged
-    if not isinstance(event, StepDone) or attempt is None or event.attempt != attempt.number:
+    if not isinstance(event, StepDone) or not (state.streaks or event.checksums):
         return state, ()
-    if not state.streaks and not event.checksums:
+    attempt = state.judged
+    if attempt is None or event.attempt != attempt.number:
         return state, ()
     decisions: tuple[Decision, ...] = ()
     for rule in policy.rules:

@@ -11,7 +11,7 @@ from policies.detectors import bad_metrics
 from policies.finding import Finding, Word
 from policies.schema import Policy, Rule
 from policies.state import EngineState, Streak
-from policies.watch import WATCHERS, found, is_quiet
+from policies.watch import found, is_quiet, number_rules
 
 
 def finding_of(rule: Rule, state: EngineState, event: StepDone, word: Word | None) -> Finding | None:
@@ -53,15 +53,13 @@ def with_streaks(policy: Policy, state: EngineState, event: Event, words: Mappin
     """For each rule about numbers, how long its condition has held without a break."""
     if not isinstance(event, StepDone) or state.attempt is None or event.attempt != state.attempt.number:
         return state
-    streaks: dict[str, Streak] = {}
-    muted = is_quiet(policy, state)
-    for rule in policy.rules:
-        if rule.when.detector in WATCHERS:
-            holds = rule.name in words and words[rule.name].kind == "finding"
-        else:
-            detector = rule.when.non_finite or (None if muted else rule.when.threshold)
-            holds = detector is not None and bool(bad_metrics(detector, event))
-        if holds:
-            before = state.streaks.get(rule.name, Streak(0, state.now, event.step))
-            streaks[rule.name] = evolve(before, steps=before.steps + 1)
-    return evolve(state, streaks=streaks) if streaks or state.streaks else state
+    hold = [name for name, word in words.items() if word.kind == "finding"]
+    for rule in number_rules(policy).single:
+        detector = rule.when.non_finite or (None if is_quiet(policy, state) else rule.when.threshold)
+        if detector is not None and bad_metrics(detector, event):
+            hold.append(rule.name)
+    if not hold and not state.streaks:
+        return state
+    new = Streak(0, state.now, event.step)
+    before = {name: state.streaks.get(name, new) for name in hold}
+    return evolve(state, streaks={name: evolve(one, steps=one.steps + 1) for name, one in before.items()})

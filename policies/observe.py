@@ -43,11 +43,10 @@ from launcher.evolve import evolve
 from policies.finding import percentile
 from policies.meaning import REJECTED_CHECKPOINT
 from policies.silence import is_broken_link, kind_of_exit
-from policies.state import Agent, Attempt, EngineState, Loss
+from policies.state import FEW_TIMES, Agent, Attempt, EngineState, Loss
 
 LOSSES = 256  # restarts whose cost is remembered
 PROGRESS_STEPS = 20  # so many steps beyond the best so far are progress, even without a checkpoint
-STEP_TIMES = 256  # times between steps that are remembered
 # Keys of the spec whose change explains what numbers do then.
 DECLARED = {"lr_change": (".lr",), "batch_change": (".batch_tokens", ".seq_len"), "data_stage": (".data",)}
 FIRST_EXITS = 64  # failed ranks of an attempt that are remembered one by one
@@ -55,6 +54,8 @@ FIRST_EXITS = 64  # failed ranks of an attempt that are remembered one by one
 
 def observe(state: EngineState, event: Event) -> EngineState:
     """The state with the facts of an event taken in. Events it has no use for change only the time."""
+    if isinstance(event, StepDone):
+        return _with_step(state, event)  # of all events most are steps
     # Buffered events may carry times older than what is already known; time never goes back.
     if isinstance(event, EpochStarted) and state.unwatched_since is None and state.attempt:
         state = evolve(state, unwatched_since=state.now)
@@ -304,38 +305,44 @@ def _(event: AttemptEnded, state: EngineState) -> EngineState:
     return evolve(state, attempt=evolve(attempt, ended=True), stopped=None)
 
 
-@_observe.register
-def _(event: StepDone, state: EngineState) -> EngineState:
-    attempt = state.attempt
+def _with_step(state: EngineState, event: StepDone) -> EngineState:
+    attempt, now = state.attempt, max(state.now, event.at)
     if attempt is None or attempt.number != event.attempt:
-        return state
+        return evolve(state, now=now)
     steps = max(1, event.step - attempt.step) if attempt.has_stepped else 1
     if not attempt.has_stepped:
-        state = _with_loss(state, attempt)
+        state = _with_loss(state, attempt, now)
     if state.retry and state.steps_done >= state.retry.began.steps + PROGRESS_STEPS:
         state = evolve(state, retry=None)  # it goes on: what may come next is another story
     return evolve(
         state,
+        now=now,
         attempt=evolve(attempt, step=event.step, has_stepped=True),
         unwatched_since=None,
-        step_times=(*state.step_times[1 - STEP_TIMES :], steps * event.step_s),
+        **_times_with(state, steps * event.step_s),
         told_every=steps,
         steps_done=state.steps_done + steps,
         best_step=max(state.best_step, event.step),
         first_step_failures=0,
         failed_early=(),
         stalled=False,
-        last_step_at=state.now,
+        last_step_at=now,
     )
 
 
-def _with_loss(state: EngineState, attempt: Attempt) -> EngineState:
+def _times_with(state: EngineState, step_s: float) -> dict[str, tuple[float, ...]]:
+    if len(state.newest_times) < FEW_TIMES:
+        return {"newest_times": (*state.newest_times, step_s)}
+    return {"older_times": state.step_times, "newest_times": (step_s,)}
+
+
+def _with_loss(state: EngineState, attempt: Attempt, now: float) -> EngineState:
     """The first step after a restart: what was lost is the time since the last one, and the steps to be done again."""
     if state.last_step_at is None:
         return state
     again = max(0, state.best_step - max(attempt.restored, 0))
     usual = (percentile(state.step_times, 50) or 0.0) / state.told_every
-    loss = Loss(state.now, state.now - state.last_step_at + again * usual)
+    loss = Loss(now, now - state.last_step_at + again * usual)
     return evolve(state, losses=(*state.losses[1 - LOSSES :], loss))
 
 

@@ -88,16 +88,19 @@ def straggler(
 
 def _behind(detector: Straggler, window: tuple[tuple[float, ...], ...]) -> dict[int, float]:
     """The ranks that were behind in most steps of a window, and how many times as long as their peers they needed."""
-    count, late, ratios = 0, [0] * len(window[0]), [0.0] * len(window[0])
+    known: list[tuple[tuple[float, ...], float]] = []
+    late = [0] * len(window[0])
     for times in window:
         usual = quantile(times, detector.slower_than.percentile)
-        if not 0 < usual < math.inf or not all(0 <= time < math.inf for time in times):
+        if not usual > 0 or min(times) < 0 or not math.isfinite(sum(times)):
             continue
-        count += 1
-        for rank, time in enumerate(times):
-            late[rank] += time > detector.slower_than.factor * usual
-            ratios[rank] += time / usual
-    return {rank: ratios[rank] / count for rank, steps in enumerate(late) if count and steps >= MOST * count}
+        known.append((times, usual))
+        limit = detector.slower_than.factor * usual
+        if max(times) > limit:
+            for rank, time in enumerate(times):
+                late[rank] += time > limit
+    behind = [rank for rank, steps in enumerate(late) if known and steps >= MOST * len(known)]
+    return {rank: math.fsum(times[rank] / usual for times, usual in known) / len(known) for rank in behind}
 
 
 def _is_kept(step: int, window: int) -> bool:

@@ -36,12 +36,20 @@ def scale_collapse(
 ) -> tuple[ScaleMemory, Word | None]:
     """What the detector says of a step."""
     metrics = event.metrics
-    if not {"loss_scale", "skipped"} & metrics.keys():
+    if "loss_scale" not in metrics and "skipped" not in metrics:
         return memory, None
     memory = _counted(detector, memory, event)
     if learning or memory.seen <= detector.warmup:
         return evolve(memory, skipped=0, halved=(), below=0, above=0, begun=None, is_told=False), None
     net = math.fsum(memory.halved)
+    most = max(
+        memory.skipped / detector.skipped,
+        net / detector.halvings,
+        memory.below / detector.window,
+        memory.above / detector.window,
+    )
+    if most < 0.5 and (memory.begun is None or memory.applied >= CLEAN):
+        return _over(memory)
     signs: dict[str, tuple[float, float]] = {
         "updates skipped in a row": (memory.skipped, detector.skipped),
         f"halvings within {detector.window} steps": (net, detector.halvings),
@@ -49,8 +57,6 @@ def scale_collapse(
         f"steps above {detector.above or 0:g}": (memory.above, detector.window),
     }
     worst, (value, limit) = max(signs.items(), key=lambda sign: sign[1][0] / sign[1][1])
-    if value < limit / 2 and (memory.begun is None or memory.applied >= CLEAN):
-        return _over(memory)
     memory = evolve(memory, begun=memory.begun or (event.step, event.at), is_told=memory.is_told or value >= limit / 2)
     step, at = memory.begun or (event.step, event.at)
     why = f"loss scale {memory.scale:g} at step {event.step}: {value:g} {worst}, limit {limit:g}"
@@ -74,7 +80,7 @@ def _counted(detector: ScaleCollapse, memory: ScaleMemory, event: StepDone) -> S
     gap = event.step - memory.last_step if 0 <= memory.last_step < event.step else 1
     scale = event.metrics.get("loss_scale", memory.scale)
     scale = scale if 0 < scale < math.inf else memory.scale
-    halvings = math.log2(memory.scale) - math.log2(scale) if memory.scale and scale else 0.0
+    halvings = math.log2(memory.scale) - math.log2(scale) if scale and memory.scale not in (0.0, scale) else 0.0
     told = event.metrics.get("skipped")
     was_skipped = halvings > 0 if told is None else told >= gap
     bucket = event.step * BUCKETS // detector.window
@@ -88,7 +94,7 @@ def _counted(detector: ScaleCollapse, memory: ScaleMemory, event: StepDone) -> S
         scale=scale,
         skipped=memory.skipped + gap if was_skipped else 0,
         applied=0 if was_skipped else memory.applied + gap,
-        halved=(*halved[:-1], halved[-1] + halvings),
+        halved=(*halved[:-1], halved[-1] + halvings) if halvings else halved,
         bucket=bucket,
         below=memory.below + gap if detector.below and 0 < scale < detector.below else 0,
         above=memory.above + gap if detector.above and scale > detector.above else 0,

@@ -29,7 +29,7 @@ CLEAR_ROWS, OF_ROWS = 7, 9  # of the last nine rows clearly above
 BACK_ROWS = 3  # rows in a row that are no longer above
 CLEAR = 3.0 / 8.0  # of the limit for 'far'; of the share of the level two thirds
 CLEAR_SHARE = 2.0 / 3.0
-NORM_NOISE, NORM_FACTOR = 8.0, 2.0  # a gradient norm so many noises up, and doubled, is up
+NORM_NOISE, LOG_FACTOR = 8.0, math.log(2.0)  # a gradient norm so many noises up, and doubled, is up
 EXPLODED = 100.0  # times the highest level the loss has had, which is that of a model that knows nothing
 CERTAIN = math.log(1e6)  # by habit, once in a million rows
 HABIT_OF = 200  # rows that a habit is learned from; before that one jump in a hundred rows is assumed, weighing 50 rows
@@ -117,8 +117,11 @@ def spike(detector: Spike, memory: SpikeMemory, event: StepDone, *, learning: bo
         return _learn(evolve(memory, trouble=None, calm_rows=0) if trouble else memory, loss, log_norm), None
     norm_is_up = norm == math.inf or (log_norm is not None and _is_up(memory.norm, log_norm))
     if trouble is None:
+        above = loss - memory.loss.level
+        if not norm_is_up and above <= CLEAR_SHARE * (detector.at_least * abs(memory.loss.level)):
+            return _learn(memory, loss, log_norm), None  # whatever the noise
         far, clear = limits(detector, memory.loss)
-        if loss - memory.loss.level <= clear and not norm_is_up:
+        if above <= clear and not norm_is_up:
             return _learn(memory, loss, log_norm), None
         trouble = Trouble(event.step, event.at, memory.loss.level, far, clear, memory.habit.plus(memory.calm_rows))
     above = loss - trouble.level
@@ -148,7 +151,7 @@ def _learn(memory: SpikeMemory, loss: float, log_norm: float | None) -> SpikeMem
 
 def _is_up(norm: Baseline, log_norm: float) -> bool:
     above = log_norm - norm.level
-    return norm.is_learned and above > max(NORM_NOISE * norm.noise, math.log(NORM_FACTOR))
+    return above > LOG_FACTOR and norm.is_learned and above > NORM_NOISE * norm.noise
 
 
 def limits(detector: Spike, loss: Baseline) -> tuple[float, float]:

@@ -17,6 +17,9 @@ from policies.schema import Span
 from policies.spike import SpikeMemory
 from policies.trend import TrendMemory
 
+STEP_TIMES = 256  # times between steps that are remembered
+FEW_TIMES = 16
+
 Watched: TypeAlias = SpikeMemory | ScaleMemory | TrendMemory | PaceMemory | PeersMemory
 
 
@@ -166,7 +169,8 @@ class EngineState:
     stalled: bool = False  # the run is held, and its ranks are left waiting
     attempt: Attempt | None = None
     stopped: StepsStopped | None = None
-    step_times: tuple[float, ...] = ()  # seconds from one told step to the next, which need not be the very next
+    older_times: tuple[float, ...] = ()  # of `step_times` all but the last few: so that a step moves few of them
+    newest_times: tuple[float, ...] = ()
     told_every: int = 1  # steps from the told step before the last one to the last one
     steps_done: int = 0
     best_step: int = -1
@@ -198,6 +202,11 @@ class EngineState:
     def moment(self) -> Moment:
         """Now, on both clocks."""
         return Moment(self.now, self.steps_done)
+
+    @property
+    def step_times(self) -> tuple[float, ...]:
+        """Seconds from one told step to the next, which need not be the very next: of the last STEP_TIMES."""
+        return (*self.older_times, *self.newest_times)[-STEP_TIMES:]
 
     @property
     def is_sound(self) -> bool:

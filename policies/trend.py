@@ -35,11 +35,10 @@ class Blocks:
 NO_BLOCKS = Blocks()
 
 
-def filled(blocks: Blocks, step: int, window: int, value: float) -> Blocks:
-    """The blocks with the value of a step. A step that goes back, or a hole of a window, begins anew."""
+def filled(blocks: Blocks, block: int, value: float) -> Blocks:
+    """The blocks with the value of a step of this block. One that goes back, or a hole of a window, begins anew."""
     if not math.isfinite(value):
         return blocks
-    block = step * BLOCKS // window
     if block == blocks.block:
         return evolve(blocks, total=blocks.total + value, rows=blocks.rows + 1)
     if block < blocks.block or block > blocks.block + BLOCKS:
@@ -60,15 +59,17 @@ class TrendMemory:
 
 def drift(detector: Drift, memory: TrendMemory, event: StepDone, *, learning: bool) -> tuple[TrendMemory, Word | None]:
     """What the detector says of a step: means are of logarithms, so that single wild norms count little."""
-    before = {} if learning else memory.blocks
-    blocks, is_new = dict(before), False
+    blocks, is_new = {} if learning else dict(memory.blocks), False
+    block = event.step * BLOCKS // detector.window
     for name in ("loss", *detector.metrics):
-        value = event.metrics.get(name, math.nan)
+        value = event.metrics.get(name)
+        if value is None:
+            continue
         if name != "loss":
             value = math.log(value) if 0 < value < math.inf else math.nan
         old = blocks.get(name, NO_BLOCKS)
-        blocks[name] = filled(old, event.step, detector.window, value)
-        is_new = is_new or blocks[name].means is not old.means
+        blocks[name] = new = filled(old, block, value)
+        is_new = is_new or new.means is not old.means
     memory = evolve(memory, blocks=blocks)
     if not is_new:
         return memory, None  # nothing to be said anew
@@ -86,7 +87,8 @@ def plateau(
     """What the detector says of a step. Where the noise would hide an improvement it says nothing."""
     memory = evolve(memory, blocks={}) if learning else memory
     before = memory.blocks.get(detector.metric, NO_BLOCKS)
-    after = filled(before, event.step, detector.window, event.metrics.get(detector.metric, math.nan))
+    block = event.step * BLOCKS // detector.window
+    after = filled(before, block, event.metrics.get(detector.metric, math.nan))
     memory = evolve(memory, blocks={detector.metric: after})
     if after.means is before.means or len(after.means) < BLOCKS:
         return memory, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from launcher.events import (
@@ -25,7 +26,8 @@ from policies.state import EngineState, Trouble, Watched, is_within
 from policies.trend import TrendMemory, drift, plateau
 
 # Each takes (detector, memory, event, learning) and answers (memory, word).
-WATCHERS: Mapping[str, tuple[Callable[..., tuple[Any, Word | None]], Any]] = {
+Watch = Callable[..., tuple[Any, Word | None]]
+WATCHERS: Mapping[str, tuple[Watch, Any]] = {
     "spike": (spike, SpikeMemory()),
     "scale_collapse": (scale_collapse, ScaleMemory()),
     "drift": (drift, TrendMemory()),
@@ -51,14 +53,37 @@ def watched(policy: Policy, state: EngineState, event: Event) -> tuple[EngineSta
         return state, {}
     learning = is_quiet(policy, state)
     memories, words = dict(state.memories), dict[str, Word]()
-    for rule in policy.rules:
-        if watcher := WATCHERS.get(rule.when.detector):
-            watch, nothing = watcher
-            detector, before = getattr(rule.when, rule.when.detector), memories.get(rule.name, nothing)
-            memories[rule.name], word = watch(detector, before, event, learning=learning)
-            if word:
-                words[rule.name] = word
+    for name, watch, detector, nothing in number_rules(policy).watching:
+        memories[name], word = watch(detector, memories.get(name, nothing), event, learning=learning)
+        if word:
+            words[name] = word
     return (evolve(state, memories=memories) if memories else state), words
+
+
+@dataclass(frozen=True)
+class NumberRules:
+    """The rules of a policy that look at each step. `watching`: (name, what watches, its parameters, empty memory)."""
+
+    watching: tuple[tuple[str, Watch, Any, Any], ...]
+    single: tuple[Rule, ...]  # those that look at the numbers of one step by themselves
+
+
+def number_rules(policy: Policy) -> NumberRules:
+    """Sorted out once for a policy: this is asked for at every step."""
+    last = _last[0]
+    if last[0] is not policy:
+        watching = tuple(
+            (rule.name, watch, getattr(rule.when, rule.when.detector), nothing)
+            for rule in policy.rules
+            if rule.when.detector in WATCHERS
+            for watch, nothing in [WATCHERS[rule.when.detector]]
+        )
+        single = tuple(rule for rule in policy.rules if rule.when.non_finite or rule.when.threshold)
+        last = _last[0] = policy, NumberRules(watching, single)
+    return last[1]
+
+
+_last: list[tuple[Policy | None, NumberRules]] = [(None, NumberRules((), ()))]
 
 
 def is_quiet(policy: Policy, state: EngineState) -> bool:
