@@ -74,6 +74,7 @@ def policy_replay(
     root: Root = RUNS,
 ) -> None:
     """What a policy would have seen and decided in old runs, and at what cost. Nothing is done."""
+    from launcher.curves import SUFFIXES
     from launcher.replay import Costs, sources
     from launcher.view.locate import find_run
     from launcher.view.replay import lines_of, replays, text_of
@@ -82,7 +83,8 @@ def policy_replay(
     costs = Costs(gpus, seconds_of(step_time, "--step-time") if step_time else None, save_every)
     rules = load_policy(policy or ["default"])
     path = Path(source)
-    for one in replays(rules, sources(path if path.exists() else find_run(root, source).root), costs):
+    is_file = path.exists() or path.name != source or path.suffix in SUFFIXES
+    for one in replays(rules, sources(path if is_file else find_run(root, source).root), costs):
         if as_json:
             print_text("".join(f"{line}\n" for line in lines_of(one, costs)), end="")
         else:

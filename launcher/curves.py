@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def read_curve(file: Path) -> list[Row]:
     try:
         if file.name.startswith(TENSORBOARD):
             return _tensorboard(file)
-        with file.open(newline="", encoding="utf-8", errors="replace") as lines:
+        with file.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
             clean = (line.replace("\0", "") for line in lines)
             rows = _rows(_objects(clean) if file.suffix.lower() == ".jsonl" else _table(clean))
             return [row for row in rows if row is not None]
@@ -69,8 +70,10 @@ def read_curve(file: Path) -> list[Row]:
         raise LaunchError("the curve cannot be read", f"{file}: {error}") from error
 
 
-def _table(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
-    return iter(csv.DictReader(lines))
+def _table(lines: Iterator[str]) -> Iterator[Mapping[str, Any]]:
+    """The rows of a table whose columns stand apart by what its first line has most of."""
+    head = next(lines, "")
+    return iter(csv.DictReader(chain([head], lines), delimiter=max(",;\t", key=head.count)))
 
 
 def _objects(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:

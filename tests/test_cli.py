@@ -566,6 +566,21 @@ def test_a_policy_is_replayed_on_old_curves_for_people_and_for_programs(tmp_path
     assert (nothing.code, nothing.out) == (4, "")
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     assert "no row with a step and a number is in it" in call("policy", "replay", "bad.csv", cwd=tmp_path).err
+    assert "no such file, folder or run" in call("policy", "replay", "old/two.csv", cwd=tmp_path).err
+
+
+def test_a_folder_may_hold_tables_of_other_things_beside_its_curves(tmp_path: Path) -> None:
+    for name, text in {"a.csv": "step,loss\n1,2\n", "labels.csv": "curve,kind\na,blip\n", "z.csv": ""}.items():
+        (tmp_path / "old" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "old" / name).write_text(text)
+    told = call("policy", "replay", "old", cwd=tmp_path)
+    assert (told.code, told.out) == (0, "a: 1 row, 0 onsets, 0 decisions\n")
+    assert [line.split(": ")[:2] for line in told.err.splitlines()] == [
+        ["left out", "old/labels.csv"],
+        ["left out", "old/z.csv"],
+    ]
+    (tmp_path / "old" / "a.csv").unlink()
+    assert call("policy", "replay", "old", cwd=tmp_path).code == 1
 
 
 def test_a_bare_word_to_validate_is_a_shipped_policy_or_a_file_here(tmp_path: Path) -> None:

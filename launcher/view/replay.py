@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher.errors import LaunchError
 from launcher.events import Decision, IncidentClosed, Judgement
 from launcher.replay import Bill, Costs, Replay, bill, deed, gpu_hours, replay
 from launcher.view.words import counted
@@ -15,16 +16,32 @@ from policies.schema import Policy
 
 
 def replays(policy: Policy, records: Sequence[tuple[str, Path]], costs: Costs) -> Iterator[Replay]:
-    """Each record through the policy; a bar on stderr where there are several and that is a terminal."""
+    """Each record through the policy; a bar on stderr where there are several and that is a terminal.
+
+    A folder may hold tables of other things too: what is no record is left out, and that is said on stderr. Raises
+    LaunchError where none is one.
+    """
+    refused: list[LaunchError] = []
+    for name, record in _shown(records):
+        try:
+            one = replay(policy, name, record, costs)
+        except LaunchError as error:
+            refused.append(error)
+            if len(records) > 1:
+                print(f"left out: {error.where}: {error.message}", file=sys.stderr)
+            continue
+        yield one
+    if len(refused) == len(records):
+        raise refused[0]
+
+
+def _shown(records: Sequence[tuple[str, Path]]) -> Iterable[tuple[str, Path]]:
     if len(records) < 2 or not sys.stderr.isatty():
-        yield from (replay(policy, name, record, costs) for name, record in records)
-        return
+        return records
     from rich.console import Console
     from rich.progress import track
 
-    console = Console(stderr=True)
-    for name, record in track(records, "replaying", console=console, transient=True):
-        yield replay(policy, name, record, costs)
+    return track(records, "replaying", console=Console(stderr=True), transient=True)
 
 
 def lines_of(one: Replay, costs: Costs) -> Iterator[str]:

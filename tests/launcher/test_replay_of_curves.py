@@ -75,6 +75,13 @@ def test_lines_of_json_are_flat_or_those_of_a_run(tmp_path: Path) -> None:
     assert [(row.step, row.metrics["loss"]) for row in rows] == [(1, 3.0), (7, 2.0)]
 
 
+@pytest.mark.parametrize("between", [";", "\t"])
+def test_a_table_as_spreadsheets_write_it_is_read(tmp_path: Path, between: str) -> None:
+    file = tmp_path / "a.csv"
+    file.write_bytes("\ufeffStep,train/loss\r\n1,3.5\r\n2,2.5\r\n".replace(",", between).encode())
+    assert [(row.step, row.metrics["loss"]) for row in read_curve(file)] == [(1, 3.5), (2, 2.5)]
+
+
 def test_a_folder_is_all_the_curves_in_it_each_by_its_path(tmp_path: Path) -> None:
     for name in ("a.csv", "b/c.csv", "b/d.e.jsonl"):
         csv_of(tmp_path / name, [2.0])
