@@ -35,12 +35,8 @@ WORDS = {RESTART: "go back", EXCLUDE: "leave the node out", "lr": "lower the rat
          "loss_scale": "begin the loss scale anew", SKIP: "leave data out"}  # fmt: skip
 # What people may have done too without the record saying so: it does not tell of every restart that a change took.
 UNSAID = frozenset({RESTART, EXCLUDE})
-# Why people are needed where no sensor saw anything, by kind of row.
-UNSEEN = {
-    "launch": "runs are begun by people",
-    "config_change": "it was changed on purpose, and the record tells of nothing that was seen",
-    "software": "no signal shows it",
-}
+# Why people are needed for what they changed without a sign.
+UNSEEN = "it was changed on purpose, and the record tells of nothing that a sensor saw"
 
 
 # ---------------------------------------------------------------- what was decided
@@ -117,7 +113,7 @@ def _compared(policy: Policy, row: Row, outcome: Outcome) -> tuple[str, str]:
     if row.deeds <= did and did - row.deeds <= UNSAID:
         return AGREES, told(decision)
     if outcome.sign == NOTHING and not did:
-        return PERSON, UNSEEN[row.seen.kind]
+        return PERSON, UNSEEN
     return DIFFERS, _difference(policy, row, outcome)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, time
+from datetime import UTC, date, datetime, time
 
 from opt175b_record import Row
 from opt175b_signs import NODES, SLOTS, STEP_S, Place, Sign, healthy, signs_of
@@ -93,7 +93,7 @@ def outcomes(policy: Policy, rows: Sequence[Row]) -> dict[int, tuple[Outcome, ..
 def _chapters(rows: Sequence[Row]) -> Iterator[list[Row]]:
     """The rows of each run, in order of time: a launch begins a run, and rows without a date are by themselves."""
     chapter: list[Row] = []
-    for row in sorted((row for row in rows if row.day), key=lambda row: row.day.toordinal() if row.day else 0):
+    for row in sorted((row for row in rows if row.day), key=lambda row: row.day or date.max):
         if row.seen.kind == "launch" and chapter:
             yield chapter
             chapter = []
