@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from cli_hosts import hosts_app
+from cli_examine import hosts_app
 from cli_policy import policy_app
 from cli_shared import (
     RUNS,
@@ -21,7 +21,9 @@ from cli_shared import (
     Policies,
     Root,
     RunName,
+    Yes,
     command,
+    confirm,
     drop_output,
     print_json,
     print_text,
@@ -74,7 +76,6 @@ app.add_typer(policy_app, name="policy")
 app.add_typer(hosts_app, name="hosts")
 
 RunOrSweep = Annotated[str, typer.Argument(metavar="RUN", help="As everywhere, or a sweep: all runs of it.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="trainer.lr=2e-4")]
 Nodes = Annotated[int | None, typer.Option(help="Nodes that train.")]
 Spares = Annotated[int | None, typer.Option(help="Nodes in reserve.")]
@@ -266,10 +267,10 @@ def stop(
 
         if not (left := unfinished(record, root)):
             return tell(f"sweep {run}: nothing to stop")
-        _ask(f"Stop {len(left)} of {len(record.runs)} runs of sweep {run}{how}?", yes, f"stop {run}")
+        confirm(f"Stop {len(left)} of {len(record.runs)} runs of sweep {run}{how}?", yes, f"stop {run}")
         return stop_all(left, author, now=now, tell=tell)
     paths = find_run(root, run)
-    _ask(f"Stop run {paths.name}{how}?", yes, f"stop {paths.name}")
+    confirm(f"Stop run {paths.name}{how}?", yes, f"stop {paths.name}")
     return tell(end(paths, author, now=now, tell=tell))
 
 
@@ -308,7 +309,7 @@ def pause(
 
     paths = find_run(root, run)
     if now:
-        _ask(f"Pause run {paths.name} without saving?", yes, f"pause {paths.name} --now")
+        confirm(f"Pause run {paths.name} without saving?", yes, f"pause {paths.name} --now")
     command(root, paths.name, "pause", reason=reason, now=now)
 
 
@@ -344,7 +345,7 @@ def do_(
 
     paths = find_run(root, run)
     asked = deeds.parsed(actions, frozenset(read_resolved(paths.spec).notify))
-    _ask(f"Run {paths.name}: {', '.join(asked)}?", yes, f"do {paths.name}")
+    confirm(f"Run {paths.name}: {', '.join(asked)}?", yes, f"do {paths.name}")
     command(root, paths.name, "do", actions=asked, why=why)
 
 
@@ -539,16 +540,6 @@ def _tell_code(paths: Any) -> None:
 
     if (code := read_code(paths)) and (line := told(paths, code)):
         tell(line)
-
-
-def _ask(question: str, yes: bool, what: str) -> None:
-    """Go on only with a person's yes."""
-    if not yes and not os.isatty(0):
-        from launcher.errors import WrongUse
-
-        raise WrongUse("nobody can be asked: no terminal", what, "add --yes")
-    if not yes:
-        typer.confirm(question, abort=True, err=True)
 
 
 def _wait_for(paths: Any, timeout_s: float | None, *, through_hold: bool) -> None:

@@ -15,6 +15,7 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="Its name, a unique 
 Root = Annotated[Path, typer.Option(envvar="OPT_LAUNCH_ROOT", help="The folder of the runs.")]
 Policies = Annotated[list[str] | None, typer.Option(help="A shipped policy or a file; may be repeated.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 RUNS = Path("runs")
 
 
@@ -66,3 +67,13 @@ def command(root: Path, name: str, verb: str, **args: Any) -> None:
     from launcher.view.steer import steer
 
     tell(steer(find_run(root, name), verb, args))
+
+
+def confirm(question: str, yes: bool, what: str) -> None:
+    """Go on only with a person's yes."""
+    if not yes and not os.isatty(0):
+        from launcher.errors import WrongUse
+
+        raise WrongUse("nobody can be asked: no terminal", what, "add --yes")
+    if not yes:
+        typer.confirm(question, abort=True, err=True)

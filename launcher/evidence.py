@@ -19,7 +19,7 @@ async def collect(ranks: list[Rank], folder: Path, node: str, log: Path) -> list
     """Write the evidence into `folder`; the names of the files that could be written."""
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    stacks = await asyncio.gather(*(_stack(rank.pid) for rank in ranks if rank.alive))
+    stacks = await asyncio.gather(*(stack_of(rank.pid) for rank in ranks if rank.alive))
     texts = {
         f"{node}.rank{rank.rank}.stack.txt": _state(rank) + stack
         for rank, stack in zip((rank for rank in ranks if rank.alive), stacks, strict=True)
@@ -39,7 +39,7 @@ def py_spy() -> str | None:
     return str(beside) if beside.exists() else shutil.which("py-spy")
 
 
-async def _stack(pid: int) -> str:
+async def stack_of(pid: int) -> str:
     """The Python stacks of a process, also of a stopped one; says so where they cannot be had."""
     if not pid:
         return "its process cannot be seen from here: no stack\n"
@@ -59,14 +59,20 @@ async def _stack(pid: int) -> str:
     return output.decode("utf-8", "replace")
 
 
-def _state(rank: Rank) -> str:
-    lines = [f"rank {rank.rank} pid {rank.pid} step {rank.step} section {rank.section} phase {rank.phase or '-'}"]
+def kernel_state(pid: int) -> str:
+    """Where the kernel has a process wait, its state and memory; a line each, none for what may not be seen."""
+    lines: list[str] = []
     for name in ("wchan", "status"):
         with contextlib.suppress(OSError):
-            text = Path(f"/proc/{rank.pid}/{name}").read_text()
+            text = Path(f"/proc/{pid}/{name}").read_text()
             wanted = [line for line in text.splitlines() if name == "wchan" or line.startswith(("State", "VmRSS"))]
             lines += [f"{name}: {line}" for line in wanted]
-    return "\n".join(lines) + "\n\n"
+    return "\n".join(lines)
+
+
+def _state(rank: Rank) -> str:
+    about = f"rank {rank.rank} pid {rank.pid} step {rank.step} section {rank.section} phase {rank.phase or '-'}"
+    return f"{about}\n{kernel_state(rank.pid)}\n\n"
 
 
 def _tail(log: Path) -> str:

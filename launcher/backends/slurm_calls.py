@@ -78,6 +78,16 @@ def show_nodes() -> list[Node] | None:
     return [*nodes_of(said.stdout)] if said is not None and said.returncode == 0 else None
 
 
+def running_job(job_id: str) -> tuple[str, str] | None:
+    """The number of a job that runs, by which steps are started in it, and its nodes as Slurm lists them.
+
+    None when Slurm does not answer, or has no such job running.
+    """
+    said = call("squeue", "-h", "-t", "RUNNING", "-j", plain_id(job_id), "-o", "%A %N")
+    words = said.stdout.split() if said is not None and said.returncode == 0 else []
+    return (words[0], words[1]) if len(words) == 2 else None
+
+
 def step_is_alive(job_id: str, step: str) -> bool:
     """Whether a step of a job goes on; where the controller does not answer, it does."""
     said = call("squeue", "-h", "--steps", "-j", job_id, "-o", "%i")

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from launcher.hosts.records import Remedy, Verdict
 
 Value: TypeAlias = str | float | int | bool | None
-LimitSource: TypeAlias = Literal["", "device", "baseline", "table", "config", "kernel"]
+LimitSource: TypeAlias = Literal["", "device", "baseline", "peers", "table", "config", "kernel"]
 
 WORST: tuple[Verdict, ...] = ("fail", "unknown", "warn", "ok")
 NAGIOS: dict[Verdict, int] = {"ok": 0, "skipped": 0, "warn": 1, "fail": 2, "unknown": 3}
@@ -35,8 +35,13 @@ class Finding:
 
 def worst(findings: Iterable[Finding]) -> Verdict:
     """The verdict of all together; nothing at all is not known to be well."""
-    verdicts = {one.verdict for one in findings}
+    return worst_of(one.verdict for one in findings)
+
+
+def worst_of(verdicts: Iterable[Verdict]) -> Verdict:
+    """The one that counts; what was only skipped is not known to be well."""
+    there = {*verdicts}
     for verdict in WORST:
-        if verdict in verdicts:
+        if verdict in there:
             return verdict
     return "unknown"

@@ -6,17 +6,17 @@ import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from launcher.doctor.checks import Verdict as Line
-from launcher.errors import LaunchError
 from launcher.health.checks import Tier, of_tier
 from launcher.health.context import Context
 from launcher.health.finding import Finding
 from launcher.health.runner import Examination
+from launcher.hosts.fold import Hosts
 from launcher.hosts.ledger import Ledger
-from launcher.hosts.records import Found, Remedy
+from launcher.hosts.records import Found, Remedy, Verdict
 from launcher.machine import boot_id
 from launcher.paths import write_atomically
 
@@ -43,27 +43,31 @@ def examine(tier: Tier, folders: Sequence[str], interface: str) -> list[Finding]
     at = Context(folders=tuple(folders), interface=interface, before=_remembered(memory, boot))
     examination = Examination(at)
     findings = [*examination.findings(of_tier(tier))]
-    _remember(memory, boot, examination)
-    return findings
+    return [*findings, *_remember(memory, boot, examination)]
 
 
-def record(ledger: Ledger, findings: Sequence[Finding], by: str) -> None:
-    """Write to the host ledger what is wrong, and what no longer is. Raises LaunchError."""
-    now, node = time.time(), node_name()
-    host = ledger.read().hosts.get(node)
-    known = {code: check.verdict for code, check in host.checks.items()} if host else {}
+def record(ledger: Ledger, found: Mapping[str, Sequence[Finding]], by: str) -> None:
+    """Write to the host ledger what is wrong with hosts, and what no longer is. Raises LaunchError."""
+    now, hosts = time.time(), ledger.read().hosts
     records = [
         Found(
-            id=f"{node}/{key}@{now:.3f}", at=now, by=by, host=node, code=key, verdict=one.verdict, summary=one.summary,
+            id=f"{host}/{key}@{now:.3f}", at=now, by=by, host=host, code=key, verdict=one.verdict, summary=one.summary,
             evidence=one.evidence,
         )
+        for host, findings in found.items()
         for one in findings
         if (key := f"{one.code} {one.subject}".strip())
         and one.verdict != "skipped"
-        and (one.verdict != "ok" or known.get(key, "ok") != "ok")
+        and (one.verdict != "ok" or _last(hosts, host, key) != "ok")
     ]  # fmt: skip
     if records:
         ledger.append(*records)
+
+
+def _last(hosts: Hosts, host: str, key: str) -> Verdict:
+    """What the ledger has of a check; what it does not know was well."""
+    known = hosts[host].checks.get(key) if host in hosts else None
+    return known.verdict if known else "ok"
 
 
 def line_of(finding: Finding) -> Line:
@@ -82,10 +86,13 @@ def _remembered(file: Path, boot: str) -> dict[str, int | str]:
         return {}
 
 
-def _remember(file: Path, boot: str, examination: Examination) -> None:
+def _remember(file: Path, boot: str, examination: Examination) -> Iterator[Finding]:
+    """Leave what the next examination compares with; that this cannot be done is told, and keeps nothing back."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         kept = {**examination.at.before, **examination.after}
         write_atomically(file, json.dumps({"boot_id": boot, "after": kept}), mode=0o600)
     except OSError as error:
-        raise LaunchError(f"what checks remember cannot be written: {error.strerror}", str(file)) from error
+        why = (error.strerror or str(error)).lower()
+        summary = f"what counters are now cannot be kept for the next check: {why}"
+        yield Finding(code="counters", verdict="skipped", subject=str(file), summary=summary)

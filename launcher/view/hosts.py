@@ -53,7 +53,7 @@ def json_of(shown: Sequence[Standing], reading: Reading, ledger: Path) -> dict[s
 
 def history_lines(records: Sequence[Record]) -> list[str]:
     """A line for each record, the oldest first."""
-    return [f"{_local(one.at)}  {one.kind:8}  {_one_line(f'{_told(one)}  ({one.by})')}" for one in records]
+    return [f"{_local(one.at)}  {one.kind:8}  {one_line(f'{_told(one)}  ({one.by})')}" for one in records]
 
 
 def history_json(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -92,10 +92,10 @@ def _why(one: Standing, host: Host) -> str:
     if one.exclusion is not None:
         left = one.exclusion
         alias = f" (as {left.host})" if left.host != one.name else ""
-        return _one_line(f"{left.reason} ({left.by}){alias}")
+        return one_line(f"{left.reason} ({left.by}){alias}")
     bad = [(check.at, f"{code}: {check.summary}") for code, check in host.checks.items() if check.verdict in _BAD]
     bad += [(blame.at, f"{blame.code}: {blame.why}") for blame in host.blames.values()]
-    return _one_line(max(bad)[1]) if bad else ""
+    return one_line(max(bad)[1]) if bad else ""
 
 
 def _object(one: Standing, host: Host) -> dict[str, Any]:
@@ -140,6 +140,6 @@ def _local(moment: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """What others have written, without what would move a terminal's cursor."""
     return text if text.isprintable() else "".join(letter if letter.isprintable() else " " for letter in text)
