@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ import paramiko
 
 from launcher.errors import LaunchError, Unreachable, of_the_system
 from launcher.remote.answer import Output
+from launcher.remote.known import KnownHosts, read_known_hosts
 
 CONFIG = "~/.ssh/config"
 CONNECT_S = 10.0
 HANDSHAKE_S = 30.0  # for each of: banner and host key, our key, a channel
 MOST_BYTES = 8 << 20
-MOST_JUMPS = 4
 _KNOWN_HOSTS = "~/.ssh/known_hosts"
 _GLOBAL_KNOWN_HOSTS = "/etc/ssh/ssh_known_hosts"
 _PORT = 22
@@ -63,10 +63,11 @@ class Ssh:
         self._config = _read_config(config)
         self._lock = threading.Lock()
         self._jumps: dict[str, Future[paramiko.SSHClient]] = {}
+        self._known: dict[tuple[str, ...], KnownHosts] = {}
 
     def run(self, host: str, command: Sequence[str], limit_s: float, /) -> Output:
         deadline = time.monotonic() + limit_s
-        client = self._connected(host, deadline, 0)
+        client = self._connected(self._target(host), deadline, (host,))
         try:
             return _output(client, command, deadline, limit_s)
         except TimeoutError:
@@ -84,17 +85,17 @@ class Ssh:
         for client in clients:
             client.close()
 
-    def _connected(self, name: str, deadline: float, depth: int) -> paramiko.SSHClient:
-        """A connection that has proved both sides' keys. Raises Unreachable, LaunchError."""
-        target = self._target(name)
+    def _connected(self, target: Target, deadline: float, towards: tuple[str, ...]) -> paramiko.SSHClient:
+        """A connection that has proved both sides' keys. `towards`: for whose sake. Raises Unreachable, LaunchError."""
         client = paramiko.SSHClient()
-        client.set_missing_host_key_policy(_Refuse())
-        for file in target.known_hosts:
-            _load_known_hosts(client, file)
+        known = self._known_hosts(target.known_hosts)
+        client.set_missing_host_key_policy(_Refuse(known.revoked))
+        for kind, key in known.of(target.key_name):
+            client.get_host_keys().add(target.key_name, kind, key)
         try:
             keys: Any = list(target.keys) or None
             client.connect(
-                target.address, target.port, target.user, sock=self._way(target, deadline, depth), key_filename=keys,
+                target.address, target.port, target.user, sock=self._way(target, deadline, towards), key_filename=keys,
                 allow_agent=not target.only_these, look_for_keys=not target.only_these,
                 timeout=_left(deadline), banner_timeout=_left(deadline), auth_timeout=_left(deadline),
             )  # fmt: skip
@@ -103,15 +104,22 @@ class Ssh:
             raise error if isinstance(error, LaunchError) else _unreachable(error, target) from error
         return client
 
-    def _way(self, target: Target, deadline: float, depth: int) -> Any:
+    def _known_hosts(self, files: tuple[str, ...]) -> KnownHosts:
+        """Read once: there may be many thousands, and many hosts that are asked."""
+        with self._lock:
+            if files not in self._known:
+                self._known[files] = read_known_hosts(files)
+            return self._known[files]
+
+    def _way(self, target: Target, deadline: float, towards: tuple[str, ...]) -> Any:
         """A connection to its port, or a channel to it through its jump hosts."""
         if not target.jumps:
             return socket.create_connection((target.address, target.port), _left(deadline, CONNECT_S))
-        if depth >= MOST_JUMPS:
-            raise LaunchError("its jump hosts lead to each other", f"ProxyJump of {target.name}")
         last = target.jumps[-1]
+        if last in towards:
+            raise LaunchError("its jump hosts lead to each other", f"ProxyJump of {target.name}")
         try:
-            jump = self._jump(target.jumps, deadline, depth + 1)
+            jump = self._jump(target.jumps, deadline, (*towards, last))
         except Unreachable as error:
             raise Unreachable(f"jump host {last}: {error.message}", error.where, error.hint) from error
         transport = jump.get_transport()
@@ -123,7 +131,7 @@ class Ssh:
         except paramiko.ChannelException as error:
             raise Unreachable(f"jump host {last} cannot connect to it: {error.text.lower()}") from error
 
-    def _jump(self, jumps: tuple[str, ...], deadline: float, depth: int) -> paramiko.SSHClient:
+    def _jump(self, jumps: tuple[str, ...], deadline: float, towards: tuple[str, ...]) -> paramiko.SSHClient:
         """The connection to the last of these jump hosts. Whoever comes first makes it, and the others wait for it."""
         key = ",".join(jumps)
         with self._lock:
@@ -131,7 +139,9 @@ class Ssh:
             future = self._jumps.setdefault(key, Future())
         if is_first:
             try:
-                future.set_result(self._connected(jumps[-1], deadline, depth))
+                last = self._target(jumps[-1])
+                last = replace(last, jumps=jumps[:-1]) if len(jumps) > 1 else last
+                future.set_result(self._connected(last, deadline, towards))
             except LaunchError as error:
                 future.set_exception(error)
         try:
@@ -164,8 +174,12 @@ class Ssh:
 class _Refuse(paramiko.MissingHostKeyPolicy):
     """A host whose key is not known is not talked to."""
 
+    def __init__(self, revoked: frozenset[str]) -> None:
+        self._revoked = revoked
+
     def missing_host_key(self, client: Any, hostname: Any, key: Any) -> None:  # noqa: ARG002
-        raise _UnknownKey(f"{key.get_name()} {key.fingerprint}")
+        is_revoked = key.get_base64() in self._revoked
+        raise _UnknownKey(f"{'revoked: ' if is_revoked else ''}{key.get_name()} {key.fingerprint}")
 
 
 class _UnknownKey(Exception):
@@ -182,16 +196,6 @@ def _read_config(named: Path | None) -> paramiko.SSHConfig:
         raise LaunchError(f"the ssh configuration is wrong: {error}", str(path)) from error
     except OSError as error:
         raise of_the_system(error, "the ssh configuration cannot be read", str(path)) from error
-
-
-def _load_known_hosts(client: paramiko.SSHClient, file: str) -> None:
-    """One that is not there knows nobody."""
-    try:
-        client.load_system_host_keys(file)
-    except FileNotFoundError:
-        return
-    except (OSError, UnicodeDecodeError) as error:
-        raise LaunchError(f"known hosts cannot be read: {error}", file) from error
 
 
 def _output(client: paramiko.SSHClient, command: Sequence[str], deadline: float, limit_s: float) -> Output:
@@ -245,6 +249,9 @@ def _unreachable(error: Exception, target: Target) -> LaunchError:
             return Unreachable("it refuses connections: no ssh server is there", where, "--via srun needs none")
         case TimeoutError():
             return Unreachable("no answer in time", where, "it may be down: ping it, or ask sinfo")
+        case paramiko.SSHException() if "authentication methods" in str(error):
+            hint = f"IdentityFile of {target.name} in the ssh configuration, a key in ~/.ssh, or ssh-agent"
+            return Unreachable("we have no key to show it", where, hint)
         case paramiko.SSHException() if any(text in str(error) for text in _SILENT):
             return Unreachable("it takes the connection, and says nothing in time", where, "it may be overloaded")
         case paramiko.SSHException() | EOFError() | OSError() | ValueError():
