@@ -135,6 +135,25 @@ def clean(
     raise typer.Exit(view.exit_code(answers))
 
 
+@hosts_app.command()
+def record(
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Else standard output.")] = None,
+) -> None:
+    """Write down what the GPU driver of this machine says, for tests that simulate it."""
+    from launcher.health.here import profile
+
+    text = profile()
+    if file is None:
+        return print_text(text, end="")
+    try:
+        file.write_text(text)
+    except OSError as error:
+        from launcher.errors import of_the_system
+
+        raise of_the_system(error, "the profile cannot be written", str(file)) from error
+    return tell(f"{file}: {text.count(chr(10))} readings")
+
+
 def _of_run(root: Path, run: str | None) -> Any:
     from launcher.remote.way import of_run
     from launcher.view.locate import find_run

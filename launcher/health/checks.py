@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from launcher.health import gpu, host, network, storage
+from launcher.health import gpu, host, network, storage, xid
 from launcher.health.context import Context
 from launcher.health.finding import Finding
 from launcher.hosts.records import Remedy, Verdict
@@ -28,6 +28,8 @@ class Check:
 
 CHECKS: tuple[Check, ...] = (
     Check("gpus", gpu.gpus, deadline_s=10, stuck="fail", remedy="reboot_node"),
+    Check("gpu-users", gpu.users, "standard", deadline_s=10),
+    Check("xids", xid.xids),
     Check("memory", host.memory),
     Check("memory-errors", host.memory_errors),
     Check("processors", host.processors),

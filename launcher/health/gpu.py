@@ -5,12 +5,13 @@ What a GPU or a driver does not support is not told; what could not be read is `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
+from launcher.health import gpu_links, gpu_state
 from launcher.health.context import Context
 from launcher.health.finding import Finding
+from launcher.health.nvml import Gpu, Unread, lost, read
 from launcher.hosts.records import Remedy
 
 NVIDIA, DISPLAY = "0x10de", "0x03"  # vendor, and the class of display and 3D controllers
@@ -38,19 +39,10 @@ UNCORRECTED, VOLATILE = 1, 0  # NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATIL
 MOST_LINKS = 18
 
 
-@dataclass(frozen=True)
-class Unread:
-    """A value that there is not: not supported here, or not to be read."""
-
-    why: str
-    supported: bool = True
-    lost: bool = False
-
-
 def gpus(at: Context) -> Iterator[Finding]:
     """All GPUs: whether the driver answers, how many there are, and each of them."""
-    on_bus = _on_bus(at)
-    wanted = max(on_bus, _wanted(at))
+    there = on_bus(at)
+    wanted = max(there, given(at))
     if not wanted:
         yield Finding(code="gpu", verdict="skipped", summary="there is no NVIDIA GPU, and none is expected")
         return
@@ -67,19 +59,35 @@ def gpus(at: Context) -> Iterator[Finding]:
         code="gpu-count",
         verdict="ok" if count >= wanted else "fail",
         summary=f"{count} GPUs of {wanted}",
-        evidence={"driver": count, "bus": on_bus},
+        evidence={"driver": count, "bus": there},
         limit=wanted,
-        limit_source="config" if wanted > on_bus else "kernel",
+        limit_source="config" if wanted > there else "kernel",
         remedy="none" if count >= wanted else "reboot_node",
     )
     links: dict[str, set[int]] = {}
     for index in range(count):
-        yield from _gpu(nvml, index, links)
+        yield from _gpu(nvml, index, links, at)
     yield from _links(links)
+    yield from gpu_state.together(nvml, count)
     nvml.nvmlShutdown()
 
 
-def _on_bus(at: Context) -> int:
+def users(at: Context) -> Iterator[Finding]:
+    """Who is on the GPUs. Where their driver does not answer, `gpus` tells."""
+    if not max(on_bus(at), given(at)):
+        yield Finding(code="gpu-processes", verdict="skipped", summary="there is no NVIDIA GPU, and none is expected")
+        return
+    import pynvml as nvml
+
+    nvml.nvmlInit()
+    for index in range(nvml.nvmlDeviceGetCount()):
+        handle = read(nvml, "nvmlDeviceGetHandleByIndex", index)
+        if not isinstance(handle, Unread):
+            yield from gpu_state.users(Gpu(nvml, handle, _name(nvml, handle, index), at))
+    nvml.nvmlShutdown()
+
+
+def on_bus(at: Context) -> int:
     """GPUs that the kernel sees, whether their driver works or not."""
     found = 0
     for device in at.glob("sys/bus/pci/devices/*"):
@@ -91,56 +99,61 @@ def _on_bus(at: Context) -> int:
     return found
 
 
-def _wanted(at: Context) -> int:
+def given(at: Context) -> int:
     """GPUs that Slurm has given on this node."""
     given = at.environment.get("SLURM_GPUS_ON_NODE", "")
     return int(given) if given.isdigit() else 0
 
 
-def _gpu(nvml: Any, index: int, links: dict[str, set[int]]) -> Iterator[Finding]:
-    handle = _read(nvml, nvml.nvmlDeviceGetHandleByIndex, index)
+def _gpu(nvml: Any, index: int, links: dict[str, set[int]], at: Context) -> Iterator[Finding]:
+    handle = read(nvml, "nvmlDeviceGetHandleByIndex", index)
     if isinstance(handle, Unread):
-        yield _lost(f"gpu{index}", handle)
+        yield lost(f"gpu{index}", handle)
         return
-    uuid = _read(nvml, nvml.nvmlDeviceGetUUID, handle)
-    name = f"gpu{index}" if isinstance(uuid, Unread) else str(uuid)
-    for look in (_recovery, _memory_errors, _rows, _temperature, _clocks):
-        for finding in look(nvml, handle, name):
+    gpu = Gpu(nvml, handle, _name(nvml, handle, index), at)
+    for look in (_recovery, _memory_errors, _rows, _temperature, _clocks, *gpu_state.LOOKS, *gpu_links.LOOKS):
+        for finding in look(gpu):
             if finding.code == "gpu-lost":
                 yield finding
                 return
             yield finding
-    states = [_read(nvml, nvml.nvmlDeviceGetNvLinkState, handle, link) for link in range(MOST_LINKS)]
+    states = [gpu.read("GetNvLinkState", link) for link in range(MOST_LINKS)]
     if any(not isinstance(state, Unread) for state in states):
-        links[name] = {link for link, state in enumerate(states) if state == 1}
+        links[gpu.name] = {link for link, state in enumerate(states) if state == 1}
 
 
-def _recovery(nvml: Any, handle: Any, name: str) -> Iterator[Finding]:
-    """What the driver asks for. The value says nothing unless the field's own return code is good."""
-    fields = _read(nvml, nvml.nvmlDeviceGetFieldValues, handle, [RECOVERY_ACTION])
-    if not isinstance(fields, Unread) and fields[0].nvmlReturn != nvml.NVML_SUCCESS:
-        fields = _unread(nvml, nvml.NVMLError(fields[0].nvmlReturn))
-    action = fields if isinstance(fields, Unread) else fields[0].value.uiVal
+def _name(nvml: Any, handle: Any, index: int) -> str:
+    uuid = read(nvml, "nvmlDeviceGetUUID", handle)
+    return f"gpu{index}" if isinstance(uuid, Unread) else str(uuid)
+
+
+def _recovery(gpu: Gpu) -> Iterator[Finding]:
+    """What the driver asks for."""
 
     def judged(action: int) -> Finding:
         asks, remedy = ACTIONS.get(action, (f"action {action}, which is not known", "drain"))
         if not action:
-            return Finding(code="gpu-recovery", verdict="ok", subject=name, summary="the driver asks for nothing")
+            return Finding(code="gpu-recovery", verdict="ok", subject=gpu.name, summary="the driver asks for nothing")
         summary = f"the driver asks for {asks}"
         evidence = {"action": action}
         return Finding(
-            code="gpu-recovery", verdict="fail", subject=name, summary=summary, remedy=remedy, evidence=dict(evidence)
+            code="gpu-recovery",
+            verdict="fail",
+            subject=gpu.name,
+            summary=summary,
+            remedy=remedy,
+            evidence=dict(evidence),
         )
 
-    yield from _judged("gpu-recovery", name, action, judged)
+    yield from gpu.judged("gpu-recovery", gpu.field(RECOVERY_ACTION), judged)
 
 
-def _memory_errors(nvml: Any, handle: Any, name: str) -> Iterator[Finding]:
+def _memory_errors(gpu: Gpu) -> Iterator[Finding]:
     def judged(count: int) -> Finding:
         return Finding(
             code="gpu-ecc",
             verdict="fail" if count else "ok",
-            subject=name,
+            subject=gpu.name,
             summary=f"{count} memory errors not corrected since boot",
             evidence={"uncorrected": count},
             limit=0,
@@ -148,12 +161,10 @@ def _memory_errors(nvml: Any, handle: Any, name: str) -> Iterator[Finding]:
             remedy="reset_gpu" if count else "none",
         )
 
-    yield from _judged(
-        "gpu-ecc", name, _read(nvml, nvml.nvmlDeviceGetTotalEccErrors, handle, UNCORRECTED, VOLATILE), judged
-    )
+    yield from gpu.judged("gpu-ecc", gpu.read("GetTotalEccErrors", UNCORRECTED, VOLATILE), judged)
 
 
-def _rows(nvml: Any, handle: Any, name: str) -> Iterator[Finding]:
+def _rows(gpu: Gpu) -> Iterator[Finding]:
     """Broken rows of memory: taken out of use at the next reset, or not to be replaced any more."""
 
     def judged(rows: tuple[int, int, int, int]) -> Finding:
@@ -163,44 +174,50 @@ def _rows(nvml: Any, handle: Any, name: str) -> Iterator[Finding]:
         return Finding(
             code="gpu-rows",
             verdict=verdict,
-            subject=name,
+            subject=gpu.name,
             summary=f"{corrected + uncorrected} rows of memory replaced, {what}",
             evidence={"corrected": corrected, "uncorrected": uncorrected, "pending": pending, "failed": failed},
             remedy="service" if failed else "reset_gpu" if pending else "none",
         )
 
-    yield from _judged("gpu-rows", name, _read(nvml, nvml.nvmlDeviceGetRemappedRows, handle), judged)
+    yield from gpu.judged("gpu-rows", gpu.read("GetRemappedRows"), judged)
 
 
-def _temperature(nvml: Any, handle: Any, name: str) -> Iterator[Finding]:
-    """Against the limit at which the device itself slows down; that it does, `_clocks` tells."""
-    limit = _read(nvml, nvml.nvmlDeviceGetTemperatureThreshold, handle, SLOWDOWN)
+def _temperature(gpu: Gpu) -> Iterator[Finding]:
+    """Against the limit at which the device itself slows down; that it does, `_clocks` tells.
+
+    Newer ones tell how far that is away instead. Of no distance, and nothing slowed down, nobody knows what it means
+    (H100s have said so).
+    """
+    limit, margin = gpu.read("GetTemperatureThreshold", SLOWDOWN), gpu.read("GetMarginTemperature")
 
     def judged(degrees: int) -> Finding:
         known = limit if isinstance(limit, int) and limit > 0 else None
+        if known is None and isinstance(margin, int) and margin > 0:
+            known = degrees + margin
         is_hot = known is not None and degrees >= known
         return Finding(
             code="gpu-temperature",
             verdict="warn" if is_hot else "ok" if known is not None else "unknown",
-            subject=name,
+            subject=gpu.name,
             summary=f"{degrees} C" + ("" if known is not None else ", and its limit is not told"),
             evidence={"celsius": degrees},
             limit=known,
             limit_source="device" if known is not None else "",
         )
 
-    yield from _judged("gpu-temperature", name, _degrees(nvml, handle), judged)
+    yield from gpu.judged("gpu-temperature", _degrees(gpu), judged)
 
 
-def _degrees(nvml: Any, handle: Any) -> Any:
+def _degrees(gpu: Gpu) -> Any:
     """By the call of today's drivers, or that of older ones."""
-    degrees = _read(nvml, nvml.nvmlDeviceGetTemperatureV, handle, GPU_SENSOR)
+    degrees = gpu.read("GetTemperatureV", GPU_SENSOR)
     if isinstance(degrees, Unread) and not degrees.supported:
-        return _read(nvml, nvml.nvmlDeviceGetTemperature, handle, GPU_SENSOR)
+        return gpu.read("GetTemperature", GPU_SENSOR)
     return degrees
 
 
-def _clocks(nvml: Any, handle: Any, name: str) -> Iterator[Finding]:
+def _clocks(gpu: Gpu) -> Iterator[Finding]:
     """Why the clocks are lower than they might be, as far as that is no part of normal work; one look proves little."""
 
     def judged(bits: int) -> Finding:
@@ -208,12 +225,12 @@ def _clocks(nvml: Any, handle: Any, name: str) -> Iterator[Finding]:
         return Finding(
             code="gpu-clocks",
             verdict="warn" if found else "ok",
-            subject=name,
+            subject=gpu.name,
             summary=", ".join(found) or "nothing slows it down",
             evidence={"reasons": f"0x{bits:x}"},
         )
 
-    yield from _judged("gpu-clocks", name, _read(nvml, nvml.nvmlDeviceGetCurrentClocksEventReasons, handle), judged)
+    yield from gpu.judged("gpu-clocks", gpu.read("GetCurrentClocksEventReasons"), judged)
 
 
 def _links(active: dict[str, set[int]]) -> Iterator[Finding]:
@@ -231,37 +248,3 @@ def _links(active: dict[str, set[int]]) -> Iterator[Finding]:
             limit_source="device",
             remedy="reset_gpu" if down else "none",
         )
-
-
-def _judged(code: str, name: str, value: Any, judged: Callable[[Any], Finding]) -> Iterator[Finding]:
-    """What is made of a value; nothing of one that is not supported."""
-    if not isinstance(value, Unread):
-        yield judged(value)
-    elif value.lost:
-        yield _lost(name, value)
-    elif value.supported:
-        yield Finding(code=code, verdict="unknown", subject=name, summary=f"cannot be read: {value.why}")
-
-
-def _lost(name: str, unread: Unread) -> Finding:
-    if not unread.lost:
-        return Finding(code="gpu-lost", verdict="unknown", subject=name, summary=f"cannot be opened: {unread.why}")
-    summary = "it has fallen off the bus"
-    return Finding(code="gpu-lost", verdict="fail", subject=name, summary=summary, remedy="reboot_node")
-
-
-def _read(nvml: Any, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a call of NVML returns, or why it returns nothing."""
-    try:
-        return function(*arguments)
-    except nvml.NVMLError as error:
-        return _unread(nvml, error)
-
-
-def _unread(nvml: Any, error: Any) -> Unread:
-    unsupported: Sequence[int] = (
-        nvml.NVML_ERROR_NOT_SUPPORTED,
-        nvml.NVML_ERROR_FUNCTION_NOT_FOUND,
-        nvml.NVML_ERROR_INVALID_ARGUMENT,
-    )
-    return Unread(str(error), error.value not in unsupported, error.value == nvml.NVML_ERROR_GPU_IS_LOST)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from launcher.doctor.checks import Verdict as Line
+from launcher.errors import LaunchError
 from launcher.health.checks import Tier, of_tier
 from launcher.health.context import Context
 from launcher.health.finding import Finding
@@ -21,6 +24,7 @@ from launcher.machine import boot_id
 from launcher.paths import write_atomically
 
 MEMORY = "~/.opt-launch/health"  # a file a host: counters and ports as they were
+PROFILE_S = 60.0
 _FIXES: dict[Remedy, str] = {
     "none": "",
     "restart_app": "restart the run",
@@ -44,6 +48,22 @@ def examine(tier: Tier, folders: Sequence[str], interface: str) -> list[Finding]
     examination = Examination(at)
     findings = [*examination.findings(of_tier(tier))]
     return [*findings, *_remember(memory, boot, examination)]
+
+
+def profile() -> str:
+    """What the GPU driver here says, as lines of the recorder. Raises LaunchError if it does not answer."""
+    command = [sys.executable, "-P", "-m", "launcher.health.recorder"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        text, said = process.communicate(timeout=PROFILE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()  # and nobody waits for one that the kernel does not let go
+        raise LaunchError(f"the GPU driver has not answered within {PROFILE_S:.0f} s", "nvidia-ml-py") from None
+    if process.returncode:
+        raise LaunchError(f"nothing was recorded: {said.strip().rpartition(chr(10))[2]}", "nvidia-ml-py")
+    return text
 
 
 def record(ledger: Ledger, found: Mapping[str, Sequence[Finding]], by: str) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,33 +11,18 @@ from pathlib import Path
 import psutil
 import pynvml
 import pytest
+from simulated_driver import HEALTHY, ONE, SONAME, built
 
 from launcher.health.checks import by_name
 from launcher.health.context import Context
 from launcher.health.finding import Finding
 from launcher.health.runner import Examination
 
-SOURCE = Path(__file__).parents[1] / "data" / "nvml" / "fake_nvml.c"
-SONAME = "libnvidia-ml.so.1"
-ONE = {
-    "temperature": 41, "threshold.1": 87, "ecc": 0, "rows": "0 0 0 0", "reasons": "0x1", "field.230": 0,
-    "link.0": 1, "link.1": 1,
-}  # fmt: skip
-HEALTHY = {"count": 2} | {
-    f"{gpu}.{key}": value for gpu in range(2) for key, value in {"uuid": f"GPU-{gpu}", **ONE}.items()
-}
-GPUS = ["gpu-recovery", "gpu-ecc", "gpu-rows", "gpu-temperature", "gpu-clocks", "gpu-links"]
-
-
-def built(folder: Path, *flags: str) -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        why = "GPU CHECKS NOT TESTED: no C compiler to build the simulated driver with"
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(why)
-    folder.mkdir(exist_ok=True)
-    command = [compiler, "-Wall", "-Werror", "-shared", "-fPIC", f"-Wl,-soname,{SONAME}", *flags]
-    subprocess.run([*command, "-o", str(folder / SONAME), str(SOURCE)], check=True)
-    return folder
+GPUS = [
+    "gpu-recovery", "gpu-ecc", "gpu-rows", "gpu-temperature", "gpu-clocks", "gpu-links", "gpu-memory-temperature",
+    "gpu-power", "gpu-ecc-corrected", "gpu-pcie", "gpu-replays", "gpu-link-errors", "gpu-fabric",
+]  # fmt: skip
+NODE = {("gpu-count", ""), ("gpu-versions", "")}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +46,7 @@ def examine(driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ex
 
     def run(
         changes: dict[str, object] | None = None, library: Path | None = driver, on_bus: int = 2, limit_s: float = 20,
-        given: str = "",
+        given: str = "", check: str = "gpus", before: dict[str, int | str] | None = None,
     ) -> dict[tuple[str, str], Finding]:  # fmt: skip
         told = {key: value for key, value in {**HEALTHY, **(changes or {})}.items() if value is not None}
         (tmp_path / "says").write_text("".join(f"{key}={value}\n" for key, value in told.items()))
@@ -75,9 +58,12 @@ def examine(driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ex
         monkeypatch.setenv("FAKE_NVML", str(tmp_path / "says"))
         monkeypatch.setenv("LD_LIBRARY_PATH", str(library or tmp_path))
         monkeypatch.setenv("SLURM_GPUS_ON_NODE", given)
-        check = replace(by_name("gpus"), deadline_s=limit_s)
-        examination = Examination(Context(root=tmp_path / "root"))
-        return {(one.code, one.subject): one for one in examination.findings([check])}
+        asked = replace(by_name(check), deadline_s=limit_s)
+        examination = Examination(Context(root=tmp_path / "root", before=before or {}))
+        found = {(one.code, one.subject): one for one in examination.findings([asked])}
+        if before is not None:
+            before |= examination.after
+        return found
 
     return run
 
@@ -86,6 +72,11 @@ def test_the_simulated_driver_has_the_shapes_that_nvidia_ml_py_declares(driver: 
     library = ctypes.CDLL(str(driver / SONAME))
     library.fake_size_of_field.restype = ctypes.c_ulong
     assert library.fake_size_of_field() == ctypes.sizeof(pynvml.c_nvmlFieldValue_t)
+    shapes = {"fabric": "c_nvmlGpuFabricInfo_v2_t", "memory": "c_nvmlMemory_v2_t", "process": "c_nvmlProcessInfo_v3_t"}
+    for name, shape in shapes.items():
+        size = getattr(library, f"fake_size_of_{name}")
+        size.restype = ctypes.c_ulong
+        assert size() == ctypes.sizeof(getattr(pynvml, shape))
     offsets = [getattr(pynvml.c_nvmlFieldValue_t, name).offset for name in ("nvmlReturn", "value")]
     assert offsets == [28, 32]
     assert ctypes.sizeof(pynvml.c_nvmlTemperature_v1_t) == 12
@@ -93,7 +84,7 @@ def test_the_simulated_driver_has_the_shapes_that_nvidia_ml_py_declares(driver: 
 
 def test_healthy_gpus_are_well(examine: Examine) -> None:
     found = examine()
-    assert found.keys() == {("gpu-count", "")} | {(code, f"GPU-{gpu}") for code in GPUS for gpu in range(2)}
+    assert found.keys() == NODE | {(code, f"GPU-{gpu}") for code in GPUS for gpu in range(2)}
     assert {one.verdict for one in found.values()} == {"ok"}
 
 
@@ -101,7 +92,7 @@ def test_healthy_gpus_are_well(examine: Examine) -> None:
     ("changes", "code", "verdict", "summary", "remedy"),
     [
         ({"1.temperature": 87}, "gpu-temperature", "warn", "87 C", "none"),
-        ({"1.reasons": "0x40"}, "gpu-clocks", "warn", "thermal slowdown by the hardware", "none"),
+        ({"1.reasons": "0x41"}, "gpu-clocks", "warn", "thermal slowdown by the hardware", "none"),
         ({"1.reasons": "0x85"}, "gpu-clocks", "warn", "power brake", "none"),
         ({"1.ecc": 3}, "gpu-ecc", "fail", "3 memory errors not corrected since boot", "reset_gpu"),
         ({"1.rows": "1 2 1 0"}, "gpu-rows", "warn", "3 rows of memory replaced, rows wait for a reset", "reset_gpu"),
@@ -110,6 +101,27 @@ def test_healthy_gpus_are_well(examine: Examine) -> None:
         ({"1.field.230": 99}, "gpu-recovery", "fail", "the driver asks for action 99, which is not known", "drain"),
         ({"1.link.1": 0}, "gpu-links", "fail", "NVLink 1 is down", "reset_gpu"),
         ({"1.ecc": "!999"}, "gpu-ecc", "unknown", "cannot be read: Unknown Error", "none"),
+        ({"1.field.82": 95}, "gpu-memory-temperature", "warn", "memory at 95 C", "none"),
+        ({"1.power": "!999"}, "gpu-power", "warn", "what it draws cannot be read: Unknown Error", "none"),
+        ({"1.pcie.width": 8}, "gpu-pcie", "fail", "8 of 16 lanes", "reboot_node"),
+        ({"1.reasons": 0}, "gpu-pcie", "warn", "16 of 16 lanes, at generation 1 of 5 while busy", "none"),
+        ({"1.fabric": "2 0 0 0"}, "gpu-fabric", "fail", "joining the fabric of NVSwitches: in progress", "reset_gpu"),
+        (
+            {"1.fabric": "3 999 0 0"},
+            "gpu-fabric",
+            "fail",
+            "joining the fabric of NVSwitches: completed, with error 999 (Unknown Error)",
+            "reset_gpu",
+        ),
+        ({"1.mig": 1}, "gpu-mig", "warn", "it is divided (MIG), and ranks want whole GPUs", "none"),
+        ({"1.ecc.mode": 0}, "gpu-ecc-mode", "warn", "errors of its memory are not looked for (ECC is off)", "none"),
+        (
+            {"1.persistence": 0},
+            "gpu-persistence",
+            "warn",
+            "persistence mode is off: each first use takes seconds",
+            "none",
+        ),
         ({"1.threshold.1": None}, "gpu-temperature", "unknown", "41 C, and its limit is not told", "none"),
     ],
 )
@@ -120,6 +132,64 @@ def test_what_is_wrong_with_one_gpu_is_told_of_it_and_of_no_other(
     bad = found[code, "GPU-1"]
     assert (bad.verdict, bad.summary, bad.remedy) == (verdict, summary, remedy)
     assert {one.verdict for key, one in found.items() if key != (code, "GPU-1")} == {"ok"}
+
+
+def test_a_divided_gpu_is_no_gpu_for_a_job_that_was_given_it(examine: Examine) -> None:
+    assert examine({"1.mig": 1}, given="2")["gpu-mig", "GPU-1"].verdict == "fail"
+
+
+def test_of_newer_gpus_the_limit_is_told_by_its_distance(examine: Examine) -> None:
+    found = examine({"1.threshold.1": None, "1.margin": 46})["gpu-temperature", "GPU-1"]
+    assert (found.verdict, found.limit) == ("ok", 87)
+    assert examine({"1.threshold.1": None, "1.margin": 0})["gpu-temperature", "GPU-1"].verdict == "unknown"
+
+
+def test_gpus_of_one_node_that_differ_are_told(examine: Examine) -> None:
+    found = examine({"1.vbios": "96.00.01"})["gpu-versions", ""]
+    assert (found.verdict, found.summary) == (
+        "warn", "driver 570.86.15, and VBIOS 96.00.01, 96.00.74 on one machine",
+    )  # fmt: skip
+    three = {"count": 3, "2.uuid": "GPU-2"} | {f"2.{key}": value for key, value in ONE.items()}
+    found = examine({**three, "2.power.limit": 500000}, on_bus=3)
+    assert found["gpu-power-limit", "gpu2"].summary == "it may draw 500 W, and others here 700 W"
+
+
+def test_what_counters_say_is_how_much_they_have_grown(examine: Examine) -> None:
+    before: dict[str, int | str] = {}
+    examine(before=before)
+    hour = {key: int(value) - 3600 if key.endswith("/at") else value for key, value in before.items()}
+    same = examine(before={**hour})
+    assert {one.verdict for one in same.values()} == {"ok"}
+    more = {"1.pcie.replays": 3 + 60 * 32, "1.corrected": 7 + 3600 * 11, "1.field.38": 3600 * 200}
+    found = examine(more, before={**hour})
+    bad = {key for key, one in found.items() if one.verdict != "ok"}
+    assert bad == {(code, "GPU-1") for code in ("gpu-replays", "gpu-ecc-corrected", "gpu-link-errors")}
+    assert found["gpu-replays", "GPU-1"].evidence["a_minute"] == pytest.approx(32, abs=0.5)
+
+
+def test_nvlinks_whose_errors_grow_again_and_again_are_bad_and_a_burst_is_not(examine: Examine) -> None:
+    before: dict[str, int | str] = {}
+    examine(before=before)
+    verdicts = []
+    for number in range(1, 18):
+        before = {key: int(value) - 60 if key.endswith("links/at") else value for key, value in before.items()}
+        verdicts.append(examine({"1.field.52": 2 + number}, before=before)["gpu-link-errors", "GPU-1"].verdict)
+    assert verdicts == ["ok"] * 15 + ["warn"] * 2
+
+
+def test_who_is_on_a_gpu_is_told_before_a_start(examine: Examine, tmp_path: Path) -> None:
+    found = examine(check="gpu-users")
+    assert {one.verdict for one in found.values()} == {"ok"}
+    (tmp_path / "root" / "proc" / "77").mkdir(parents=True)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.chown(tmp_path / "root" / "proc" / "77", 65534, 65534)
+    found = examine({"1.processes": "77 78"}, check="gpu-users", given="2")["gpu-processes", "GPU-1"]
+    assert (found.verdict, found.summary) == (
+        ("fail", "2 processes, 1 of somebody else") if is_root else ("ok", "2 processes")
+    )
+    found = examine({"1.memory.used": 3 << 30}, check="gpu-users")["gpu-memory", "GPU-1"]
+    assert (found.verdict, found.summary) == ("warn", "3.0 GiB are in use, and no process tells of them")
 
 
 def test_a_limit_is_the_device_s_own(examine: Examine) -> None:

@@ -112,8 +112,8 @@ int nvmlDeviceGetTemperatureThreshold(uintptr_t device, int threshold, uint32_t 
 }
 
 int nvmlDeviceGetTotalEccErrors(uintptr_t device, int type, int counter, unsigned long long *count) {
-    (void)type, (void)counter;
-    return of_device(device, "ecc", count);
+    (void)counter;
+    return of_device(device, type ? "ecc" : "corrected", count);
 }
 
 int nvmlDeviceGetRemappedRows(uintptr_t device, uint32_t *corrected, uint32_t *uncorrected, uint32_t *pending,
@@ -130,6 +130,89 @@ int nvmlDeviceGetNvLinkState(uintptr_t device, uint32_t link, uint32_t *active) 
     char what[32];
     snprintf(what, sizeof what, "link.%u", link);
     return of_device_32(device, what, active);
+}
+
+/* Calls that give one number. */
+#define NUMBER(call, key) \
+    int nvmlDeviceGet##call(uintptr_t device, uint32_t *value) { return of_device_32(device, key, value); }
+NUMBER(CurrPcieLinkWidth, "pcie.width")
+NUMBER(MaxPcieLinkWidth, "pcie.width.max")
+NUMBER(CurrPcieLinkGeneration, "pcie.generation")
+NUMBER(MaxPcieLinkGeneration, "pcie.generation.max")
+NUMBER(PcieReplayCounter, "pcie.replays")
+NUMBER(PowerUsage, "power")
+NUMBER(EnforcedPowerLimit, "power.limit")
+NUMBER(PersistenceMode, "persistence")
+
+static int of_device_twice(uintptr_t device, const char *what, uint32_t *now, uint32_t *later) {
+    int code = of_device_32(device, what, now);
+    if (code == SUCCESS) *later = *now;
+    return code;
+}
+
+int nvmlDeviceGetMigMode(uintptr_t device, uint32_t *now, uint32_t *later) {
+    return of_device_twice(device, "mig", now, later);
+}
+
+int nvmlDeviceGetEccMode(uintptr_t device, uint32_t *now, uint32_t *later) {
+    return of_device_twice(device, "ecc.mode", now, later);
+}
+
+static int text_of_device(uintptr_t device, const char *what, char *text, uint32_t length) {
+    char key[64];
+    snprintf(key, sizeof key, "%u.%s", (unsigned)(device - 1), what);
+    return look(key, text, length);
+}
+
+int nvmlDeviceGetVbiosVersion(uintptr_t device, char *text, uint32_t length) {
+    return text_of_device(device, "vbios", text, length);
+}
+
+int nvmlSystemGetDriverVersion(char *text, uint32_t length) { return look("driver", text, length); }
+
+int nvmlSystemGetCudaDriverVersion_v2(int *version) {
+    unsigned long long value = 0;
+    int code = number("cuda", &value);
+    *version = (int)value;
+    return code;
+}
+
+struct margin { uint32_t version; int degrees; };
+
+int nvmlDeviceGetMarginTemperature(uintptr_t device, struct margin *margin) {
+    return of_device_32(device, "margin", (uint32_t *)&margin->degrees);
+}
+
+struct memory { uint32_t version; unsigned long long total, reserved, free, used; };
+
+int nvmlDeviceGetMemoryInfo_v2(uintptr_t device, struct memory *memory) {
+    memory->total = memory->reserved = memory->free = 0;
+    return of_device(device, "memory.used", &memory->used);
+}
+
+struct process { uint32_t pid; unsigned long long memory; uint32_t gpu_instance, compute_instance; };
+
+/* "processes=12 13": their pids. */
+int nvmlDeviceGetComputeRunningProcesses_v3(uintptr_t device, uint32_t *count, struct process *processes) {
+    char text[256], *place = text, *next;
+    uint32_t room = *count, found = 0;
+    int code = text_of_device(device, "processes", text, sizeof text);
+    if (code != SUCCESS) return code;
+    for (unsigned long pid; (pid = strtoul(place, &next, 10)), next != place; place = next, found++)
+        if (found < room) processes[found] = (struct process){.pid = (uint32_t)pid};
+    *count = found;
+    return found > room ? 7 /* NVML_ERROR_INSUFFICIENT_SIZE */ : SUCCESS;
+}
+
+struct fabric { uint32_t version; unsigned char cluster[16]; uint32_t status, clique, state, health; };
+
+/* "fabric=STATE STATUS CLIQUE HEALTH". */
+int nvmlDeviceGetGpuFabricInfoV(uintptr_t device, struct fabric *fabric) {
+    char text[256];
+    int code = text_of_device(device, "fabric", text, sizeof text);
+    if (code == SUCCESS)
+        sscanf(text, "%u %u %u %u", &fabric->state, &fabric->status, &fabric->clique, &fabric->health);
+    return code;
 }
 
 struct field {
@@ -151,4 +234,8 @@ int nvmlDeviceGetFieldValues(uintptr_t device, int32_t count, struct field *fiel
     return SUCCESS;
 }
 
+/* For a test that compares them with what nvidia-ml-py declares. */
 unsigned long fake_size_of_field(void) { return sizeof(struct field); }
+unsigned long fake_size_of_fabric(void) { return sizeof(struct fabric); }
+unsigned long fake_size_of_memory(void) { return sizeof(struct memory); }
+unsigned long fake_size_of_process(void) { return sizeof(struct process); }
