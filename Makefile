@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev slurm test test-unprivileged lint demo bench clean
+.PHONY: help venv dev slurm sshd test test-unprivileged lint demo bench clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -53,8 +53,17 @@ slurm:
 	{ apt-get update -qq && apt-get install -qq --no-install-recommends $(SLURM) >/dev/null; } || \
 	echo 'no Slurm could be installed' >&2
 
+# An ssh server for the tests, who start their own. That the system's is not started is its file's doing.
+sshd:
+	@PATH="$$PATH:/usr/sbin"; command -v sshd ssh-keygen >/dev/null && exit 0; \
+	[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || exit 0; \
+	export DEBIAN_FRONTEND=noninteractive; mkdir -p /etc/ssh && touch /etc/ssh/sshd_not_to_be_run; \
+	apt-get install -qq --no-install-recommends openssh-server openssh-client >/dev/null || \
+	{ apt-get update -qq && apt-get install -qq --no-install-recommends openssh-server openssh-client >/dev/null; } || \
+	echo 'no ssh server could be installed' >&2
+
 # Everything as whoever calls, and the parts that need rights once more as a user who has none.
-test: dev slurm
+test: dev slurm sshd
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 	$(MAKE) --no-print-directory test-unprivileged
 
@@ -70,7 +79,7 @@ lint: dev
 demo: venv
 	$(BIN)/python examples/demo.py
 
-bench: venv slurm
+bench: venv slurm sshd
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/hosts.py
 	$(BIN)/python benchmarks/localize.py

@@ -13,7 +13,7 @@ import pytest
 from launcher.snapshots import FOLDED_BY
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = {"cli", "cli_hosts", "cli_policy", "cli_shared"}
+COMMANDS = {"cli", "cli_examine", "cli_hosts", "cli_policy", "cli_shared"}
 OURS = COMMANDS | {"launcher", "model", "policies"}
 
 PURE = [
@@ -26,7 +26,7 @@ PURE = [
     "launcher.abilities", "launcher.telemetry", "launcher.binding",
     "launcher.doctor.checks", "launcher.doctor.cluster_checks", "launcher.doctor.show",
     "launcher.hosts.records", "launcher.hosts.fold", "launcher.hosts.standing", "launcher.hosts.guard",
-    "launcher.hosts.of_run", "launcher.localize", "launcher.health.finding",
+    "launcher.hosts.of_run", "launcher.localize", "launcher.health.finding", "launcher.health.peers",
     "launcher.checkpoints", "policies.schema", "policies.when", "policies.units", "policies.detectors",
     "policies.engine", "policies.exits", "policies.silence", "policies.explain", "policies.finding",
     "policies.ladder", "policies.meaning", "policies.observe", "policies.state", "policies.baseline", "policies.spike",
@@ -101,6 +101,7 @@ LAYERS = [
     ["launcher"],
     ["cli_shared"],
     ["cli_hosts", "cli_policy"],
+    ["cli_examine"],
     ["cli"],
 ]
 # Grammar and errors that the layers of policies and launcher share.
