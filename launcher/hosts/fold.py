@@ -33,15 +33,12 @@ class Blame(NamedTuple):
     why: str
 
 
-class Service(NamedTuple):
-    """One attempt that the host trained in."""
-
-    at: float
-    hours: float
+# One attempt that the host trained in: (at, hours). Plain: there are the most of these, and all are read each time.
+Service: TypeAlias = tuple[float, float]
 
 
 class Check(NamedTuple):
-    """The newest answer of a check."""
+    """The newest answer of a check; `summary` of one that is ok is in the records only."""
 
     at: float
     verdict: Verdict
@@ -81,7 +78,7 @@ def pruned(hosts: Hosts, now: float) -> Hosts:
     since = now - WINDOW_S
     for host in hosts.values():
         host.blames = {id_: one for id_, one in host.blames.items() if one.at >= since}
-        host.services = {id_: one for id_, one in host.services.items() if one.at >= since}
+        host.services = {id_: one for id_, one in host.services.items() if one[0] >= since}
         host.exclusions = {id_: one for id_, one in host.exclusions.items() if not _is_past(one, host, since)}
     return hosts
 
@@ -100,8 +97,8 @@ def _host(hosts: Hosts, name: str) -> Host:
 
 
 def _serve(host: Host, record: Served) -> None:
-    new, known = Service(record.at, record.hours), host.services.get(record.id)
-    host.services[record.id] = new if known is None else max(known, new, key=lambda one: (one.hours, one.at))
+    new, known = (record.at, record.hours), host.services.get(record.id)
+    host.services[record.id] = new if known is None else max(known, new, key=lambda one: (one[1], one[0]))
 
 
 def _apply(host: Host, record: Seen | Blamed | Found | Excluded | Allowed) -> None:
@@ -113,7 +110,8 @@ def _apply(host: Host, record: Seen | Blamed | Found | Excluded | Allowed) -> No
             blame = Blame(record.at, record.run, record.code, record.why)
             host.blames[record.id] = min(blame, host.blames.get(record.id, blame))
         case Found():
-            check = Check(record.at, record.verdict, record.summary)
+            said = "" if record.verdict == "ok" else record.summary  # nearly all are well, and nobody reads of them
+            check = Check(record.at, record.verdict, said)
             host.checks[record.code] = max(check, host.checks.get(record.code, check))
         case Excluded():
             known = host.exclusions.get(record.id, record)

@@ -83,7 +83,7 @@ def is_cured(one: Excluded, host: Host) -> bool:
 def _standing(host: Host, boxes: Mapping[str, Excluded], now: float) -> Standing:
     since = now - WINDOW_S
     failures = sum([since <= one.at <= now for one in host.blames.values()])
-    days = sum([one.hours for one in host.services.values() if one.at >= since]) / 24
+    days = sum([hours for at, hours in host.services.values() if at >= since]) / 24
     rate = failures / max(days, LEAST_DAYS)
     state, exclusion = _state(host, boxes, now) if host.exclusions or boxes else ("ok", None)
     return Standing(host.name, state, exclusion, failures, days, rate)

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from launcher.news import differs
-
 _BARS = " ▁▂▃▄▅▆▇█"
 _GAP = "·"
 
@@ -106,6 +104,8 @@ def cost(incident: dict[str, Any]) -> str:
 
 def changed(snap: dict[str, Any], attempt: int) -> str:
     """What an attempt ran on other than the one before, in a few words; "" where nothing changed."""
+    from launcher.news import differs  # it brings all events along, which few who want words need
+
     names = [name for one in snap["environment_changes"] if one["attempt"] == attempt for name in one["changes"]]
     return differs(attempt, names) if names else ""
 
