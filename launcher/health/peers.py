@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from launcher.health.finding import Finding, Value
+from launcher.health.finding import Finding
 from launcher.hosts.records import Verdict
 
 LEAST_HOSTS = 3  # of two that differ nobody knows which is right
@@ -77,5 +77,5 @@ def _memory(host: str, found: Mapping[str, Sequence[Finding]]) -> Iterator[Findi
         )
 
 
-def _value(findings: Sequence[Finding], reading: Reading) -> Value:
+def _value(findings: Sequence[Finding], reading: Reading) -> str | float | int | bool | None:
     return next((one.evidence.get(reading.key) for one in findings if one.code == reading.code), None)
