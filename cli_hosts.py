@@ -31,6 +31,9 @@ def list_(
     reading = ledger.read()
     for one in reading.damage:
         tell(f"warning: {one}")
+    if reading.damage:
+        hint = "lines of a newer opt-launch need that one to be read; a damaged line can stay, and harms nothing else"
+        tell(f"  while: reading {ledger.folder}\n  try:   {hint}")
     names = unfolded(nodes) if nodes else None
     refuse_unknown(names or [], reading.hosts)
     shown = view.chosen(reading, names, everyone=everyone, now=now)

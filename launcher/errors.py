@@ -19,6 +19,7 @@ SHOWN_COLUMNS = 100  # of a source line
 _BEFORE_MARK = 40  # of them, before what is marked
 _CURES = {
     errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path",
     errno.EACCES: "check the permissions",
     errno.EPERM: "check the permissions",
     errno.ENOSPC: "make room there, or write elsewhere",

@@ -91,7 +91,7 @@ def test_a_ledger_that_cannot_be_written_takes_nothing_from_what_was_found(
         (["check", "gpu-[01-"], 2, "not a list of at most 100,000 nodes: 'gpu-[01-'"),
         (["check", "a;reboot"], 2, "not a list of at most 100,000 nodes: 'a;reboot'"),
         (["check", "-oProxyCommand=x"], 2, "No such option"),
-        (["check", "a", "--via", "srun"], 2, "srun needs a job that runs"),
+        (["check", "a", "--via", "srun"], 2, "srun needs a job"),
         (["check", "a", "--timeout", "soon"], 2, "--timeout"),
         (["check", "a", "--timeout", "0"], 2, "0s is no time to answer in"),
         (["check", "a", "--ssh-config", "nowhere"], 1, "the ssh configuration cannot be read: no such file"),

@@ -87,16 +87,22 @@ def test_a_ledger_with_damage_is_shown_with_a_warning(hosts: Callable[..., Outco
     (tmp_path / "ledger" / "old.jsonl").write_text('{"v": 7}\n')
     said = hosts("list")
     assert "a     excluded  allowed" in said.out
-    assert said.err == (
-        "warning: old.jsonl at byte 0: written by a newer opt-launch (format 7, this one reads 1): left out\n"
+    lines = said.err.splitlines()
+    assert lines[0] == (
+        "warning: old.jsonl at byte 0: written by a newer opt-launch (format 7, this one reads 1): left out"
     )
+    assert lines[1] == f"  while: reading {tmp_path / 'ledger'}"
+    assert lines[2].startswith("  try:   lines of a newer opt-launch need that one to be read")
 
 
 def test_a_ledger_that_cannot_be_written_is_an_error(hosts: Callable[..., Outcome], tmp_path: Path) -> None:
     (tmp_path / "ledger").write_text("")
     said = hosts("exclude", "a", "--reason", "x")
     assert said.code == 1
-    assert said.err.startswith("error: the host ledger cannot be read: not a directory\n")
+    assert said.err == (
+        "error: the host ledger cannot be read: not a directory\n"
+        f"  while: {tmp_path / 'ledger'}\n  try:   check the path\n"
+    )
 
 
 def test_a_mistake_in_the_site_s_file_is_shown_at_its_place(hosts: Callable[..., Outcome], tmp_path: Path) -> None:

@@ -68,24 +68,32 @@ def find_way(
                 "its nodes are virtual, and all on one machine", f"run {run.folder.name}", "leave NODES and --via out"
             )
         return Way((node_name(),), Here(), "processes of this machine")
-    names = tuple(unfolded(nodes)) if nodes else run.nodes if run else ()
-    if not names:
-        raise WrongUse("no hosts are meant", "hosts", "name them, or a run that has nodes: --run RUN")
+    named = tuple(unfolded(nodes))
     job = run.job if run else own_id(environment) if "SLURM_JOB_ID" in environment else ""
-    if via != "ssh" and job:
-        found = running_job(job)
-        has = set(unfolded([found[1]])) if found else set()
-        if found and has.issuperset(names):
-            return Way(names, Steps(found[0]), f"srun in job {found[0]}")
-        if via == "srun" and found is None:
-            raise Unreachable(f"job {job} does not run, or Slurm does not answer", "srun", "--via ssh needs no job")
-        if via == "srun":
-            refuse_unknown(names, has, f"job {job} has {folded(has)} and not")
+    if via != "ssh" and job and (way := _by_steps(job, named, must=via == "srun")):
+        return way
     if via == "srun":
-        raise WrongUse("srun needs a job that runs", "--via srun", "--run RUN, or call it in a job; or --via ssh")
-    from launcher.remote.ssh import Ssh  # paramiko takes its time to be imported
+        raise WrongUse("srun needs a job", "--via srun", "--run RUN, or call it in a job; or --via ssh")
+    if names := named or (run.nodes if run else ()):
+        from launcher.remote.ssh import Ssh  # paramiko takes its time to be imported
 
-    return Way(names, Ssh(ssh_config), "ssh")
+        return Way(names, Ssh(ssh_config), "ssh")
+    raise WrongUse("no hosts are meant", "hosts", "name them, or a run that has nodes: --run RUN")
+
+
+def _by_steps(job: str, named: tuple[str, ...], *, must: bool) -> Way | None:
+    """To the named nodes of the job, or to all that it has; None where it has not all of them, and need not."""
+    found = running_job(job)
+    if found is None:
+        if must:
+            raise Unreachable(f"job {job} does not run, or Slurm does not answer", "srun", "--via ssh needs no job")
+        return None
+    has = unfolded([found[1]])
+    if must:
+        refuse_unknown(named, has, f"job {job} has {folded(has)} and not")
+    if not set(has).issuperset(named):
+        return None
+    return Way(named or tuple(has), Steps(found[0]), f"srun in job {found[0]}")
 
 
 def _submitted(paths: RunPaths) -> list[str]:
