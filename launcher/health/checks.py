@@ -36,6 +36,7 @@ CHECKS: tuple[Check, ...] = (
     Check("shared-memory", host.shared_memory),
     Check("limits", host.limits),
     Check("processes", host.processes),
+    Check("waiting", host.waiting),
     Check("interface", network.interface),
     Check("infiniband", network.infiniband),
     Check("space", storage.space, deadline_s=15, stuck="fail", remedy="drain"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from launcher.health.context import Context
 from launcher.health.finding import Finding
@@ -15,6 +17,7 @@ CORRECTED_PER_CHECK = 100
 LEAST_SHM_BYTES = 1 << 30  # NCCL and data loaders share memory there
 LEAST_FILES = 65_536
 MOST_ZOMBIES = 1000  # gpud's limit
+WAITED_S, CHECKS_APART_S = 300, 150  # gcm's limit; checks come once a minute
 
 
 def memory(at: Context) -> Iterator[Finding]:
@@ -120,7 +123,7 @@ def limits(at: Context) -> Iterator[Finding]:
 
 def processes(at: Context) -> Iterator[Finding]:
     """Processes that have ended and that nobody has asked after: something on the node has gone wrong."""
-    states = Counter(_state(stat.read_text(errors="replace")) for stat in at.glob("proc/[0-9]*/stat") if stat.exists())
+    states = Counter(one.state for one in _processes(at))
     yield Finding(
         code="zombies",
         verdict="ok" if states["Z"] < MOST_ZOMBIES else "warn",
@@ -132,5 +135,41 @@ def processes(at: Context) -> Iterator[Finding]:
     )
 
 
-def _state(stat: str) -> str:
-    return stat.rpartition(")")[2].split()[0] if ")" in stat else ""
+def waiting(at: Context) -> Iterator[Finding]:
+    """Processes of ours that have waited for a device at every check for minutes: not even SIGKILL ends them.
+
+    They keep what they have of GPUs and memory.
+    """
+    now = int(float(at.text("proc/uptime").split()[0]))
+    last, *marks = str(at.before.get("waiting", "")).split() or ["0"]
+    # Who waited at two checks that lie far apart need not have waited in between.
+    since = dict(mark.split("=") for mark in marks) if now - int(last) <= CHECKS_APART_S else {}
+    ours = {f"{one.pid}.{one.started}": one for one in _processes(at) if one.state == "D" and one.uid == os.getuid()}
+    begun = {key: int(since.get(key, now)) for key in ours}
+    at.after["waiting"] = " ".join([str(now), *(f"{key}={moment}" for key, moment in begun.items())])
+    stuck = {ours[key].pid: now - moment for key, moment in begun.items() if now - moment >= WAITED_S}
+    told = ", ".join(f"pid {pid} for {seconds / 60:.0f} min" for pid, seconds in stuck.items())
+    yield Finding(
+        code="waiting",
+        verdict="fail" if stuck else "ok",
+        summary=f"waits for a device: {told}" if stuck else f"{len(ours)} of our processes wait for a device",
+        evidence={"pids": " ".join(map(str, stuck))} if stuck else {},
+        limit=WAITED_S,
+        limit_source="table",
+        remedy="reboot_node" if stuck else "none",
+    )
+
+
+class _Process(NamedTuple):
+    pid: int
+    state: str
+    started: str
+    uid: int
+
+
+def _processes(at: Context) -> Iterator[_Process]:
+    """All that can be seen; those that end meanwhile are not told."""
+    for stat in at.glob("proc/[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError):
+            words = stat.read_text(errors="replace").rpartition(")")[2].split()
+            yield _Process(int(stat.parent.name), words[0], words[19] if len(words) > 19 else "", stat.stat().st_uid)

@@ -17,6 +17,7 @@ HEALTHY = {
     "proc/meminfo": "MemTotal:       2000000 kB\nMemAvailable:   1900000 kB\nHardwareCorrupted:     0 kB\n",
     "proc/cpuinfo": "processor\t: 0\n\nprocessor\t: 1\n",
     "proc/7/stat": "7 (a) b) S 1 7 7",
+    "proc/uptime": "1000.50 900.00\n",
     "sys/class/net/ib0/operstate": "up\n",
     "sys/devices/system/edac/mc/mc0/ue_count": "0\n",
     "sys/devices/system/edac/mc/mc0/ce_count": "12\n",
@@ -194,3 +195,24 @@ def test_names_are_unique_and_the_standard_tier_holds_the_fast_one() -> None:
     names = [check.name for check in checks.CHECKS]
     assert len(names) == len(set(names))
     assert set(checks.of_tier("fast")) < set(checks.of_tier("standard"))
+
+
+def test_a_process_that_waits_for_a_device_check_after_check_is_a_fault(node: Any) -> None:
+    def stuck(
+        at: int, pid: str, before: dict[str, int | str], started: int = 5
+    ) -> tuple[Finding, dict[str, int | str]]:
+        about = {"proc/uptime": f"{at}.5 0", f"proc/{pid}/stat": f"{pid} (x) D {'0 ' * 18}{started} 0"}
+        context = node(about, before=before)
+        return one(host.waiting(context), "waiting"), context.after
+
+    after: dict[str, int | str] = {}
+    verdicts: list[str] = []
+    for at in range(1000, 1361, 60):
+        found, after = stuck(at, "8", after)
+        verdicts.append(found.verdict)
+    assert verdicts == ["ok"] * 5 + ["fail"] * 2
+    assert (found.summary, found.remedy) == ("waits for a device: pid 8 for 6 min", "reboot_node")
+    assert stuck(1400, "8", after, started=6)[0].verdict == "ok", "another process of the same number"
+    assert stuck(9000, "8", after)[0].verdict == "ok", "nobody has looked for hours"
+    _, after = stuck(1400, "8", after)
+    assert one(host.waiting(node({"proc/8/stat": None}, before=after)), "waiting").verdict == "ok"
