@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -41,15 +43,21 @@ def test_the_nodes_of_a_run_are_examined_and_it_trains_on(launch: Launch, cluste
     assert "node99" in told.stderr
 
 
-def test_a_node_that_does_not_answer_is_named_and_the_others_are_examined(launch: Launch, cluster: Cluster) -> None:
+def test_a_node_that_does_not_answer_is_named_and_its_step_is_ended(launch: Launch, cluster: Cluster) -> None:
     run = launch(steps=100_000, spares=1)
     run.saved(10)
     silent = sorted(run.run.nodes)[-1]
-    cluster.silence(silent)
-    found = checked(cluster, "--run", run.paths.name, "--timeout", "15s", code=5)
+    program = cluster.runs / "sleepy"
+    program.write_text(f'#!/bin/sh\n[ $SLURMD_NODENAME = {silent} ] && exec sleep 600\nexec {sys.executable} "$@"\n')
+    program.chmod(0o755)
+    found = checked(cluster, "--run", run.paths.name, "--timeout", "15s", "--python", str(program), code=5)
     answered = {one["host"]: one["problem"] for one in found["hosts"]}
     assert answered[silent]["message"] == "no answer within 15 s"
     assert [host for host, problem in answered.items() if problem] == [silent]
+    deadline = time.monotonic() + 30
+    while any(task.name() == "sleep" for task in cluster.tasks()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_what_is_collected_of_a_run_that_trains_is_its_stacks_and_nothing_is_cleaned(
