@@ -8,6 +8,7 @@ ok          else
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import fsum
 from typing import Literal, NamedTuple
 
 from launcher.hosts.fold import WINDOW_S, Host
@@ -83,7 +84,7 @@ def is_cured(one: Excluded, host: Host) -> bool:
 def _standing(host: Host, boxes: Mapping[str, Excluded], now: float) -> Standing:
     since = now - WINDOW_S
     failures = sum([since <= one.at <= now for one in host.blames.values()])
-    days = sum([hours for at, hours in host.services.values() if at >= since]) / 24
+    days = fsum([hours for at, hours in host.services.values() if at >= since]) / 24  # in whatever order
     rate = failures / max(days, LEAST_DAYS)
     state, exclusion = _state(host, boxes, now) if host.exclusions or boxes else ("ok", None)
     return Standing(host.name, state, exclusion, failures, days, rate)
