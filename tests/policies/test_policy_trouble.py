@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from story import NAN, Story, ending, policy_of
+from story import NAN, Story, policy_of
 
 from launcher.codec import decode, encode
 from launcher.events import ActionDone, Decision, IncidentClosed, IncidentOpened, RunAmended, RunHeld
@@ -50,7 +50,8 @@ def test_one_that_heals_is_closed_and_nothing_was_done(story: Story) -> None:
 def test_one_that_does_not_is_gone_back_before_in_the_same_incident(story: Story) -> None:
     story.steps(60, loss=5.0, grad_norm=4.0)
     (decision,) = story.decisions
-    assert decision.actions == {"restart": {"from": "before_incident", "save_first": False}}
+    back = {"restart": {"from": "before_incident", "save_first": False}}
+    assert decision.actions == {"skip": {"batches": 200}, **back}
     assert (decision.incident, decision.onset_step) == (1, 100)
     assert story.step - 100 in range(50, 70)
     story.start(restore=90)
@@ -67,11 +68,14 @@ def test_what_a_restart_does_not_leave_behind_goes_on(story: Story) -> None:
 
 
 def test_a_spike_that_comes_again_goes_on_along_the_ladder(story: Story) -> None:
-    for restore in (90, 80, 70):
+    for restore in (90, 80, 70, 60, 50):
         story.steps(60, loss=5.0, grad_norm=4.0)
         story.start(restore=restore)
         calm(story, 5)
-    assert [ending(one) for one in story.decisions] == ["restart", "restart", "hold"]
+    assert [list(one.actions) for one in story.decisions] == [
+        ["skip", "restart"], ["skip", "restart"], ["set", "skip", "restart"], ["set", "skip", "restart"], ["hold"],
+    ]  # fmt: skip
+    assert [one.actions["set"] for one in story.decisions[2:4]] == [{"lr": "x0.5"}, {"lr": "x0.2"}]
 
 
 @pytest.mark.parametrize(("loss", "after"), [(2.0, []), (5.0, ["hold"])])
