@@ -92,6 +92,36 @@ def test_after_a_release_only_what_is_seen_from_then_on_is_a_reason_to_act(tmp_p
     assert states(story) == (["opened"] if after else ["opened", "healed"])
 
 
+def falling(story: Story, until: int) -> Story:
+    """A loss as at the beginning of a run: from 5 to 2, fast at first."""
+    while story.step < until:
+        draw, step = random.Random(story.step), story.step + 1
+        story.steps(1, loss=2.0 + 3.0 * 2 ** (-step / 80) + draw.gauss(0, 0.03), grad_norm=draw.uniform(0.9, 1.1))
+    return story
+
+
+@pytest.mark.parametrize("restore", [None, 0, 10, 60, 150, 300])
+def test_who_goes_back_far_is_not_blamed_for_the_loss_it_had_then(restore: int | None) -> None:
+    story = Story(load_policy(["numerics"]))
+    story.start()
+    falling(story, 400)
+    story.start(restore=restore)
+    falling(story, 500)
+    assert (story.decisions, story.trouble) == ([], [])
+
+
+@pytest.mark.parametrize("steps", [1, 5, 30])
+def test_a_spike_soon_after_going_back_far_is_seen_all_the_same(steps: int) -> None:
+    story = Story(load_policy(["numerics"]))
+    story.start()
+    falling(story, 400)
+    story.start(restore=60)
+    falling(story, 60 + steps)
+    story.steps(60, loss=7.0, grad_norm=4.0)
+    (decision,) = story.decisions
+    assert decision.onset_step == 61 + steps
+
+
 def test_a_number_that_is_not_finite_in_a_spike_belongs_to_its_incident_and_its_onset(story: Story) -> None:
     story.steps(5, loss=5.0, grad_norm=4.0)
     (decision,) = story.steps(1, loss=NAN)
