@@ -129,7 +129,9 @@ def spike(detector: Spike, memory: SpikeMemory, event: StepDone, *, learning: bo
     norm = event.metrics.get(detector.norm, math.nan)
     log_norm = math.log(norm) if 0 < norm < math.inf else None
     if learning or not memory.loss.is_learned or event.step < detector.warmup:
-        return _learn(evolve(memory, trouble=None, calm_rows=0) if trouble else memory, event.step, loss, log_norm), None
+        return _learn(
+            evolve(memory, trouble=None, calm_rows=0) if trouble else memory, event.step, loss, log_norm
+        ), None
     norm_is_up = norm == math.inf or (log_norm is not None and _is_up(memory.norm, log_norm))
     if trouble is None:
         above = loss - memory.loss.level
