@@ -14,7 +14,7 @@ from typing import Any
 from harness import OptLaunch, wait_for
 from injections import corpus, flip_a_bit, poisoned
 
-STEPS, SEQ_LEN, BATCH = 400, 64, 8  # BATCH: sequences of a step
+STEPS, SEQ_LEN, BATCH = 300, 64, 4  # BATCH: sequences of a step
 SAVE_EVERY = 20
 RECOMMENDED: dict[str, Any] = {
     "size": "tiny",
@@ -35,7 +35,7 @@ def _leave(_run: OptLaunch) -> None:
     """Nothing happens to the run."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Training:
     """One training: what differs from what is recommended, and what is done to it while it goes on.
 
@@ -76,16 +76,19 @@ def reaches(run: OptLaunch, step: int) -> None:
 
 
 def flips(step: int) -> Disturb:
-    """A bit of a weight flips after so many steps."""
+    """A bit of a weight flips soon after so many steps."""
 
     def disturb(run: OptLaunch) -> None:
         reaches(run, step)
-        saved = run.events("checkpoint_committed")[-1]
-        folder = run.run / "checkpoints" / f"step_{saved['step']:08d}.a{saved['attempt']:04d}"
-        if not flip_a_bit(run.rank_pids()[0], folder):
-            raise RuntimeError("the weight was not found in the memory of the rank")
+        (pid,) = run.rank_pids()
+        wait_for(run, "hit in a weight", lambda: flip_a_bit(pid, newest_checkpoint(run)) > 0)
 
     return disturb
+
+
+def newest_checkpoint(run: OptLaunch) -> Path:
+    saved = run.events("checkpoint_committed")[-1]
+    return run.run / "checkpoints" / f"step_{saved['step']:08d}.a{saved['attempt']:04d}"
 
 
 def kills(*steps: int) -> Disturb:
@@ -168,30 +171,32 @@ class Fault:
 
 
 _FP16 = {"dtype": "fp16"}
+_LONGER = {"steps": 400, "batch_tokens": 16 * SEQ_LEN, "warmup_tokens": 50 * 16 * SEQ_LEN}
+_PLAIN = Training("recommended")
 FAULTS = (
     Fault(
         "lr",
         "a learning rate far too high",
-        Training("recommended"),
-        Training("lr", {"lr": 6.0e-2}),
+        Training("recommended-longer", _LONGER),
+        Training("lr", _LONGER, disturb=asks(280, "{set: {lr: 1.0}}")),
     ),
     Fault(
         "poison",
         "poisoned batches",
-        Training("recommended"),
-        Training("poison", poison=range(200, 280)),
+        _PLAIN,
+        Training("poison", poison=range(150, 210)),
     ),
     Fault(
         "flip",
         "a bit flips in a weight",
-        Training("recommended"),
-        Training("flip", disturb=flips(250)),
+        _PLAIN,
+        Training("flip", disturb=flips(190)),
     ),
     Fault(
         "scale",
         "the loss scale collapses, fp16",
         Training("recommended-fp16", _FP16),
-        Training("scale", _FP16 | {"lr": 6.0e-2}),
+        Training("scale", _FP16, disturb=flips(190)),
     ),
 )
 
@@ -218,14 +223,14 @@ HEALTHY = (
     Training("JSON-lines", {"as_lines": True}),
     Training("a-validation-every-ten-steps", {"validate_every": 10}),
     Training("tensor-parallel", {"parallel": {"fsdp": 1, "tensor": 2}}, **_TWO),
-    Training("a-rank-is-killed-three-times", _FSDP, **_TWO, disturb=kills(70, 190, 310), restarts=3),
+    Training("a-rank-is-killed-three-times", _FSDP, **_TWO, disturb=kills(70, 150, 230), restarts=3),
     Training("fp16,-and-a-rank-is-killed", _FSDP | _FP16, **_TWO, disturb=kills(150), restarts=1),
     Training("the-supervisor-is-killed", disturb=kills_supervisor(150)),
     Training("paused", disturb=pauses(150)),
     Training("suspended-for-five-seconds", _FSDP, **_TWO, disturb=stops_ranks(150, 5.0)),
     Training("a-person-sets-half-the-learning-rate", disturb=asks(200, "{set: {lr: x0.5}}")),
     Training("a-person-sets-twice-the-learning-rate", disturb=asks(200, "{set: {lr: x2}}")),
-    Training("a-person-goes-back-to-step-60", disturb=asks(250, "{restart: {from: step 60}}")),
+    Training("a-person-goes-back-to-step-60", disturb=asks(200, "{restart: {from: step 60}}")),
     Training("resumed-with-a-batch-four-times-smaller",
              disturb=stops_and_resumes(200, f"trainer.batch_tokens={BATCH * SEQ_LEN // 4}")),
 )  # fmt: skip

@@ -6,7 +6,8 @@ The real trainer under `opt-launch submit`, backend local. Each fault is trained
 recommended   the settings without the fault
 default       with the fault, policy: [default]
 off           with the fault, policy: [infra]: nothing looks at numbers
-Healthy runs are trained once each, with the policy `default`. What came of each is kept in FOLDER, and not done again.
+Healthy runs are trained once each, with the policy `default`. What came of each is kept in FOLDER and not done again:
+a second call goes on. Remove FOLDER when trainings or policies have changed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -169,26 +171,33 @@ def panel(fault: Fault, of: dict[int, dict[str, Outcome]]) -> Panel:
 def main() -> None:
     options = _options()
     options.keep.mkdir(parents=True, exist_ok=True)
+    faults = [fault for fault in FAULTS if fault.name in options.only]
+    variants = {RECOMMENDED: "recommended", DEFAULT: "training", OFF: "training"}
+    wanted = {
+        (fault.name, seed, variant): (getattr(fault, which), seed, variant)
+        for fault in faults
+        for seed in options.seeds
+        for variant, which in variants.items()
+    }
+    healthy = [(one, seed, DEFAULT) for seed, one in enumerate(HEALTHY, 101) if "healthy" in options.only]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        # One after another of the same training: what several faults are compared with is trained once.
+        firsts = list(dict.fromkeys([*wanted.values(), *healthy]))
+        done = dict(zip(firsts, pool.map(lambda one: kept(options.keep, *one), firsts), strict=True))
     rows, panels = [], []
-    for fault in (one for one in FAULTS if one.name in options.only):
+    for fault in faults:
         of = {
-            seed: {
-                RECOMMENDED: kept(options.keep, fault.recommended, seed, RECOMMENDED),
-                DEFAULT: kept(options.keep, fault.training, seed, DEFAULT),
-                OFF: kept(options.keep, fault.training, seed, OFF),
-            }
-            for seed in options.seeds
+            seed: {variant: done[wanted[fault.name, seed, variant]] for variant in variants} for seed in options.seeds
         }
         rows += of_fault(fault, of)
         panels.append(panel(fault, of))
     if rows:
         head = ["fault", "seed", "recommended", "default", "off", "what default did"]
         print("\n" + table(head, rows))
-    if "healthy" in options.only:
-        outcomes = [kept(options.keep, one, seed, DEFAULT) for seed, one in enumerate(HEALTHY, 101)]
+    if healthy:
         head = ["healthy run", "validation loss", "overflows", "restarts it called for", "onsets", "acted on numbers"]
-        print("\n" + table(head, [of_healthy(one, outcome) for one, outcome in zip(HEALTHY, outcomes, strict=True)]))
-        panels.append(Panel("healthy", [Curve(DEFAULT, [*parts(one)]) for one in outcomes]))
+        print("\n" + table(head, [of_healthy(one[0], done[one]) for one in healthy]))
+        panels.append(Panel("healthy runs", [Curve(DEFAULT, [*parts(done[one])]) for one in healthy]))
     options.svg.write_text(drawn(panels))
     print(f"\ncurves: {options.svg}")
 
@@ -198,6 +207,7 @@ def _options() -> argparse.Namespace:
     names = [*(one.name for one in FAULTS), "healthy"]
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
     parser.add_argument("--keep", type=Path, default=Path("build/trainings"))
     parser.add_argument("--svg", type=Path, default=Path("build/trainings.svg"))
     return parser.parse_args()

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from story import NAN, Story, policy_of
+from story import NAN, Story, ending, policy_of
 
 from launcher.codec import decode, encode
 from launcher.events import ActionDone, Decision, IncidentClosed, IncidentOpened, RunAmended, RunHeld
@@ -75,7 +75,7 @@ def test_a_spike_that_comes_again_goes_on_along_the_ladder(story: Story) -> None
     assert [list(one.actions) for one in story.decisions] == [
         ["skip", "restart"], ["skip", "restart"], ["set", "skip", "restart"], ["set", "skip", "restart"], ["hold"],
     ]  # fmt: skip
-    assert [one.actions["set"] for one in story.decisions[2:4]] == [{"lr": "x0.5"}, {"lr": "x0.2"}]
+    assert [one.actions["set"] for one in story.decisions[2:4]] == [{"lr": "x0.5"}, {"lr": "x0.1"}]
 
 
 @pytest.mark.parametrize(("loss", "after"), [(2.0, []), (5.0, ["hold"])])
