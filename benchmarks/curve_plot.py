@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,6 +11,7 @@ from html import escape
 WIDTH, HEIGHT, LEFT, TOP, GAP = 420, 230, 42, 46, 34  # of a panel, in pixels, and around it
 COLOURS = {"recommended": "#888888", "default": "#1f6fd0", "off": "#d0342c"}
 WORDS = {"recommended": "as recommended", "default": "with the fault, policy default", "off": "with the fault, off"}
+SMOOTHED = 9  # rows whose median is drawn: batches are small, and differ
 HIGHEST = 8.0  # losses above are drawn at the upper edge
 
 
@@ -48,8 +50,8 @@ def _legend(kinds: set[str]) -> str:
     for kind in (one for one in COLOURS if one in kinds):
         parts.append(f'<path d="M{x},18h24" stroke="{COLOURS[kind]}" stroke-width="2"/>')
         parts.append(f'<text x="{x + 30}" y="22">{WORDS[kind]}</text>')
-        x += 44 + 6 * len(WORDS[kind])
-    parts.append(f'<text x="{x}" y="22">faint: gone back from; x: not finite from there on</text>')
+        x += 50 + 7 * len(WORDS[kind])
+    parts.append(f'<text x="{x}" y="22">faint: gone back from; x: not finite from here on</text>')
     return "".join(parts)
 
 
@@ -79,7 +81,7 @@ def _curve(curve: Curve, place: Callable[[int, float], tuple[float, float]]) -> 
     begins = [part[0][0] for part in curve.attempts[1:]] + [10**9]
     for number, part in enumerate(curve.attempts):
         begin = min(begins[number:])
-        finite = [(step, loss) for step, loss in part if math.isfinite(loss)]
+        finite = smoothed([(step, loss) for step, loss in part if math.isfinite(loss)])
         stands = [place(*row) for row in finite if row[0] <= begin]
         left = [place(*row) for row in finite if row[0] >= begin]
         yield _line(stands, COLOURS[curve.kind], "0.8")
@@ -88,6 +90,15 @@ def _curve(curve: Curve, place: Callable[[int, float], tuple[float, float]]) -> 
             x, y = place(*finite[-1])
             cross = f"M{x - 4:.1f},{y - 4:.1f}l8,8m-8,0l8,-8"
             yield f'<path d="{cross}" stroke="{COLOURS[curve.kind]}" stroke-width="1.5"/>'
+
+
+def smoothed(rows: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Each loss as the median of the losses around it."""
+    half = SMOOTHED // 2
+    return [
+        (step, statistics.median(loss for _, loss in rows[max(0, at - half) : at + half + 1]))
+        for at, (step, _) in enumerate(rows)
+    ]
 
 
 def _line(points: Sequence[tuple[float, float]], colour: str, opacity: str) -> str:
