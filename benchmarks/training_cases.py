@@ -79,9 +79,13 @@ def flips(step: int) -> Disturb:
     """A bit of a weight flips soon after so many steps."""
 
     def disturb(run: OptLaunch) -> None:
-        reaches(run, step)
         (pid,) = run.rank_pids()
-        wait_for(run, "hit in a weight", lambda: flip_a_bit(pid, newest_checkpoint(run)) > 0)
+        reaches(run, step)
+        os.kill(pid, signal.SIGSTOP)  # it trains faster than its memory is searched
+        found = flip_a_bit(pid, newest_checkpoint(run))
+        os.kill(pid, signal.SIGCONT)
+        if not found:
+            raise RuntimeError("the weight was not found in the memory of the rank")
 
     return disturb
 
@@ -171,14 +175,15 @@ class Fault:
 
 
 _FP16 = {"dtype": "fp16"}
-_LONGER = {"steps": 400, "batch_tokens": 16 * SEQ_LEN, "warmup_tokens": 50 * 16 * SEQ_LEN}
+# Batches whose losses differ less, and time for a trouble to be judged.
+_LONGER = {"steps": 600, "batch_tokens": 16 * SEQ_LEN, "warmup_tokens": 50 * 16 * SEQ_LEN}
 _PLAIN = Training("recommended")
 FAULTS = (
     Fault(
         "lr",
         "a learning rate far too high",
         Training("recommended-longer", _LONGER),
-        Training("lr", _LONGER, disturb=asks(280, "{set: {lr: 1.0}}")),
+        Training("lr", _LONGER, disturb=asks(330, "{set: {lr: 1.0}}")),
     ),
     Fault(
         "poison",
