@@ -176,14 +176,14 @@ class Fault:
 
 _FP16 = {"dtype": "fp16"}
 # Batches whose losses differ less, and time for a trouble to be judged.
-_LONGER = {"steps": 600, "batch_tokens": 16 * SEQ_LEN, "warmup_tokens": 50 * 16 * SEQ_LEN}
+_LONGER = {"steps": 400, "batch_tokens": 16 * SEQ_LEN, "warmup_tokens": 50 * 16 * SEQ_LEN}
 _PLAIN = Training("recommended")
 FAULTS = (
     Fault(
         "lr",
         "a learning rate far too high",
         Training("recommended-longer", _LONGER),
-        Training("lr", _LONGER, disturb=asks(330, "{set: {lr: 1.0}}")),
+        Training("lr", _LONGER, disturb=asks(230, "{set: {lr: 1.0}}")),
     ),
     Fault(
         "poison",
