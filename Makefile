@@ -19,7 +19,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 	@echo 'make lint     style and types'
-	@echo 'make bench    detectors on real curves and on OPT-175B, recovery here and on Slurm, supervision, long runs, start-up, hosts'
+	@echo 'make bench    detectors on real curves and on OPT-175B, trainings that go wrong, recovery here and on Slurm, supervision, long runs, start-up, hosts'
 	@echo 'make clean    removes .venv, caches and demo-runs'
 
 venv: .venv/.installed
@@ -88,6 +88,7 @@ bench: venv slurm sshd
 	$(BIN)/python benchmarks/fold.py
 	$(BIN)/python benchmarks/detectors.py
 	$(BIN)/python benchmarks/opt175b.py
+	$(BIN)/python benchmarks/trainings.py
 	$(BIN)/python benchmarks/recovery.py
 	$(BIN)/python benchmarks/slurm.py
 

@@ -115,16 +115,19 @@ class OptLaunch:
 
     name = "opt-launch"
 
-    def __init__(self, folder: Path, trainer: dict[str, Any], ranks: int, nodes: int = 1) -> None:
+    def __init__(
+        self, folder: Path, trainer: dict[str, Any], ranks: int, nodes: int = 1, policy: Sequence[str] = ("default",)
+    ) -> None:
         folder.mkdir(parents=True)
-        spec = {"name": "bench", "trainer": trainer, "cluster": self.cluster_of(ranks, nodes)}
+        cluster = self.cluster_of(ranks, nodes)
+        spec = {"name": "bench", "trainer": trainer, "cluster": cluster, "policy": [*policy]}
         file = folder / "run.yaml"
         file.write_text(json.dumps(spec))
         self.root, self.run = folder / "runs", folder / "runs" / "bench"
         self.seen = Seen()
         self._read_bytes: dict[Path, int] = {}
         self.started_at = time.time()
-        self._launcher("submit", str(file), answers=False)
+        self.command("submit", str(file), answers=False)
         self._over = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -132,7 +135,8 @@ class OptLaunch:
         """What RUN.yaml says of the cluster."""
         return {"backend": "local", "nodes": nodes, "ranks_per_node": ranks // nodes}
 
-    def _launcher(self, *arguments: str, answers: bool = True) -> str:
+    def command(self, *arguments: str, answers: bool = True) -> str:
+        """What a command of opt-launch prints about the runs here."""
         command = [sys.executable, "-P", "-m", "cli", *arguments, "--root", str(self.root)]
         env = {key: value for key, value in os.environ.items() if not key.startswith("OPT_LAUNCH_")}
         output = subprocess.PIPE if answers else subprocess.DEVNULL
@@ -164,11 +168,18 @@ class OptLaunch:
         return [(seen[0], seen[1]) for file in files if (seen := read_page(file.read_bytes()))]
 
     def status(self) -> dict[str, Any]:
-        return json.loads(self._launcher("status", "bench", "--json"))
+        return json.loads(self.command("status", "bench", "--json"))
 
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        lines = [line for file in sorted(self.run.glob("journal/*.jsonl")) for line in file.read_text().splitlines()]
-        return [event for event in map(json.loads, lines) if event["type"] == kind]
+    def events(self, *kinds: str) -> list[dict[str, Any]]:
+        return [event for event in self._lines("journal") if event["type"] in kinds]
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every step that was told, those of attempts that were gone back from too."""
+        return self._lines("metrics")
+
+    def _lines(self, folder: str) -> list[dict[str, Any]]:
+        files = sorted(self.run.glob(f"{folder}/*.jsonl"))
+        return [json.loads(line) for file in files for line in file.read_text().splitlines(True) if line.endswith("\n")]
 
     def rank_pids(self) -> list[int]:
         """Known a moment after the ranks have started: what status shows is renewed once a second."""
@@ -183,7 +194,7 @@ class OptLaunch:
         return next((event["at"] for event in self.events("decision")), 0.0)
 
     def is_alive(self) -> bool:
-        return not self.events("run_ended")
+        return [event["type"] for event in self.events("run_ended", "run_resumed")][-1:] != ["run_ended"]
 
     def ended(self) -> bool:
         return any(event["state"] == "SUCCEEDED" for event in self.events("run_ended"))

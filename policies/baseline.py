@@ -56,6 +56,13 @@ def noted(baseline: Baseline, value: float) -> Baseline:
     return evolve(baseline, differences=_differences_with(baseline, value))
 
 
+def raised(baseline: Baseline, level: float) -> Baseline:
+    """The baseline at a level, as noisy as it is, unless it is higher already."""
+    if not baseline.values or level <= baseline.level:
+        return baseline
+    return evolve(baseline, values=(level,) * len(baseline.values), level=level)
+
+
 def _differences_with(baseline: Baseline, value: float) -> tuple[float, ...]:
     size = abs(value - baseline.level)
     return (*baseline.differences[1 - NOISE_OF :], size) if math.isfinite(size) else baseline.differences

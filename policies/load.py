@@ -17,6 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from launcher.document import Document, Path_, read_document
 from launcher.errors import ConfigError, Mistake
 from launcher.validation import did_you_mean, validated
+from policies.hearing import within_hearing
 from policies.meaning import (
     TRAINER_METRICS,
     Flaw,
@@ -336,6 +337,8 @@ def _fit(one: _Written, facts: RunFacts) -> _Written | None:
         rule = rule.model_copy(update={"mode": "advise"})
     if as_shipped and rule.when.draining and not (facts.own_trainer or facts.saves) and "mode" not in one.changed:
         rule = rule.model_copy(update={"mode": "advise"})  # nobody could tell it to save
+    if not facts.own_trainer and as_shipped and "do" not in one.changed:
+        rule = within_hearing(rule, facts)
     if not facts.shrinks:  # what cannot happen is not to be read in every decision
         rule = rule.model_copy(update={"do": tuple(rung.model_copy(update={"shrink": None}) for rung in rule.do)})
     if (hang := rule.when.hang) and hang.first_step is None and facts.first_step_s:

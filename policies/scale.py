@@ -16,12 +16,17 @@ CLEAN = 100  # updates in a row that were applied, and the trouble is over
 
 @dataclass(frozen=True)
 class ScaleMemory:
-    """`seen` updates of the attempt; `skipped` and `applied` ones in a row; halvings less doublings, by bucket."""
+    """`seen` updates of the attempt; `skipped` and `applied` ones in a row; halvings less doublings, by bucket.
+
+    `stuck`: skipped updates in a row that did not change the scale; `since`: step and time of the first skipped one.
+    """
 
     seen: int = 0
     last_step: int = -1
     scale: float = 0.0
     skipped: int = 0
+    stuck: int = 0
+    since: tuple[int, float] | None = None
     applied: int = 0
     halved: tuple[float, ...] = ()
     bucket: int = 0
@@ -40,10 +45,14 @@ def scale_collapse(
         return memory, None
     memory = _counted(detector, memory, event)
     if learning or memory.seen <= detector.warmup:
-        return evolve(memory, skipped=0, halved=(), below=0, above=0, begun=None, is_told=False), None
+        memory = evolve(memory, skipped=0, halved=(), below=0, above=0)
+        # A scale that finds its size comes down with each skipped update, or every other one; at its floor it is stuck.
+        if learning or memory.stuck < detector.skipped / 2:
+            return evolve(memory, begun=None, is_told=False), None
     net = math.fsum(memory.halved)
     most = max(
         memory.skipped / detector.skipped,
+        memory.stuck / detector.skipped,
         net / detector.halvings,
         memory.below / detector.window,
         memory.above / detector.window,
@@ -52,13 +61,15 @@ def scale_collapse(
         return _over(memory)
     signs: dict[str, tuple[float, float]] = {
         "updates skipped in a row": (memory.skipped, detector.skipped),
+        "updates skipped at this scale": (memory.stuck, detector.skipped),
         f"halvings within {detector.window} steps": (net, detector.halvings),
         f"steps below {detector.below or 0:g}": (memory.below, detector.window),
         f"steps above {detector.above or 0:g}": (memory.above, detector.window),
     }
     worst, (value, limit) = max(signs.items(), key=lambda sign: sign[1][0] / sign[1][1])
-    memory = evolve(memory, begun=memory.begun or (event.step, event.at), is_told=memory.is_told or value >= limit / 2)
-    step, at = memory.begun or (event.step, event.at)
+    begun = memory.begun or memory.since or (event.step, event.at)
+    memory = evolve(memory, begun=begun, is_told=memory.is_told or value >= limit / 2)
+    step, at = begun
     why = f"loss scale {memory.scale:g} at step {event.step}: {value:g} {worst}, limit {limit:g}"
     evidence: dict[str, Json] = {
         "step": event.step,
@@ -93,6 +104,8 @@ def _counted(detector: ScaleCollapse, memory: ScaleMemory, event: StepDone) -> S
         last_step=event.step,
         scale=scale,
         skipped=memory.skipped + gap if was_skipped else 0,
+        stuck=memory.stuck + gap if was_skipped and not halvings and "loss_scale" in event.metrics else 0,
+        since=memory.since or (event.step, event.at) if was_skipped else None,
         applied=0 if was_skipped else memory.applied + gap,
         halved=(*halved[:-1], halved[-1] + halvings) if halvings else halved,
         bucket=bucket,

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from launcher.events import Json, StepDone
 from launcher.evolve import evolve
-from policies.baseline import NOISE_OF, UNKNOWN, Baseline, learned, noted
+from policies.baseline import NOISE_OF, UNKNOWN, Baseline, learned, noted, raised
 from policies.finding import Word
 from policies.when import Spike
 
@@ -35,6 +35,7 @@ CERTAIN = math.log(1e6)  # by habit, once in a million rows
 HABIT_OF = 200  # rows that a habit is learned from; before that one jump in a hundred rows is assumed, weighing 50 rows
 PRIOR_JUMPS, PRIOR_ROWS = 0.5, 50.0
 SETTLED_ROWS = 200  # what has lasted so long is the new level
+TRACED = 64  # earlier levels that are remembered at most, evenly over the run
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,26 @@ class Trouble:
 
 
 @dataclass(frozen=True)
+class Past:
+    """The levels of loss and norm, and of which step."""
+
+    step: int
+    loss: float
+    norm: float
+
+
+@dataclass(frozen=True)
 class SpikeMemory:
-    """Baselines of the loss and of the logarithm of the gradient norm; the highest level so far; trouble, if any."""
+    """Baselines of the loss and of the logarithm of the gradient norm; the highest level so far; trouble, if any.
+
+    `trace`: levels of the past, at least `stride` steps apart, for a run that goes back.
+    """
 
     loss: Baseline = UNKNOWN
     norm: Baseline = UNKNOWN
     highest: float = 0.0
+    trace: tuple[Past, ...] = ()
+    stride: int = 1
     habit: Habit = NO_HABIT  # as of `calm_rows` ago
     calm_rows: int = 0
     trouble: Trouble | None = None
@@ -114,15 +129,17 @@ def spike(detector: Spike, memory: SpikeMemory, event: StepDone, *, learning: bo
     norm = event.metrics.get(detector.norm, math.nan)
     log_norm = math.log(norm) if 0 < norm < math.inf else None
     if learning or not memory.loss.is_learned or event.step < detector.warmup:
-        return _learn(evolve(memory, trouble=None, calm_rows=0) if trouble else memory, loss, log_norm), None
+        return _learn(
+            evolve(memory, trouble=None, calm_rows=0) if trouble else memory, event.step, loss, log_norm
+        ), None
     norm_is_up = norm == math.inf or (log_norm is not None and _is_up(memory.norm, log_norm))
     if trouble is None:
         above = loss - memory.loss.level
         if not norm_is_up and above <= CLEAR_SHARE * (detector.at_least * abs(memory.loss.level)):
-            return _learn(memory, loss, log_norm), None  # whatever the noise
+            return _learn(memory, event.step, loss, log_norm), None  # whatever the noise
         far, clear = limits(detector, memory.loss)
         if above <= clear and not norm_is_up:
-            return _learn(memory, loss, log_norm), None
+            return _learn(memory, event.step, loss, log_norm), None
         trouble = Trouble(event.step, event.at, memory.loss.level, far, clear, memory.habit.plus(memory.calm_rows))
     above = loss - trouble.level
     exploded = above > EXPLODED * memory.highest
@@ -142,11 +159,32 @@ def looked_at(memory: SpikeMemory) -> SpikeMemory:
     return evolve(memory, trouble=evolve(memory.trouble, rows=(), is_due=False, **counted))
 
 
-def _learn(memory: SpikeMemory, loss: float, log_norm: float | None) -> SpikeMemory:
+def gone_back(memory: SpikeMemory, restored: int) -> SpikeMemory:
+    """What is remembered when a run goes back to a step: what was usual then, where that was more than it is now.
+
+    Trouble that began later is gone.
+    """
+    trouble = None if memory.trouble and restored <= memory.trouble.step else memory.trouble
+    trace = tuple(past for past in memory.trace if past.step <= restored)
+    past = trace[-1] if trace else memory.trace[0] if memory.trace else None
+    if past is None:
+        return evolve(memory, trouble=trouble)
+    loss, norm = raised(memory.loss, past.loss), raised(memory.norm, past.norm)
+    return evolve(memory, trouble=trouble, loss=loss, norm=norm, trace=trace)
+
+
+def _learn(memory: SpikeMemory, step: int, loss: float, log_norm: float | None) -> SpikeMemory:
     known = learned(memory.loss, loss)
     norm = memory.norm if log_norm is None else learned(memory.norm, log_norm)
     highest = max(memory.highest, abs(known.level))
-    return evolve(memory, loss=known, norm=norm, highest=highest, calm_rows=memory.calm_rows + 1)
+    trace, stride = memory.trace, memory.stride
+    if known.is_learned and (not trace or step >= trace[-1].step + stride):
+        trace = (*trace, Past(step, known.level, norm.level))
+        if len(trace) > TRACED:
+            trace, stride = trace[::2], 2 * stride
+    return evolve(
+        memory, loss=known, norm=norm, highest=highest, calm_rows=memory.calm_rows + 1, trace=trace, stride=stride
+    )
 
 
 def _is_up(norm: Baseline, log_norm: float) -> bool:
@@ -227,7 +265,7 @@ def _over(memory: SpikeMemory, trouble: Trouble, event: StepDone) -> tuple[Spike
     else:
         memory = evolve(memory, loss=UNKNOWN, norm=UNKNOWN)
         for loss, log_norm in trouble.values:
-            memory = _learn(memory, loss, log_norm)
+            memory = _learn(memory, event.step, loss, log_norm)
     outcome = "the loss is back" if healed else f"after {trouble.count} rows this is the new level"
     word = Word("healed" if healed else "stayed", trouble.step, trouble.at, f"{outcome} at step {event.step}")
     return evolve(memory, trouble=None, habit=habit, calm_rows=0), word if trouble.is_told else None

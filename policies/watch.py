@@ -21,7 +21,7 @@ from policies.finding import Finding, Word
 from policies.pace import PaceMemory, PeersMemory, slow, straggler
 from policies.scale import ScaleMemory, scale_collapse
 from policies.schema import Policy, Rule
-from policies.spike import SpikeMemory, looked_at, spike
+from policies.spike import SpikeMemory, gone_back, looked_at, spike
 from policies.state import EngineState, Trouble, Watched, is_within
 from policies.trend import TrendMemory, drift, plateau
 
@@ -172,8 +172,8 @@ def _begun_anew(state: EngineState, event: AttemptStarted) -> EngineState:
 
 def _restarted(memory: Watched, restored: int, ranks: int) -> Watched:
     match memory:
-        case SpikeMemory(trouble=trouble) if trouble is not None and restored <= trouble.step:
-            return evolve(memory, trouble=None)
+        case SpikeMemory():
+            return gone_back(memory, restored)
         case ScaleMemory():
             return ScaleMemory()
         case PaceMemory():

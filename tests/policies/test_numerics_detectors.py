@@ -179,6 +179,20 @@ def test_the_first_updates_are_how_a_scale_finds_its_size() -> None:
     assert Watch("scale_collapse").tell(scales(*halving)).tell([APPLIED] * 400).said == []
 
 
+@pytest.mark.parametrize("each", [1, 2])
+def test_a_scale_that_is_stuck_at_its_floor_is_found_while_it_finds_its_size_too(each: int) -> None:
+    """Not finite from the beginning on: no scale helps. `each`: overflows until it is halved, as with a hysteresis."""
+    falling = [dict(SKIPPED, loss_scale=2.0**-at) for at in range(30) for _ in range(each)]
+    assert Watch("scale_collapse").tell(falling).tell([APPLIED] * 400).said == []
+    watch = Watch("scale_collapse").tell([APPLIED] * 20).tell(falling).tell([dict(SKIPPED, loss_scale=2.0**-29)] * 8)
+    assert watch.kinds == ["onset", "finding"]
+    assert {step for _, _, step in watch.said} == {20}, "trouble begins with the first of the skipped updates"
+
+
+def test_updates_skipped_at_a_scale_that_is_not_told_are_how_it_finds_its_size() -> None:
+    assert Watch("scale_collapse").tell([{"skipped": 1.0}] * 14).tell([{"skipped": 0.0}] * 400).said == []
+
+
 def test_an_overflow_now_and_then_is_no_collapse() -> None:
     watch = Watch("scale_collapse").tell([APPLIED] * 250)
     for _ in range(30):

@@ -431,16 +431,23 @@ def test_actions_come_in_their_fixed_order(tmp_path: Path) -> None:
     assert decision.actions["restart"] == {"from": "step 12", "save_first": True}
 
 
-def test_the_numerics_ladder_goes_back_further_each_time() -> None:
+def test_the_numerics_ladder_tries_the_same_data_then_without_it_then_smaller_steps_then_calls_a_person() -> None:
     story = Story(load_policy(["default"]))
-    froms = []
-    for _ in range(3):
+    did = []
+    for _ in range(5):
         story.start()
         story.steps(30)
         story.committed()
         (decision,) = story.steps(1, loss=NAN)
-        froms.append(decision.actions.get("restart") or ending(decision))
-    assert [one["from"] if isinstance(one, dict) else one for one in froms] == ["last_good", "before_incident", "hold"]
+        origin = decision.actions.get("restart")
+        did.append([origin["from"] if isinstance(origin, dict) else ending(decision), *decision.actions])
+    assert did == [
+        ["last_good", "restart"],
+        ["before_incident", "skip", "restart"],
+        ["before_incident", "set", "skip", "restart"],
+        ["before_incident", "set", "skip", "restart"],
+        ["hold", "hold"],
+    ]
 
 
 def test_a_metric_line_that_comes_late_does_not_turn_back_time() -> None:

@@ -3,6 +3,7 @@
 # ruff: noqa: E501  messages are compared whole
 import ast
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -330,6 +331,29 @@ def test_numerics_asked_for_by_name_act_on_what_the_telemetry_gives() -> None:
 def test_numerics_asked_for_by_name_that_cannot_be_fed_are_a_mistake() -> None:
     with pytest.raises(ConfigError, match="gives no metric 'loss'"):
         load_policy(["numerics"], RunFacts(own_trainer=False, goes_back=True, metrics=frozenset()))
+
+
+def test_a_command_that_cannot_be_told_of_samples_and_rates_is_only_gone_back_with() -> None:
+    deaf = RunFacts(own_trainer=False, goes_back=True, skips=False, settings=frozenset())
+    for facts, of_spikes in [
+        (deaf, [["restart"], ["hold"]]),
+        (replace(deaf, settings=frozenset({"lr"})), [["restart"], ["set", "restart"], ["set", "restart"], ["hold"]]),
+        (replace(deaf, skips=True), [["skip", "restart"], ["hold"]]),
+    ]:
+        rules = {rule.name: rule for rule in load_policy(["numerics"], facts).rules}
+        assert [list(rung.actions) for rung in rules["loss-spike"].do] == of_spikes
+        assert rules["loss-spike"].do[0].times == 2
+        assert [rung.restart.from_ for rung in rules["non-finite"].do[:2] if rung.restart] == [
+            "last_good", "before_incident",
+        ]  # fmt: skip
+
+
+def test_a_ladder_of_ones_own_is_left_as_it_is_and_refused_where_it_cannot_be_done(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    skipping = "{skip: 8 batches, restart: {from: latest}, times: 1}"
+    mine.write_text(f"version: 1\nname: mine\ninclude: [numerics]\noverride: {{loss-spike: {{do: [{skipping}]}}}}\n")
+    with pytest.raises(ConfigError, match="'skip' of rule 'loss-spike' needs a command that hears of it"):
+        load_policy([str(mine)], RunFacts(own_trainer=False, goes_back=True, skips=False, settings=frozenset()))
 
 
 @pytest.mark.parametrize("name", ["default", "cautious"])

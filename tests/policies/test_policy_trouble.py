@@ -50,7 +50,8 @@ def test_one_that_heals_is_closed_and_nothing_was_done(story: Story) -> None:
 def test_one_that_does_not_is_gone_back_before_in_the_same_incident(story: Story) -> None:
     story.steps(60, loss=5.0, grad_norm=4.0)
     (decision,) = story.decisions
-    assert decision.actions == {"restart": {"from": "before_incident", "save_first": False}}
+    back = {"restart": {"from": "before_incident", "save_first": False}}
+    assert decision.actions == {"skip": {"batches": 200}, **back}
     assert (decision.incident, decision.onset_step) == (1, 100)
     assert story.step - 100 in range(50, 70)
     story.start(restore=90)
@@ -67,11 +68,14 @@ def test_what_a_restart_does_not_leave_behind_goes_on(story: Story) -> None:
 
 
 def test_a_spike_that_comes_again_goes_on_along_the_ladder(story: Story) -> None:
-    for restore in (90, 80, 70):
+    for restore in (90, 80, 70, 60, 50):
         story.steps(60, loss=5.0, grad_norm=4.0)
         story.start(restore=restore)
         calm(story, 5)
-    assert [ending(one) for one in story.decisions] == ["restart", "restart", "hold"]
+    assert [list(one.actions) for one in story.decisions] == [
+        ["skip", "restart"], ["skip", "restart"], ["set", "skip", "restart"], ["set", "skip", "restart"], ["hold"],
+    ]  # fmt: skip
+    assert [one.actions["set"] for one in story.decisions[2:4]] == [{"lr": "x0.5"}, {"lr": "x0.1"}]
 
 
 @pytest.mark.parametrize(("loss", "after"), [(2.0, []), (5.0, ["hold"])])
@@ -86,6 +90,36 @@ def test_after_a_release_only_what_is_seen_from_then_on_is_a_reason_to_act(tmp_p
     decisions = story.steps(1, loss=loss, grad_norm=2 * loss - 3) + story.steps(9, loss=loss, grad_norm=2 * loss - 3)
     assert [ending(one) for one in decisions] == after
     assert states(story) == (["opened"] if after else ["opened", "healed"])
+
+
+def falling(story: Story, until: int) -> Story:
+    """A loss as at the beginning of a run: from 5 to 2, fast at first."""
+    while story.step < until:
+        draw, step = random.Random(story.step), story.step + 1
+        story.steps(1, loss=2.0 + 3.0 * 2 ** (-step / 80) + draw.gauss(0, 0.03), grad_norm=draw.uniform(0.9, 1.1))
+    return story
+
+
+@pytest.mark.parametrize("restore", [None, 0, 10, 60, 150, 300])
+def test_who_goes_back_far_is_not_blamed_for_the_loss_it_had_then(restore: int | None) -> None:
+    story = Story(load_policy(["numerics"]))
+    story.start()
+    falling(story, 400)
+    story.start(restore=restore)
+    falling(story, 500)
+    assert (story.decisions, story.trouble) == ([], [])
+
+
+@pytest.mark.parametrize("steps", [1, 5, 30])
+def test_a_spike_soon_after_going_back_far_is_seen_all_the_same(steps: int) -> None:
+    story = Story(load_policy(["numerics"]))
+    story.start()
+    falling(story, 400)
+    story.start(restore=60)
+    falling(story, 60 + steps)
+    story.steps(60, loss=7.0, grad_norm=4.0)
+    (decision,) = story.decisions
+    assert decision.onset_step == 61 + steps
 
 
 def test_a_number_that_is_not_finite_in_a_spike_belongs_to_its_incident_and_its_onset(story: Story) -> None:
