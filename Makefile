@@ -6,7 +6,7 @@
 # chooses the Python of .venv.
 
 PYTHON ?= python3
-TEST_PROCESSES ?= 2
+TEST_PROCESSES ?= 3
 UNPRIVILEGED_TESTS ?= tests/launcher tests/chaos
 
 BIN := .venv/bin
