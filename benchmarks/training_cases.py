@@ -39,7 +39,7 @@ def _leave(_run: OptLaunch) -> None:
 class Training:
     """One training: what differs from what is recommended, and what is done to it while it goes on.
 
-    `poison`: the steps whose data are garbage. `restarts`: decisions that the disturbance calls for.
+    `poison`: the steps whose data are garbage.
     """
 
     name: str
@@ -48,7 +48,6 @@ class Training:
     nodes: int = 1
     poison: range | None = None
     disturb: Disturb = _leave
-    restarts: int = 0
 
     def start(self, folder: Path, seed: int, policy: str) -> OptLaunch:
         """Submit it. `seed` is that of the weights, of the order of the data and of all that is drawn."""
@@ -228,8 +227,8 @@ HEALTHY = (
     Training("JSON-lines", {"as_lines": True}),
     Training("a-validation-every-ten-steps", {"validate_every": 10}),
     Training("tensor-parallel", {"parallel": {"fsdp": 1, "tensor": 2}}, **_TWO),
-    Training("a-rank-is-killed-three-times", _FSDP, **_TWO, disturb=kills(70, 150, 230), restarts=3),
-    Training("fp16,-and-a-rank-is-killed", _FSDP | _FP16, **_TWO, disturb=kills(150), restarts=1),
+    Training("a-rank-is-killed-three-times", _FSDP, **_TWO, disturb=kills(70, 150, 230)),
+    Training("fp16,-and-a-rank-is-killed", _FSDP | _FP16, **_TWO, disturb=kills(150)),
     Training("the-supervisor-is-killed", disturb=kills_supervisor(150)),
     Training("paused", disturb=pauses(150)),
     Training("suspended-for-five-seconds", _FSDP, **_TWO, disturb=stops_ranks(150, 5.0)),

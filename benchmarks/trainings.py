@@ -195,7 +195,7 @@ def main() -> None:
         head = ["fault", "seed", "recommended", "default", "off", "what default did"]
         print("\n" + table(head, rows))
     if healthy:
-        head = ["healthy run", "validation loss", "overflows", "restarts it called for", "onsets", "acted on numbers"]
+        head = ["healthy run", "validation loss", "overflows", "other decisions", "onsets", "acted on numbers"]
         print("\n" + table(head, [of_healthy(one[0], done[one]) for one in healthy]))
         panels.append(Panel("healthy runs", [Curve(DEFAULT, [*parts(done[one])]) for one in healthy]))
     options.svg.write_text(drawn(panels))
