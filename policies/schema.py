@@ -214,7 +214,7 @@ class Budget(Grammar):
     and in steps that are done again, before the run is back where it was.
     """
 
-    restarts: RateText = Field(default="10 per run", validate_default=True)  # pyright: ignore[reportAssignmentType]
+    restarts: RateText = Field(default="20 per 24h", validate_default=True)  # pyright: ignore[reportAssignmentType]
     no_progress: Positive = 3
     first_step: Positive = 4
     lost_time: ShareText | None = None

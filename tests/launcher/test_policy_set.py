@@ -38,7 +38,7 @@ def result(text: str, policy: Policy = DEFAULT, facts: RunFacts = FACTS, **more:
         ("hang.when.hang.at_least=5m", ["rules", "hang", "when", "hang", "at_least"], "5m", "2m"),
         ("non-finite.do.0.times=2", ["rules", "non-finite", "do", "0", "times"], 2, 1),
         ("draining.counts=true", ["rules", "draining", "counts"], True, False),
-        ("budget.restarts=20 per run", ["budget", "restarts"], "20 per run", "10 per run"),
+        ("budget.restarts=20 per run", ["budget", "restarts"], "20 per run", "20 per 1d"),
     ],
 )
 def test_a_change_is_journaled_with_its_place_and_what_was_before(

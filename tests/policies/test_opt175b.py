@@ -66,7 +66,7 @@ def test_each_row_ends_in_one_of_four_verdicts_and_says_why(verdicts: Verdicts, 
 
 def test_so_many_rows_end_in_each_verdict(verdicts: Verdicts) -> None:
     counts = {name: Counter(kind for kind, _ in of.values()) for name, of in verdicts.items()}
-    assert counts["default"] == {AGREES: 35, DIFFERS: 8, UNDECIDABLE: 26, PERSON: 26}
+    assert counts["default"] == {AGREES: 36, DIFFERS: 8, UNDECIDABLE: 26, PERSON: 25}
     assert counts["opt175b"] == {AGREES: 36, DIFFERS: 8, UNDECIDABLE: 24, PERSON: 27}
 
 
@@ -106,11 +106,8 @@ def test_verdicts_follow_from_what_is_decided(verdicts: Verdicts, rows: list[Row
 def test_of_machines_that_failed_the_decision_is_theirs(verdicts: Verdicts, rows: list[Row]) -> None:
     failed = [row for row in rows if row.seen.kind == "node_failure" and not row.by_people]
     assert len(failed) == 15
-    for name, of_policy in verdicts.items():
-        others = {row.number: of_policy[row.number] for row in failed if of_policy[row.number][0] != AGREES}
-        # Restarts for the numbers are counted too, and `default` has ten in all until a person releases the run.
-        assert [*others] == ([70] if name == "default" else [])
-        assert all("budget 'restarts' (10 per run) is used up" in because for _, because in others.values())
+    for of_policy in verdicts.values():
+        assert {of_policy[row.number][0] for row in failed} == {AGREES}
 
 
 def test_the_fifth_start_in_a_row_that_fails_calls_a_person(verdicts: Verdicts, rows: list[Row]) -> None:

@@ -18,7 +18,7 @@ def test_a_hang_tells_its_rule_place_numbers_rung_and_budget() -> None:
         "  about:   rank 2 on n1 (likely)\n"
         "  numbers: stood_s 120.0, limit_s 120.0, step 29\n"
         "  does:    collect stacks, shrink if need be, restart from latest\n"
-        "  budget:  restarts 1 of 10 per run; without progress 0"
+        "  budget:  restarts 1 of 20 per 1d; without progress 0"
     )
 
 

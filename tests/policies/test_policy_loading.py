@@ -230,7 +230,7 @@ def test_files_are_concatenated_and_later_settings_win(tmp_path: Path) -> None:
     path = including(tmp_path, "budget: {no_progress: 7}\nrules:\n" + GOOD.replace("exit: {}", "non_finite: {}"))
     policy = load_policy(["infra", str(path)])
     assert [one.name for one in policy.rules][-1] == "r"
-    assert (policy.budget.no_progress, policy.budget.restarts.times, policy.name) == (7, 10, "infra+outer")
+    assert (policy.budget.no_progress, policy.budget.restarts.times, policy.name) == (7, 20, "infra+outer")
 
 
 def test_a_later_file_may_override_an_earlier_one(tmp_path: Path) -> None:

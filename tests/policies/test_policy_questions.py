@@ -54,7 +54,7 @@ def test_a_yes_has_it_done_at_once_and_charged(tmp_path: Path) -> None:
     story = asking(tmp_path)
     (done,) = says(story, "approve")
     assert (done.mode, done.incident, ending(done)) == ("act", 1, "restart")
-    assert "restarts 1 of 10" in str(done.evidence["budget"])
+    assert "restarts 1 of 20" in str(done.evidence["budget"])
     assert story.state.questions == {}
 
 

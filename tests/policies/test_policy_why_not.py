@@ -77,7 +77,7 @@ def test_a_used_ladder_and_the_incidents_are_told() -> None:
     about = told(story, "rank-exit")
     assert (about["fired"], about["ladder"]) == ("incident 1", "1. exclude, shrink, restart: 7 of 8 left per 1d")
     assert explain_budget(DEFAULT, story.state) == (
-        "budget: restarts 1 of 10 per run; without progress 0 of 3; before a first step 0 of 4"
+        "budget: restarts 1 of 20 per 1d; without progress 0 of 3; before a first step 0 of 4"
     )
 
 
