@@ -140,9 +140,10 @@ def test_a_process_that_starts_the_ranks_of_its_node_is_one_rank_and_all_of_it_e
 TELL = """
 import json, os, pathlib
 told = {"env": dict(os.environ), "cpus": sorted(os.sched_getaffinity(0)), "shown": []}
-for line in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+for pid in filter(str.isdigit, os.listdir("/proc")):
     try:
-        told["shown"] += [str(line)] * (os.environ["MY_TOKEN"].encode() in line.read_bytes())
+        shown = pathlib.Path("/proc", pid, "cmdline").read_bytes()
+        told["shown"] += [pid] * (os.environ["MY_TOKEN"].encode() in shown)
     except OSError:
         pass
 pathlib.Path(os.environ["TOLD"], os.environ["RANK"]).write_text(json.dumps(told))
