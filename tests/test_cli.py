@@ -315,6 +315,50 @@ def test_ctrl_c_on_a_terminal_leaves_it_as_it_was(tmp_path: Path, root: Path, ar
     os.close(master)
 
 
+def test_q_leaves_the_screen_and_the_run_goes_on(tmp_path: Path, root: Path) -> None:
+    make_run(root, "a")
+    process, master = started_on_a_terminal(tmp_path, "status", "a")
+    shown = read_until(master, "q or Ctrl-C leaves")
+    os.write(master, b"q")
+    shown = read_until(master, "\x1b[?1049l", shown)
+    assert "RUNNING" in read_until(master, "CHECKPOINTS")  # the last state stays
+    assert process.wait(20) == 0
+    os.close(master)
+
+
+@pytest.mark.parametrize(("answer", "code"), [(b"\x03", 130), (b"n\n", 1)])
+def test_ctrl_c_at_a_question_is_no_answer(tmp_path: Path, root: Path, answer: bytes, code: int) -> None:
+    paths = make_run(root, "a")
+    process, master = started_on_a_terminal(tmp_path, "stop", "a")
+    read_until(master, "[y/N]:")
+    os.write(master, answer)
+    read_until(master, "runs go on" if code == 130 else "Aborted")
+    assert process.wait(20) == code
+    assert not [*paths.control.iterdir()]
+    os.close(master)
+
+
+def started_on_a_terminal(folder: Path, *args: str) -> tuple[subprocess.Popen[bytes], int]:
+    """A command whose own terminal, of 80 x 24, is the one behind this descriptor: Ctrl-C typed there is a signal."""
+    master, slave = pty.openpty()
+    variables = environment() | {"COLUMNS": "80", "LINES": "24"}
+    command = [sys.executable, "-c", "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+               "os.execv(sys.executable, [sys.executable, '-m', 'cli', *sys.argv[1:]])", *args]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=folder, env=variables, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+    )
+    os.close(slave)
+    return process, master
+
+
+def test_names_of_any_length_keep_the_columns_of_the_list(tmp_path: Path, root: Path) -> None:
+    long = "train-gpt-20261125-134251-a1b2c3d4"
+    for name in ("a", long):
+        make_run(root, name, ended("FAILED"))
+    lines = call("status", "--root", root, cwd=tmp_path).out.splitlines()
+    assert [line.index("FAILED") for line in lines] == [len(long) + 2] * 2
+
+
 def test_the_root_comes_from_the_environment(tmp_path: Path, root: Path) -> None:
     make_run(root, "a", ended("SUCCEEDED"))
     elsewhere = tmp_path / "elsewhere"

@@ -11,11 +11,6 @@ SHOWN_CHECKPOINTS = 5
 SHOWN_WARNINGS = 3
 
 
-def one_line(snap: dict[str, Any]) -> str:
-    """A run in a line of the list of runs."""
-    return f"{snap['run']:<24} {snap['state']:<10} {progress(snap):<22} {outcome(snap)}".rstrip()
-
-
 def progress(snap: dict[str, Any]) -> str:
     target = f" / {snap['target_step']:,}" if snap["target_step"] else ""
     return f"step {snap['step']:,}{target}"

@@ -25,7 +25,7 @@ from launcher.view.words import (
 )
 
 STALE_S, FROZEN_S = 5.0, 30.0
-LEAVING = " Ctrl-C leaves this screen; the run goes on"
+LEAVING = " q or Ctrl-C leaves; the run goes on"
 SMALLEST = (60, 15)  # below this the plain lines read better
 _TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 _COLOURS = {

@@ -10,10 +10,10 @@ from typing import Any
 from launcher.paths import RunPaths
 from launcher.sweep.plan import compact
 from launcher.sweep.record import Record, list_records, runs_of
-from launcher.view.plain import one_line, progress
+from launcher.view.plain import outcome, progress
 from launcher.view.snapshot import SCHEMA, snapshots
 from launcher.view.watch import follow
-from launcher.view.words import counted, number, percent
+from launcher.view.words import aligned, counted, number, percent
 
 _TOLD = (
     "run", "state", "alive", "reason", "attempt", "step", "target_step", "loss", "restarts", "lost_steps", "ettr",
@@ -54,9 +54,7 @@ def table(snap: dict[str, Any]) -> list[str]:
         rows.append(
             [run["run"], *swept, _state(run), step, number(run["loss"]), str(run["restarts"]), percent(run["ettr"])]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [*lines, f"sweep {snap['sweep']}: {_sum(snap)}"]
+    return [*aligned(rows), f"sweep {snap['sweep']}: {_sum(snap)}"]
 
 
 def all_runs(root: Path, runs: Sequence[RunPaths]) -> list[dict[str, Any]]:
@@ -68,15 +66,22 @@ def all_runs(root: Path, runs: Sequence[RunPaths]) -> list[dict[str, Any]]:
 def list_lines(snaps: Sequence[dict[str, Any]]) -> list[str]:
     """A line for each run; those of a sweep stand together, where its newest is."""
     last = {snap["sweep"]: position for position, snap in enumerate(snaps)}
-    lines: list[str] = []
-    for position, snap in enumerate(snaps):
-        sweep = snap["sweep"]
-        if sweep is None:
-            lines.append(one_line(snap))
-        elif last[sweep] == position:
-            lines.append(f"sweep {sweep}")
-            lines += [f"  {one_line(one)}" for one in snaps if one["sweep"] == sweep]
-    return lines
+    groups = [
+        [snap] if snap["sweep"] is None else [one for one in snaps if one["sweep"] == snap["sweep"]]
+        for position, snap in enumerate(snaps)
+        if snap["sweep"] is None or last[snap["sweep"]] == position
+    ]
+    lines = iter(aligned([_row(snap) for group in groups for snap in group]))
+    told: list[str] = []
+    for group in groups:
+        told += [f"sweep {sweep}"] if (sweep := group[0]["sweep"]) else []
+        told += [next(lines) for _ in group]
+    return told
+
+
+def _row(snap: dict[str, Any]) -> list[str]:
+    indent = "  " if snap["sweep"] else ""
+    return [indent + snap["run"], snap["state"], progress(snap), outcome(snap)]
 
 
 def _state(run: dict[str, Any]) -> str:

@@ -54,6 +54,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line for each row, its cells in columns as wide as what is in them."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def iso(at: float) -> str | None:
     """Local time with its offset; None for a moment that has not come."""
     return datetime.fromtimestamp(at).astimezone().isoformat(timespec="milliseconds") if at else None
