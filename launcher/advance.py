@@ -360,7 +360,6 @@ def _attempt_started(run: Run, event: AttemptStarted) -> Run:
         state=run.state if run.state in HALTED or run.state.is_terminal else RunState.STARTING,
         attempts=(*run.attempts, attempt),
         head=event.restore,
-        restarts=run.restarts + (1 if run.attempts else 0),
         nodes=nodes,
         pending=None,
         pending_done=frozenset(),

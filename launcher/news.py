@@ -29,6 +29,8 @@ def news(event: Event, name: str) -> str:
         case AttemptStarted():
             restored = f"from step {event.restore[0]:,}" if event.restore else "from the start"
             return f"attempt {event.attempt} {restored} on {', '.join(event.slots)}"
+        case Decision() if event.mode == "act" and event.actions.keys() & {"hold", "stop"}:
+            return ""  # what comes of it tells why too
         case Decision():
             advised = {"advise": " (advise only)", "ask": f" (opt-launch incidents {name} approve {event.incident}?)"}
             deeds = ", ".join(event.actions) or "nothing is done"

@@ -15,6 +15,7 @@ from launcher.abilities import Abilities
 from launcher.checkpoints import NoChoice, choose, tried_before
 from launcher.crew import assign, by_preference, is_to_leave, size_of
 from launcher.events import (
+    PERSON,
     ActionDone,
     AttemptEnded,
     AttemptStarted,
@@ -249,7 +250,7 @@ def lost_nodes(run: Run) -> tuple[str, ...]:
 
 def _make_way(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities, since: float) -> list[Move]:
     """A spare is to take the place of a node that still works: have the trainer save and end."""
-    why = f"{run.replace.rule}: {run.replace.why}"[:500] if run.replace else "a node was to be replaced"
+    why = _told(run.replace) if run.replace else "a node was to be replaced"
     limit_s = trainer.save_s if trainer.signal else GENTLE_LIMIT_S
     return _end_gently(run, attempt, fleet, trainer, since, why, limit_s)
 
@@ -304,7 +305,7 @@ def _carry_out(run: Run, fleet: Fleet, limits: Limits, decision: Decision) -> li
     if (save_first or "save" in decision.actions) and "save" not in run.pending_done and live:
         return _save_first(run, live, fleet, limits.trainer, decision)
     if live:
-        return _clear(run, fleet, f"{decision.rule}: {decision.why}"[:500])
+        return _clear(run, fleet, _told(decision))
     if "hold" in decision.actions:
         return [Emit(RunHeld(at=fleet.now, reason=_reason(decision, "hold")))]
     if "stop" in decision.actions:
@@ -312,6 +313,12 @@ def _carry_out(run: Run, fleet: Fleet, limits: Limits, decision: Decision) -> li
     if fleet.now < decision.at + decision.delay_s:
         return []
     return _start(run, fleet, limits)
+
+
+def _told(decision: Decision) -> str:
+    """Why an attempt ends; of what a person had done, what that was."""
+    who = f"{', '.join(decision.actions)} by" if decision.rule == PERSON else f"{decision.rule}:"
+    return f"{who} {decision.why}"[:500]
 
 
 def _reason(decision: Decision, action: str) -> str:

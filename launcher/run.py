@@ -268,7 +268,7 @@ class Run:
     )  # nodes that were, for us, and have not been used since
     drain_refused: str = ""  # in this allocation: we may drain no node
     recovering_since: float | None = None  # since when nodes are waited for; in a new allocation: for the others
-    restarts: int = 0
+    restarts: int = 0  # that the policy has decided; what a person asked for is none
     lost_steps: int = 0
     ended_reason: str = ""
     warnings: tuple[Warned, ...] = ()  # the newest, each text once, oldest first

@@ -30,7 +30,7 @@ def show_once(paths: RunPaths, console: Console) -> None:
 
 
 def show_live(paths: RunPaths, console: Console) -> None:
-    """The screen, redrawn every second until the run has ended or q is pressed; its last state stays on the terminal."""
+    """The screen, redrawn every second until the run has ended or q is pressed; its last state stays there."""
     snap = snapshot(paths)
     live = Live(live_picture(snap, console), console=console, auto_refresh=False, screen=True)
     with keys() as key:
