@@ -48,7 +48,7 @@ def stop(
         return stop_all(left, author, now=now, tell=tell)
     paths = find_run(root, run)
     confirm(f"Stop run {paths.name}{how}?", yes, f"stop {paths.name}")
-    return tell(end(paths, author, now=now, tell=tell))
+    return tell(f"{paths.name}: {end(paths, author, now=now, tell=tell)}")
 
 
 @steer_app.command()

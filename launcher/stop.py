@@ -44,10 +44,10 @@ def _end(paths: RunPaths, author: str, why: str) -> str:
     give_back(paths)
     run = read_run(paths)
     if run.state.is_terminal:
-        return f"{paths.name} has ended: {run.state.value}"
+        return f"ended: {run.state.value}"
     reason = f"stopped by {author}: {why}"
     ending: list[Event] = [RunEnded(at=time.time(), state="STOPPED", reason=reason)]
     if run.live_attempt is not None:
         ending.insert(0, AttemptEnded(at=time.time(), attempt=run.live_attempt.number, reason=reason))
     write_first_epoch(paths, [login_epoch(), *ending])
-    return f"{paths.name} has ended: {why}"
+    return f"ended: {why}"

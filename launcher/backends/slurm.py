@@ -9,6 +9,7 @@ then also ends the job.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,16 @@ def submit(paths: RunPaths, spec: RunSpec) -> None:
 def submit_job(paths: RunPaths, spec: RunSpec, token: str, task: Callable[[str], None]) -> str:
     """Submit a job that calls `task` with the run folder on each node; its id. Raises LaunchError if it is refused."""
     executor = executor_for(paths.submitit, spec, parameters(spec, token))
-    try:
+    with asking():
         return executor.submit(task, str(paths.root)).job_id
+
+
+@contextlib.contextmanager
+def asking() -> Iterator[None]:
+    """What Slurm refuses meanwhile becomes a LaunchError; submitit, which prints it too, is not heard."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     except Exception as error:  # submitit's errors have no common parent
         raise refusal(error) from error
 

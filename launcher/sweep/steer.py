@@ -43,7 +43,7 @@ def _each(runs: Sequence[RunPaths], deed: Callable[[RunPaths], str], verb: str, 
         try:
             tell(f"{paths.name}: {deed(paths)}")
         except LaunchError as error:
-            tell(f"{paths.name}: {error.message}")
+            tell(f"{paths.name}: {error.message.removeprefix(f'run {paths.name}').lstrip(': ')}")
             refused.append(error)
     if refused:
         message = f"'{verb}' came to nothing for {len(refused)} of {len(runs)} runs"

@@ -23,11 +23,16 @@ def steer(paths: RunPaths, verb: str, args: dict[str, Any], timeout_s: float = c
     check_that_it_goes_on(paths, verb)
     if is_deserted(paths):
         hint = f"opt-launch resume {paths.name}"
-        raise LaunchError(f"run {paths.name}: none of its processes lives", f"{verb} {paths.name}", hint)
+        raise LaunchError(f"run {paths.name}: none of its processes lives", _command(verb, paths), hint)
     ok, message = control.command(paths, verb, args, timeout_s)
     if not ok:
-        raise LaunchError(message or f"the run did not take '{verb}'", f"{verb} {paths.name}")
-    return message or f"{paths.name}: {verb} is under way"
+        raise LaunchError(message or f"the run did not take '{verb}'", _command(verb, paths))
+    return message or f"{verb} is under way"
+
+
+def _command(verb: str, paths: RunPaths) -> str:
+    """As it was typed."""
+    return f"{verb.replace('_', ' ')} {paths.name}"
 
 
 def note(paths: RunPaths, incident: int, text: str) -> str:
@@ -51,7 +56,7 @@ def check_that_it_goes_on(paths: RunPaths, verb: str) -> None:
     run = read_run(paths)
     if run.state.is_terminal:
         hint = "" if run.state == "SUCCEEDED" else f"opt-launch resume {paths.name}"
-        raise LaunchError(f"run {paths.name} has ended: {run.state.value}", f"{verb} {paths.name}", hint)
+        raise LaunchError(f"run {paths.name} has ended: {run.state.value}", _command(verb, paths), hint)
 
 
 def is_deserted(paths: RunPaths) -> bool:

@@ -159,7 +159,7 @@ def test_a_wrong_value_is_shown_at_its_place(tmp_path: Path, text: str, expected
     [
         (RUN + "command: [python, x.py]\n", "11:10: 'trainer' and 'command' exclude each other: write one of them"),
         ("name: a\n", "1:1: nothing to train: 'trainer' or 'command' is missing"),
-        (changed("fsdp: 2", "fsdp: 4"), "8:13: fsdp 4 x tensor 2 is 8 ranks, but 2 nodes x 2 ranks are 4"),
+        (changed("fsdp: 2", "fsdp: 4"), "8:13: fsdp 4 x tensor 2 is 8, but nodes 2 x ranks_per_node 2 is 4"),
         (changed("batch_tokens: 8192", "batch_tokens: 8200"), "5:17: batch_tokens 8200 is not a multiple of 256, one sequence of 128 tokens for each of 2 fsdp ranks"),
         (changed("lr: 6.0e-4", "micro_batch: 3"), "7:16: micro_batch 3 does not divide the 32 sequences a rank has in each step"),
         (changed("fsdp: 2, tensor: 2", "fsdp: 1, tensor: 4"), "8:31: the 2 heads of tiny cannot be divided among 4 tensor-parallel ranks"),
@@ -242,7 +242,7 @@ def test_what_does_not_exist_yet_is_refused_by_name(tmp_path: Path, key: str) ->
         ("=3", "write --set key.sub=value"),
         ("trainer..lr=3", "write --set key.sub=value"),
         ("trainer.data=[a", "not YAML: expected ',' or ']', but got '<stream end>' (while parsing a flow sequence)"),
-        ("cluster.nodes=3", "fsdp 2 x tensor 2 is 4 ranks, but 3 nodes x 2 ranks are 6"),
+        ("cluster.nodes=3", "fsdp 2 x tensor 2 is 4, but nodes 3 x ranks_per_node 2 is 6"),
     ],
 )
 def test_a_mistake_of_set_is_shown_at_the_flag(tmp_path: Path, override: str, expected: str) -> None:

@@ -28,7 +28,7 @@ def test_a_run_is_taken_out_of_the_queue_and_resumed_on_another_partition(
 
     stopped = run.call("stop", "--yes")
     assert stopped.returncode == 0, stopped.stderr
-    assert stopped.stderr.endswith(f"{run.paths.name} has ended: its job was waiting in the queue\n")
+    assert stopped.stderr.endswith(f"{run.paths.name}: ended: its job was waiting in the queue\n")
     assert (run.run.state, run.job_state()) == ("STOPPED", "CANCELLED")
     nowhere = run.call("resume", "--partition", "nowhere")
     assert (nowhere.returncode, "invalid partition" in nowhere.stderr.lower()) == (3, True)
