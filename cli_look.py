@@ -27,7 +27,7 @@ look_app = typer.Typer()
 
 @look_app.command()
 def status(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Without it: all runs, a line each.")] = None,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Without it: all runs, a line each.")] = None,
     once: Annotated[bool, typer.Option("--once", help="Show it once and leave.")] = False,
     watch: Annotated[str | None, typer.Option(metavar="5s", help="Print what changed, every so often.")] = None,
     as_json: AsJson = False,
@@ -129,10 +129,11 @@ def doctor(
     verdicts = [*examination.examine_here(root, asked[0])]
     if probe:
         try:
-            verdicts += examination.examine_nodes(root, asked[1], timeout_s, tell)
+            nodes = examination.examine_nodes(root, asked[1], timeout_s, tell)
         except KeyboardInterrupt:
             tell("\nleft by Ctrl-C: the job of the probe was cancelled")
             raise typer.Exit(LEFT_BY_CTRL_C) from None
+        verdicts = examination.with_answers(verdicts, nodes)
     if as_json:
         print_json(show.json_of(verdicts))
     else:

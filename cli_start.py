@@ -30,7 +30,7 @@ ThroughHold = Annotated[bool, typer.Option("--through-hold", help="Wait on while
 
 @start_app.command()
 def submit(
-    file: Annotated[Path | None, typer.Argument(metavar="[RUN.yaml]", help="May be left out with --from.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="RUN.yaml", help="May be left out with --from.")] = None,
     backend: Annotated[Literal["local", "slurm"] | None, typer.Option(help="Where.")] = None,
     policy: Policies = None,
     nodes: Nodes = None,

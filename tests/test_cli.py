@@ -558,6 +558,10 @@ def test_incidents_tell_the_story_of_every_decision(tmp_path: Path, root: Path) 
     found = json.loads(call("incidents", "a", "--json", cwd=tmp_path).out)
     assert found[0]["rule"] == "rank-exit"
     assert len(found[0]["explain"]) == 1
+    assert call("incidents", "a", "1", cwd=tmp_path).out == text
+    assert json.loads(call("incidents", "a", "1", "--json", cwd=tmp_path).out) == found[0]
+    for number, code in (("2", 1), ("aprove", 2)):
+        assert call("incidents", "a", number, cwd=tmp_path).code == code
 
 
 def test_reports(tmp_path: Path, root: Path) -> None:
