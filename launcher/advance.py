@@ -270,7 +270,7 @@ def _agent_joined(run: Run, event: AgentJoined) -> Run:
 
 def _node_silent(run: Run, event: NodeSilent) -> Run:
     node = run.nodes.get(event.node)
-    if node is None or node.state is NodeState.LOST:
+    if node is None or node.state is NodeState.LOST or run.state.is_terminal:
         return run
     return _look(_with_node(run, evolve(node, state=NodeState.SUSPECT, silent_since=event.since)))
 
@@ -283,8 +283,9 @@ def _node_back(run: Run, event: NodeBack) -> Run:
 
 
 def _node_down(run: Run, event: NodeDown) -> Run:
+    """A node that leaves because the run is over is not lost."""
     node = run.nodes.get(event.node)
-    if node is None:
+    if node is None or run.state.is_terminal:
         return run
     return _look(_with_node(run, evolve(node, state=NodeState.LOST)))
 
@@ -380,7 +381,8 @@ def _set_back(run: Run, base: int) -> Run:
     incidents = tuple(
         evolve(i, lost_steps=lost) if i.state == "OPEN" and i.lost_steps is None else i for i in run.incidents
     )
-    return evolve(run, step=base, lost_steps=run.lost_steps + lost, incidents=incidents)
+    metrics = {} if lost else run.metrics  # they were of a step that is no more
+    return evolve(run, step=base, lost_steps=run.lost_steps + lost, incidents=incidents, metrics=metrics)
 
 
 def _environment_changed(run: Run, event: EnvironmentChanged) -> Run:

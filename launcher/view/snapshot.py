@@ -216,8 +216,8 @@ def _node(run: Run, node: Node, live: Live) -> dict[str, Any]:
         "reason": "; ".join(filter(None, (node.excluded or node.barred or node.draining, _drained(run, node)))),
         "agent_pid": node.pid,
         "host": node.host,
-        "beat_s": _float(told.get("beat_s")),
-        "ranks": [_rank(rank, _mapping(ranks.get(str(rank)))) for rank in slots],
+        "beat_s": None if node.state is NodeState.LOST else _float(told.get("beat_s")),
+        "ranks": [_rank(run, rank, _mapping(ranks.get(str(rank)))) for rank in slots],
     }
 
 
@@ -230,9 +230,13 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _rank(rank: int, told: Mapping[str, Any]) -> dict[str, Any]:
+def _rank(run: Run, rank: int, told: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("pid", "step", "phase", "alive", "os_state", "phase_s", "moved_s")
-    return {"rank": rank} | {key: told.get(key) for key in keys}
+    shown = {"rank": rank} | {key: told.get(key) for key in keys}
+    code = run.attempt.exits.get(rank) if run.attempt else None
+    if code is None:
+        return shown
+    return shown | {"alive": False, "phase": f"killed by signal {-code}" if code < 0 else f"exit code {code}"}
 
 
 def _incident(incident: Incident) -> dict[str, Any]:

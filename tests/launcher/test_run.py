@@ -109,6 +109,16 @@ def test_what_a_person_asks_for_is_no_restart() -> None:
     assert (tale.number, tale.run.restarts) == (3, 0)
 
 
+def test_numbers_of_a_step_that_is_no_more_are_forgotten() -> None:
+    tale = Tale().train(10).save().steps(2, loss=3.0)
+    assert tale.decide().end_attempt().start((10, 1)).run.metrics == {}
+
+
+def test_a_node_that_leaves_because_the_run_is_over_is_not_lost() -> None:
+    tale = Tale().train(1).end("STOPPED").silent("n0").down("n0")
+    assert tale.run.nodes["n0"].state is NodeState.ALIVE
+
+
 def test_a_restart_at_step_0_loses_everything() -> None:
     tale = Tale().train(4).decide().end_attempt().start()
 

@@ -27,6 +27,7 @@ from launcher.events import (
     EpochStarted,
     Event,
     NodeDown,
+    RankExited,
     RunHeld,
     RunSubmitted,
     StepDone,
@@ -182,6 +183,19 @@ def test_ranks_of_an_earlier_attempt_are_not_shown(tmp_path: Path) -> None:
     paths = write_run(tmp_path)
     paths.live.write_text(json.dumps(live(at=BORN + 20)))
     assert snapshot(paths, now=BORN + 31)["nodes"][0]["ranks"][0]["pid"] is None
+
+
+def test_a_dead_rank_and_a_dead_node_are_not_shown_as_alive(tmp_path: Path) -> None:
+    exited = RankExited(at=BORN + 30, attempt=2, node="node2", rank=3, code=-9)
+    paths = write_run(tmp_path, events=[*story(), exited])
+    beats = live()
+    beats["nodes"]["node1"] = {"beat_s": 12.0, "ranks": {}}
+    paths.live.write_text(json.dumps(beats))
+    nodes = {node["name"]: node for node in snapshot(paths, now=BORN + 31)["nodes"]}
+    assert nodes["node1"]["beat_s"] is None
+    assert [(rank["alive"], rank["phase"]) for rank in nodes["node2"]["ranks"]] == [
+        (True, "train"), (False, "killed by signal 9"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("broken", ["", "{", "[]", '{"epoch": "x"}', '{"epoch": 2, "nodes": [1], "at": "y"}'])
