@@ -20,6 +20,7 @@ from launcher.events import (
     StepDone,
     TrainerDone,
 )
+from launcher.news import news
 from launcher.run import NodeState, RunState
 
 Deed = Callable[[Tale], Tale]
@@ -112,6 +113,11 @@ def test_what_a_person_asks_for_is_no_restart() -> None:
 def test_numbers_of_a_step_that_is_no_more_are_forgotten() -> None:
     tale = Tale().train(10).save().steps(2, loss=3.0)
     assert tale.decide().end_attempt().start((10, 1)).run.metrics == {}
+
+
+def test_what_ends_or_holds_the_run_is_told_once_with_its_outcome() -> None:
+    tale = Tale().train(1).decide().decide(actions=STOP)
+    assert [news(one, "tale") for one in tale.events[-2:]] == ["a-rule: told so: restart", ""]
 
 
 def test_a_node_that_leaves_because_the_run_is_over_is_not_lost() -> None:

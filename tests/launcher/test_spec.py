@@ -266,6 +266,12 @@ def test_mistakes_of_shape_meaning_flags_and_policies_are_told_at_once(tmp_path:
     assert [one.split(": ")[0] for one in found] == ["7:3", "12:10", "13:22", "--set trainer.lr=x", "--spares -2"]
 
 
+def test_a_wrong_name_hides_no_other_mistake(tmp_path: Path) -> None:
+    found = mistakes(tmp_path, RUN, "name=a b", "policy=[defalt]", "health.every=60s", "cluster.spaers=1")
+    about = ("--set name", "--set policy", "--set health.every", "--set cluster.spaers")
+    assert sorted(one.partition("=")[0] for one in found) == sorted(about)
+
+
 def test_commands_that_only_a_job_script_can_run_are_refused_elsewhere(tmp_path: Path) -> None:
     setup = "launch.setup=[module load cuda]"
     (found,) = mistakes(tmp_path, RUN, setup)
