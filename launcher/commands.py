@@ -51,10 +51,14 @@ class Commands:
         grounds: Grounds,
     ) -> None:
         self._paths, self._run, self._emit = paths, run, emit
-        self._trainer, self._grounds = grounds.trainer, grounds
+        self._grounds = grounds
         self._known: dict[str, wire.Link | None] = {}  # who waits for the answer, if anybody does by wire
         self._saves: set[str] = set()  # commands that are answered when it is done
         self._pauses: set[str] = set()
+
+    @property
+    def _trainer(self) -> Abilities:
+        return self._grounds.trainer.known(has_told=self._run().has_told)
 
     def remember(self, id_: str) -> None:
         """A command of the journal, already executed or about to be."""
@@ -178,7 +182,8 @@ class Commands:
 
     @staticmethod
     def _paused(run: Run) -> str:
-        return f"paused at step {run.step:,}; the nodes are kept"
+        where = "" if run.is_unobserved else f" at step {run.step:,}"
+        return f"paused{where}; the nodes are kept"
 
     def _answer_all(self, waiting: set[str], ok: bool, message: str) -> None:
         for id_ in sorted(waiting):

@@ -8,7 +8,7 @@ move made twice is harmless.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from launcher.abilities import Abilities
@@ -125,6 +125,7 @@ Move = Emit | Send | Inspect | Search | Requeue | Errand
 
 def plan(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     """The moves that are due now."""
+    limits = replace(limits, trainer=limits.trainer.known(has_told=run.has_told))
     if run.state.is_terminal:
         return [*_errands(run), *(Send(node, {"type": "leave", "state": run.state.value}) for node in fleet.answering)]
     return [*_errands(run), *_stray_ranks(run, fleet), *_next(run, fleet, limits)]
@@ -264,7 +265,7 @@ def _end_gently(
     failing = any(code != 0 for code in attempt.exits.values())
     if finished and fleet.committing and not overdue:
         return []  # what was just saved is not there to go on from yet
-    nothing_to_save = attempt.first_step_at is None or run.state is RunState.HELD or run.pending
+    nothing_to_save = not attempt.has_begun or run.state is RunState.HELD or run.pending
     saved = bool(trainer.signal) and trainer.saves == "goes_on" and _saved_since(run, since)
     if finished or overdue or failing or nothing_to_save or saved or trainer.saves == "never":
         return _clear(run, fleet, reason)
@@ -388,7 +389,7 @@ def _all_ended(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) -> 
 
 def _save(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities, asked_at: float) -> list[Move]:
     """A checkpoint was asked for, and training goes on. A signal that nothing comes of is forgotten."""
-    if trainer.saves != "goes_on" or (trainer.signal and attempt.first_step_at is None):
+    if trainer.saves != "goes_on" or (trainer.signal and not attempt.has_begun):
         return []  # before its first step, a process may not be ready for the signal
     if trainer.signal and fleet.now > asked_at + trainer.save_s:
         reason = f"no checkpoint within {trainer.save_s:.0f}s of {trainer.signal}"
@@ -478,6 +479,7 @@ def _start(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         restore=choice.restore,
         why=choice.why,
         resumes_itself=limits.trainer.resumes_itself and choice.restore is None,
+        observed=limits.trainer.observed,
         settings=dict(run.settings),
         skips=run.skips,
     )

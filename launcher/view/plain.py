@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.view.words import changed, clock, cost, deeds, duration, number, percent, phases_of, size, steps_of
+from launcher.view.words import (
+    changed,
+    clock,
+    cost,
+    deeds,
+    duration,
+    number,
+    percent,
+    phases_of,
+    size,
+    steps,
+    steps_of,
+)
 
 SHOWN_INCIDENTS = 10
 SHOWN_CHECKPOINTS = 5
@@ -13,7 +25,7 @@ SHOWN_WARNINGS = 3
 
 def progress(snap: dict[str, Any]) -> str:
     target = f" / {snap['target_step']:,}" if snap["target_step"] else ""
-    return f"step {snap['step']:,}{target}"
+    return f"step {steps(snap['step'])}{target}"
 
 
 def outcome(snap: dict[str, Any]) -> str:
@@ -26,7 +38,7 @@ def plain(snap: dict[str, Any]) -> list[str]:
     lines = [
         f"run {snap['run']}  {snap['state']}" + (f"  ({snap['reason']})" if snap["reason"] else ""),
         f"{progress(snap)}  {outcome(snap)}",
-        f"goodput {percent(snap['goodput'])}  lost steps {snap['lost_steps']}  up {duration(snap['elapsed_s'])}"
+        f"goodput {percent(snap['goodput'])}  lost steps {steps(snap['lost_steps'])}  up {duration(snap['elapsed_s'])}"
         + (f"  job {snap['job_id']}" if snap["job_id"] else "")
         + scheduler(snap)
         + f"  updated {duration(snap['age_s'])} ago",

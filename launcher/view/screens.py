@@ -21,6 +21,7 @@ from launcher.view.words import (
     phases_of,
     size,
     sparkline,
+    steps,
     steps_of,
 )
 
@@ -100,7 +101,7 @@ def _freshness(snap: dict[str, Any]) -> Text:
 def _progress(snap: dict[str, Any], width: int) -> Text:
     text = Text(f" {progress(snap)}")
     target = snap["target_step"]
-    if target:
+    if target and snap["step"] is not None:
         share = snap["step"] / target
         text.append(f"  {percent(share)} [{bar(share, max(6, min(40, width - 70)))}]")
         if snap["median_step_s"] and snap["state"] not in _TERMINAL:
@@ -120,7 +121,7 @@ def _numbers(snap: dict[str, Any]) -> Text:
     for key, name in (("grad_norm", "gnorm"), ("lr", "lr"), ("scale", "scale")):
         text.append(f"  {name} {number(metrics[key])}" if metrics.get(key) is not None else "")
     text.append(f"  step time {duration(snap['median_step_s'])}")
-    text.append(f"  restarts {snap['restarts']}  lost {snap['lost_steps']}{scheduler(snap)}")
+    text.append(f"  restarts {snap['restarts']}  lost {steps(snap['lost_steps'])}{scheduler(snap)}")
     return _line(text)
 
 
@@ -206,7 +207,7 @@ def _incidents(snap: dict[str, Any], shown: int) -> RenderableType:
     table = _grid(0, 0, 0, 0, 0, 1)
     for one in [*reversed(snap["incidents"])][:shown]:
         told = ": ".join(part for part in (cost(one), deeds(one)) if part)
-        where = ",".join(one["nodes"])[:16] or f"step {one['step']:,}"
+        where = ",".join(one["nodes"])[:16] or f"step {steps(one['step'])}"
         table.add_row(f" #{one['id']}", clock(one["opened_at"]), one["rule"], where, _state(one["state"]), told)
     return table
 

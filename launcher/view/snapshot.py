@@ -75,13 +75,13 @@ def snapshot_of(name: str, view: View, live: Live, now: float) -> dict[str, Any]
             "reason": run.hold_reason or run.paused_by or run.ended_reason,
             "attempt": run.attempt.number if run.attempt else 0,
             "branched_from": asdict(run.branched_from) if run.branched_from else None,
-            "step": run.step,
+            "step": None if run.is_unobserved else run.step,
             "target_step": run.target_step,
             "loss": run.metrics.get("loss"),
             "ettr": books.ettr,
             "goodput": books.goodput,
             "restarts": run.restarts,
-            "lost_steps": run.lost_steps,
+            "lost_steps": None if run.is_unobserved and run.restarts else run.lost_steps,
             "job_id": run.job_id,
             "job": {"left_s": _left_s(job, now), "scheduler_away_s": _since_s(job, now)},
             "submitted_at": iso(run.submitted_at),
@@ -94,7 +94,7 @@ def snapshot_of(name: str, view: View, live: Live, now: float) -> dict[str, Any]
             "drained": {node: one.reason for node, one in run.drained.items()},
             "drain_refused": run.drain_refused,
             "nodes": [_node(run, node, live) for node in _ordered(run)],
-            "incidents": [_incident(incident) for incident in run.incidents],
+            "incidents": [_incident(run, incident) for incident in run.incidents],
             "environment_changes": [
                 {"attempt": one.number, "changes": dict(one.differs)} for one in run.attempts if one.differs
             ],
@@ -158,14 +158,22 @@ def next_action(run: Run) -> str:
         case RunState.PENDING:
             return f"start attempt {len(run.attempts) + 1} with {run.nodes_wanted} nodes; {len(run.nodes)} answered"
         case RunState.STARTING:
-            number = run.attempt.number if run.attempt else 1
-            return f"attempt {number}: first step from step {run.step:,}"
+            return _beginning(run)
         case RunState.RECOVERING:
             return _recovery(run)
         case RunState.SUSPECT:
             return "decide: something is silent or stands still"
         case _:
             return _training(run)
+
+
+def _beginning(run: Run) -> str:
+    number = run.attempt.number if run.attempt else 1
+    if run.is_unobserved:
+        return f"attempt {number}: its ranks run for a while; no step has been told of"
+    if run.attempt and run.attempt.resumes_itself:
+        return f"attempt {number}: first step, from where the command resumes by itself"
+    return f"attempt {number}: first step from step {run.step:,}"
 
 
 def _recovery(run: Run) -> str:
@@ -231,21 +239,24 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _rank(run: Run, rank: int, told: Mapping[str, Any]) -> dict[str, Any]:
+    """`step`, `phase` and how long since are None of a rank that never tells of itself: many let one speak for all."""
+    of_steps = ("step", "phase", "phase_s", "moved_s")
     keys = ("pid", "step", "phase", "alive", "os_state", "phase_s", "moved_s")
-    shown = {"rank": rank} | {key: told.get(key) for key in keys}
+    silent = of_steps if told.get("heard") is False else ()
+    shown = {"rank": rank} | {key: None if key in silent else told.get(key) for key in keys}
     code = run.attempt.exits.get(rank) if run.attempt else None
     if code is None:
         return shown
     return shown | {"alive": False, "phase": f"killed by signal {-code}" if code < 0 else f"exit code {code}"}
 
 
-def _incident(incident: Incident) -> dict[str, Any]:
+def _incident(run: Run, incident: Incident) -> dict[str, Any]:
     return {
         "id": incident.number,
         "rule": incident.rule,
         "detector": incident.detector,
         "attempt": incident.attempt,
-        "step": incident.step,
+        "step": None if run.is_unobserved else incident.step,
         "opened_at": iso(incident.opened_at),
         "detected_s": detected_s(incident),
         "recovered_s": recovered_s(incident),

@@ -11,7 +11,7 @@ from launcher.errors import LaunchError
 from launcher.paths import RunPaths
 from launcher.run import Incident, Run, RunState
 from launcher.snapshots import read_run
-from launcher.view.words import clock, iso, number
+from launcher.view.words import clock, iso, number, steps
 
 POLL_S = 0.5
 _REST = 10
@@ -50,7 +50,7 @@ def wait(paths: RunPaths, patience: Patience, is_alive: Callable[[RunPaths], boo
             if dead_since is not None and now - dead_since >= GONE_S:
                 raise LaunchError(
                     f"run {paths.name} is {run.state.value} and none of its processes lives",
-                    f"waiting, at step {run.step}",
+                    f"waiting, at step {_step(run)}",
                     f"opt-launch resume {paths.name}",
                 )
             left = pause_s if patience.timeout_s is None else started + patience.timeout_s - now
@@ -59,6 +59,10 @@ def wait(paths: RunPaths, patience: Patience, is_alive: Callable[[RunPaths], boo
             time.sleep(min(pause_s, left))
     finally:
         line.clear()
+
+
+def _step(run: Run) -> str:
+    return steps(None if run.is_unobserved else run.step)
 
 
 def incident_text(incident: Incident) -> str:
@@ -84,7 +88,7 @@ def verdict(run: Run, patience: Patience) -> int | None:
 
 def outcome_text(run: Run, code: int) -> str:
     """What became of the run, and what a person can do."""
-    told = f"{run.name}: {run.state.value} at step {run.step:,}"
+    told = f"{run.name}: {run.state.value} at step {_step(run)}"
     if code == TIMED_OUT and run.state is RunState.PAUSED:
         return f"{told}: {run.paused_by}; waiting for it has timed out\n  try:   opt-launch unpause {run.name}"
     if code == TIMED_OUT:
@@ -107,7 +111,7 @@ class _ProgressLine:
             return
         target = f" / {run.target_step:,}" if run.target_step else ""
         loss = f"  loss {number(run.metrics['loss'])}" if "loss" in run.metrics else ""
-        text = f"{run.name}  {run.state.value}  step {run.step:,}{target}{loss}  restarts {run.restarts}"
+        text = f"{run.name}  {run.state.value}  step {_step(run)}{target}{loss}  restarts {run.restarts}"
         if text != self._shown:
             sys.stderr.write(f"\r\x1b[K{text[:79]}")
             sys.stderr.flush()

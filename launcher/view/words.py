@@ -37,6 +37,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}g}"
 
 
+def steps(number: int | None) -> str:
+    """A number of steps; "-" for one that is not known."""
+    return "-" if number is None else f"{number:,}"
+
+
 def size(count: int | None) -> str:
     """SI units: "14.2 GB"."""
     if count is None:
@@ -117,9 +122,9 @@ def changed(snap: dict[str, Any], attempt: int) -> str:
 
 
 def steps_of(node: dict[str, Any]) -> str:
-    """The step a node's ranks are at, as a range where they differ; "-" for one that has not begun."""
-    steps = sorted({rank["step"] for rank in node["ranks"] if rank["step"] is not None})
-    told = [f"{step:,}" if step >= 0 else "-" for step in steps]
+    """The step a node's ranks are at, as a range where they differ; "-" for one that has not begun, or tells none."""
+    known = sorted({rank["step"] for rank in node["ranks"] if rank["step"] is not None})
+    told = [f"{step:,}" if step >= 0 else "-" for step in known]
     return "..".join(dict.fromkeys((told[0], told[-1]))) if told else "-"
 
 
