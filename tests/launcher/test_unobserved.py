@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,17 @@ from tale import Tale
 
 from launcher.abilities import SILENT, Abilities
 from launcher.commands import Commands, Grounds
-from launcher.events import CommandAnswered, CommandReceived, Event, StepDone
+from launcher.events import (
+    AttemptStarted,
+    CommandAnswered,
+    CommandReceived,
+    Event,
+    RanksUp,
+    StepDone,
+    from_json,
+    to_json,
+)
+from launcher.fleet import UP_S, Contact, Fleet
 from launcher.fold import View
 from launcher.ledger import account
 from launcher.live import next_action
@@ -212,3 +224,71 @@ def test_an_attempt_says_whether_its_steps_are_told() -> None:
 def test_what_comes_next_promises_no_save() -> None:
     run: Run = begun().up().tell(CommandReceived(at=1100.0, id="s", verb="stop", author="me")).run
     assert next_action(run, 1.0, saves=False) == "stop at once, as me asked"
+
+
+# ---------------------------------------------------------------- when its ranks have run for a while
+
+
+def beating(tmp_path: Path, ranks: dict[str, list[dict[str, Any]]]) -> tuple[Fleet, list[Event]]:
+    """A fleet whose nodes have just told of their ranks."""
+    paths, emitted = RunPaths(tmp_path), list[Event]()
+    paths.secret.write_bytes(b"secret")
+
+    def emit(event: Event) -> Event:
+        emitted.append(event)
+        return event
+
+    fleet = Fleet(paths, 1, "1", 10.0, emit, lambda _contact, _message: None, lambda: None)
+    for node, told in ranks.items():
+        contact = Contact(node, "h", 1, "a", time.monotonic(), {}, beat_at=time.monotonic(), attempt=1)
+        contact.ranks = {str(number): rank for number, rank in enumerate(told)}
+        fleet.contacts[node] = contact
+    return fleet, emitted
+
+
+def rank(up_s: float, *, heard: bool = False, alive: bool = True) -> dict[str, Any]:
+    return {"alive": alive, "heard": heard, "up_s": up_s, "moved_s": 0.1}
+
+
+LONG, SHORT = UP_S + 5, UP_S - 5
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expected"),
+    [
+        ({"n0": [rank(LONG), rank(LONG)], "n1": [rank(LONG), rank(LONG)]}, 1),
+        ({"n0": [rank(LONG), rank(LONG)], "n1": [rank(LONG), rank(SHORT)]}, 0),
+        ({"n0": [rank(LONG), rank(LONG)], "n1": [rank(LONG), rank(LONG, alive=False)]}, 0),
+        ({"n0": [rank(LONG), rank(LONG)], "n1": [rank(LONG), rank(0.0)]}, 0),
+        ({"n0": [rank(LONG), rank(LONG)], "n1": []}, 0),
+        ({"n0": [rank(LONG), rank(LONG)]}, 0),
+        ({"n0": [rank(LONG, heard=True), rank(LONG)], "n1": [rank(LONG), rank(LONG)]}, 0),  # its first step will tell
+    ],
+)
+def test_ranks_are_up_once_all_of_them_have_run_for_a_while(
+    tmp_path: Path, ranks: dict[str, list[dict[str, Any]]], expected: int
+) -> None:
+    fleet, emitted = beating(tmp_path, ranks)
+    run = begun().run
+
+    fleet.tick(run)
+    fleet.tick(run)
+
+    up = [one for one in emitted if isinstance(one, RanksUp)]
+    assert len(up) == expected, "said once, and only if it is so"
+    assert all(one.at - one.since == pytest.approx(LONG, abs=1) for one in up)
+
+
+def test_of_an_observed_run_nothing_is_said_of_that(tmp_path: Path) -> None:
+    fleet, emitted = beating(tmp_path, {node: [rank(LONG), rank(LONG)] for node in ("n0", "n1")})
+    fleet.tick(tale().start().run)
+    assert not any(isinstance(one, RanksUp) for one in emitted)
+
+
+def test_a_journal_of_before_has_no_word_of_it() -> None:
+    (started,) = (one for one in begun().events if isinstance(one, AttemptStarted))
+    fields = json.loads(to_json(started))
+    del fields["observed"]
+    before = from_json(json.dumps(fields))
+    assert isinstance(before, AttemptStarted)
+    assert before.observed
