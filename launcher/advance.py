@@ -488,7 +488,7 @@ def _command(run: Run, event: CommandReceived) -> Run:
     if event.verb == "pause" and "refused" not in event.args and run.state is not RunState.HELD:
         now, since = event.args.get("now") is True, run.pause_requested_at if run.paused_by else event.at
         run = evolve(run, paused_by=str(event.args.get("reason")), pause_requested_at=since, pause_now=now)
-    if event.verb == "save":
+    if event.verb == "save" and "refused" not in event.args:
         run = evolve(run, save_requested_at=event.at, save_beyond=run.step)
     return run
 

@@ -22,6 +22,7 @@ from launcher.events import (
     RunResumed,
     RunUnpaused,
 )
+from launcher.evolve import evolve
 from launcher.paths import RunPaths
 from launcher.run import Run, RunState
 from policies.amended import key_of
@@ -98,6 +99,8 @@ class Commands:
             event = verdicts.checked(event, self._run())
         elif event.verb == "pause":
             event = pausing.checked(event, self._run(), self._trainer)
+        elif event.verb == "save" and (refusal := self._trainer.refusal):
+            event = evolve(event, args={"refused": refusal})
         self._emit(event)
 
     # ------------------------------------------------------------ done
@@ -120,8 +123,6 @@ class Commands:
                 self._say(command.id, True, "stopping at once" if run.stop_now else f"stopping {self._how}")
             case "save" if run.live_attempt is None or state is RunState.RECOVERING:
                 self._say(command.id, False, f"nothing to save: the run is {state}")
-            case "save" if self._trainer.refusal:
-                self._say(command.id, False, self._trainer.refusal)
             case "save":
                 self._saves.add(command.id)
             case policy_set.SET:

@@ -14,6 +14,7 @@ from tale import Tale
 
 from launcher.abilities import SILENT, Abilities
 from launcher.commands import Commands, Grounds
+from launcher.control import leave
 from launcher.events import (
     AttemptStarted,
     CommandAnswered,
@@ -69,9 +70,12 @@ def answers(of: Tale, verb: str, tmp_path: Path, trainer: Abilities = SILENT_COM
         return event
 
     grounds = Grounds(trainer, RunFacts(), lambda: Policy(version=1, name="p"), "me")
-    wish = CommandReceived(at=of.at, id="c", verb=verb, author="me")
-    commands = Commands(RunPaths(tmp_path), lambda: of.run, emit, grounds)
-    commands.execute(of.tell(checked(wish, of.run, trainer) if verb == "pause" else wish).run, wish)
+    paths = RunPaths(tmp_path)
+    paths.control.mkdir(exist_ok=True)
+    commands = Commands(paths, lambda: of.run, emit, grounds)
+    leave(paths, f"c{of.at}", verb)
+    commands.look_for_files(of.run)
+    commands.durable(of.tell(emitted[0]).run, emitted[0])
     return [(one.ok, one.message) for one in emitted if isinstance(one, CommandAnswered)]
 
 
@@ -180,7 +184,9 @@ def test_of_who_tells_after_all_it_was_a_start() -> None:
 
 def test_it_cannot_be_told_to_save(tmp_path: Path) -> None:
     assert answers(begun().up(), "save", tmp_path) == [(False, SILENT)]
-    assert answers(begun(), "save", tmp_path) == [(False, SILENT)]
+    of = begun()
+    assert answers(of, "save", tmp_path) == [(False, SILENT)]
+    assert of.steps(1).run.save_requested_at is None, "what was refused is not done later"
 
 
 @pytest.mark.parametrize("verb", ["stop", "hold"])
