@@ -71,11 +71,13 @@ def logs(
     import time
 
     from launcher.view.locate import find_run
-    from launcher.view.logs import Follower, Wanted, check_wanted, merged
+    from launcher.view.logs import Follower, Wanted, check_wanted, merged, why_none
 
     began = time.time() - seconds_of(since, "--since") if since else None
     paths, wanted = find_run(root, run), Wanted(node, rank, attempt, began)
     check_wanted(paths, wanted)
+    if why := why_none(paths, wanted):
+        tell(why)
     colours = os.isatty(1) and not os.environ.get("NO_COLOR")
     for line in Follower(paths, wanted).follow() if follow else merged(paths, wanted):
         print_text(line.shown(colours=colours), flush=follow)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from launcher.backends.choice import give_back, is_waiting
+from launcher.backends.choice import give_back, waiting
 from launcher.control import ANSWER_S
 from launcher.errors import Unreachable
 from launcher.events import AttemptEnded, Event, RunEnded
@@ -25,7 +25,7 @@ def stop(paths: RunPaths, author: str, *, now: bool, tell: Callable[[str], None]
     So is one whose supervisor does not answer, but only `now`: what is trained since the last checkpoint is lost.
     """
     check_that_it_goes_on(paths, "stop")
-    if is_waiting(paths):
+    if (queued := waiting(paths)) is not None and queued.is_ours:
         return _end(paths, author, "its job was waiting in the queue")
     if is_deserted(paths):
         return _end(paths, author, "none of its processes was alive")

@@ -177,7 +177,7 @@ def test_ctrl_c_leaves_the_view_and_says_that_the_run_goes_on(tmp_path: Path, ro
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout
-    assert process.stdout.readline().startswith("run a  HELD")
+    assert process.stdout.readline().startswith("run a  GONE")
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=20)
     assert process.returncode == 130
@@ -221,6 +221,33 @@ def test_a_run_that_has_ended_takes_no_commands(tmp_path: Path, root: Path, verb
     assert outcome.err == f"error: run a has ended: STOPPED\n  while: {verb} a\n  try:   opt-launch resume a\n"
 
 
+def started_by_run(paths: RunPaths, job: str) -> None:
+    """As the first node of `opt-launch run` says so; its process is gone, or Slurm knows the job no more."""
+    about = {"backend": "own", "job_id": "own+x", "job": job, "life": job, "step": "x", "host": "elsewhere", "pid": 1}
+    paths.allocation.write_text(json.dumps(about | {"started": 0.0}))
+
+
+@pytest.mark.parametrize(
+    ("job", "way"), [("", "the same command again, with --name a"), ("8", "the same script, or the same command again")]
+)
+def test_what_opt_launch_run_has_started_goes_on_by_the_same_command(
+    tmp_path: Path, root: Path, job: str, way: str
+) -> None:
+    started_by_run(make_run(root, "a", ended("FAILED")), job)
+    assert f"next: nothing, until a person says: {way}" in call("status", "a", cwd=tmp_path).out
+    assert f"  try:   {way}" in call("save", "a", cwd=tmp_path).err
+
+
+def test_logs_of_a_run_that_has_printed_nothing_say_so_and_why(tmp_path: Path, root: Path) -> None:
+    make_run(root, "a")
+    outcome = call("logs", "a", cwd=tmp_path)
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err == (
+        "nothing was printed yet: run a is GONE: none of its processes lives; "
+        "next: nothing, until a person says: opt-launch resume a\n"
+    )
+
+
 # ---------------------------------------------------------------- what is printed
 
 
@@ -247,7 +274,7 @@ def test_a_run_of_which_no_process_lives_is_not_shown_as_well(tmp_path: Path, ro
     snap = json.loads(call("status", "a", "--json", cwd=tmp_path).out)
     saved = call("save", "a", cwd=tmp_path)
 
-    assert text.startswith("run a  RUNNING  (none of its processes lives)\n")
+    assert text.startswith("run a  GONE  (none of its processes lives)\n")
     assert "next: nothing, until a person says: opt-launch resume a" in text
     assert (snap["alive"], {node["state"] for node in snap["nodes"]}) == (False, {"GONE"})
     assert (saved.code, "opt-launch resume a" in saved.err) == (1, True)
@@ -257,7 +284,7 @@ def test_status_of_all_runs_is_a_line_each(tmp_path: Path, root: Path) -> None:
     make_run(root, "a", ended("FAILED"))
     make_run(root, "b")
     outcome = call("status", "--root", root, cwd=tmp_path)
-    assert [line.split()[:2] for line in outcome.out.splitlines()] == [["a", "FAILED"], ["b", "RUNNING"]]
+    assert [line.split()[:2] for line in outcome.out.splitlines()] == [["a", "FAILED"], ["b", "GONE"]]
     assert [one["run"] for one in json.loads(call("status", "--json", cwd=tmp_path).out)] == ["a", "b"]
     nowhere = call("status", cwd=tmp_path, OPT_LAUNCH_ROOT=str(tmp_path / "none"))
     assert (nowhere.code, nowhere.out) == (0, "")
@@ -298,7 +325,7 @@ def read_until(master: int, text: str, shown: str = "") -> str:
 
 
 @pytest.mark.parametrize(
-    ("args", "seen"), [(("status", "a"), "RUNNING"), (("wait", "a", "--through-hold"), "a  HELD  step 1 / 3")]
+    ("args", "seen"), [(("status", "a"), "GONE"), (("wait", "a", "--through-hold"), "a  HELD  step 1 / 3")]
 )
 def test_ctrl_c_on_a_terminal_leaves_it_as_it_was(tmp_path: Path, root: Path, args: tuple[str, ...], seen: str) -> None:
     make_run(root, "a", *([RunHeld(at=AT + 4, reason="x")] if args[0] == "wait" else []))

@@ -13,6 +13,7 @@ from launcher.view.words import (
     number,
     percent,
     phases_of,
+    shown_state,
     size,
     steps,
     steps_of,
@@ -36,7 +37,7 @@ def outcome(snap: dict[str, Any]) -> str:
 def plain(snap: dict[str, Any]) -> list[str]:
     """The whole snapshot, one fact a line; of what happened the newest first, for small screens cut off the end."""
     lines = [
-        f"run {snap['run']}  {snap['state']}" + (f"  ({snap['reason']})" if snap["reason"] else ""),
+        f"run {snap['run']}  {shown_state(snap)}" + (f"  ({snap['reason']})" if snap["reason"] else ""),
         f"{progress(snap)}  {outcome(snap)}",
         f"goodput {percent(snap['goodput'])}  lost steps {steps(snap['lost_steps'])}  up {duration(snap['elapsed_s'])}"
         + (f"  job {snap['job_id']}" if snap["job_id"] else "")
@@ -62,9 +63,19 @@ def plain(snap: dict[str, Any]) -> list[str]:
 
 def scheduler(snap: dict[str, Any]) -> str:
     """What is known of the end of the job, and whether the scheduler answers."""
-    left, away = snap["job"]["left_s"], snap["job"]["scheduler_away_s"]
-    told = f"  ends in {duration(left)}" if left is not None else ""
-    return told + (f"  Slurm has not answered for {duration(away)}" if away is not None else "")
+    return "".join(f"  {told}" for told in (ends(snap), away(snap)) if told)
+
+
+def ends(snap: dict[str, Any]) -> str:
+    """When the job ends; "" where that is not known."""
+    left = snap["job"]["left_s"]
+    return "" if left is None else f"ends in {duration(left)}"
+
+
+def away(snap: dict[str, Any]) -> str:
+    """That the scheduler does not answer; "" where it does."""
+    since = snap["job"]["scheduler_away_s"]
+    return "" if since is None else f"Slurm has not answered for {duration(since)}"
 
 
 def _node(node: dict[str, Any]) -> str:

@@ -10,16 +10,16 @@ from dataclasses import asdict
 from typing import Any
 
 from launcher.accounting import Account, detected_s, recovered_s
-from launcher.backends.choice import how_ended, living
+from launcher.backends.choice import standings, way_on
 from launcher.fold import View
 from launcher.journal import newest_epoch
 from launcher.paths import RunPaths
 from launcher.run import HALTED, Incident, Node, NodeState, Run, RunState
 from launcher.snapshots import read_view
+from launcher.view.unheard import UNSAID, has_begun, is_quiet, since, until, with_standing
 from launcher.view.words import iso
 
 SCHEMA = 1
-QUIET_S = 5.0  # no word for so long: does anything of it live?
 HISTORY = 240  # losses that a screen may draw
 
 Live = Mapping[str, Any]
@@ -32,20 +32,13 @@ def snapshot(paths: RunPaths, now: float | None = None) -> dict[str, Any]:
 
 def snapshots(runs: Sequence[RunPaths], now: float | None = None) -> list[dict[str, Any]]:
     """The present states of these runs."""
-    now = time.time() if now is None else now
-    snaps = {paths: snapshot_of(paths.name, read_view(paths), read_live(paths), now) for paths in runs}
-    quiet = [paths for paths, snap in snaps.items() if snap["alive"] and snap["age_s"] >= QUIET_S]
-    dead = {*quiet} - {*living(quiet)}
-    return [_deserted(paths, snap) if paths in dead else snap for paths, snap in snaps.items()]
-
-
-def _deserted(paths: RunPaths, snap: dict[str, Any]) -> dict[str, Any]:
-    return snap | {
-        "alive": False,
-        "reason": "; ".join(filter(None, ["none of its processes lives", how_ended(paths)])),
-        "next_action": f"nothing, until a person says: opt-launch resume {paths.name}",
-        "nodes": [{**node, "state": "GONE"} for node in snap["nodes"]],
-    }
+    clock = time.time if now is None else lambda: now
+    ways = {paths: way_on(paths) for paths in runs}
+    snaps = {paths: snapshot_of(paths.name, read_view(paths), read_live(paths), clock(), ways[paths]) for paths in runs}
+    unheard = [paths for paths, snap in snaps.items() if snap["alive"] and (is_quiet(snap) or not has_begun(snap))]
+    for paths, standing in standings(unheard).items():
+        snaps[paths] = with_standing(snaps[paths], standing, clock(), ways[paths])
+    return [*snaps.values()]
 
 
 def read_live(paths: RunPaths) -> Live:
@@ -58,8 +51,8 @@ def read_live(paths: RunPaths) -> Live:
     return live if current else {}
 
 
-def snapshot_of(name: str, view: View, live: Live, now: float) -> dict[str, Any]:
-    """The snapshot of what follows from the events; pure."""
+def snapshot_of(name: str, view: View, live: Live, now: float, way_on: str = "") -> dict[str, Any]:
+    """The snapshot of what follows from the events; pure. `way_on`: by what a person has the run go on."""
     run, books = view.run, view.books.account(now)
     live = {} if run.state.is_terminal else live
     told_at = _float(live.get("at")) or 0.0
@@ -83,14 +76,14 @@ def snapshot_of(name: str, view: View, live: Live, now: float) -> dict[str, Any]
             "restarts": run.restarts,
             "lost_steps": None if run.is_unobserved and run.restarts else run.lost_steps,
             "job_id": run.job_id,
-            "job": {"left_s": _left_s(job, now), "scheduler_away_s": _since_s(job, now)},
+            "job": _job(job, now),
             "submitted_at": iso(run.submitted_at),
             "updated_at": iso(updated),
             "age_s": round(max(0.0, now - updated), 3),
             "elapsed_s": books.total_us / 1e6,
             "median_step_s": books.median_step_s,
             "supervisor": {"pid": run.supervisor_pid, "host": run.supervisor_host, "epoch": run.epoch},
-            "next_action": _told(run, live) or next_action(run),
+            "next_action": _told(run, live) or next_action(run, way_on),
             "drained": {node: one.reason for node, one in run.drained.items()},
             "drain_refused": run.drain_refused,
             "nodes": [_node(run, node, live) for node in _ordered(run)],
@@ -122,14 +115,13 @@ def _float(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
+def _job(job: Live, now: float) -> dict[str, Any]:
+    return UNSAID | {"left_s": _left_s(job, now), "scheduler_away_s": since(_float(job.get("away_since")), now)}
+
+
 def _left_s(job: Live, now: float) -> float | None:
     ends_at = _float(job.get("ends_at"))
     return None if ends_at is None else max(0.0, ends_at - now)
-
-
-def _since_s(job: Live, now: float) -> float | None:
-    away = _float(job.get("away_since"))
-    return None if away is None else max(0.0, now - away)
 
 
 def _recent_losses(books: Account) -> list[float | None]:
@@ -144,13 +136,13 @@ def _told(run: Run, live: Live) -> str:
     return "" if run.state in HALTED else str(live.get("next_action") or "")
 
 
-def next_action(run: Run) -> str:
+def next_action(run: Run, way_on: str = "") -> str:
     """What happens next, as far as the journal tells."""
     match run.state:
         case RunState.SUCCEEDED:
             return "nothing: the run is done"
         case RunState.FAILED | RunState.STOPPED:
-            return f"nothing, until a person says: opt-launch resume {run.name}"
+            return until(way_on or f"opt-launch resume {run.name}")
         case RunState.HELD:
             return f"waits for a person: opt-launch release {run.name}"
         case RunState.PAUSED:

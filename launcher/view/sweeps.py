@@ -13,7 +13,7 @@ from launcher.sweep.record import Record, list_records, runs_of
 from launcher.view.plain import outcome, progress
 from launcher.view.snapshot import SCHEMA, snapshots
 from launcher.view.watch import follow
-from launcher.view.words import aligned, counted, number, percent
+from launcher.view.words import aligned, counted, number, percent, shown_state
 
 _TOLD = (
     "run", "state", "alive", "reason", "attempt", "step", "target_step", "loss", "restarts", "lost_steps", "ettr",
@@ -30,7 +30,7 @@ def sweep_snapshot(root: Path, record: Record) -> dict[str, Any]:
         "sweep": record.name,
         "max_parallel": record.max_parallel,
         "labels": record.labels,
-        "states": dict(Counter(map(_state, runs))),
+        "states": dict(Counter(map(shown_state, runs))),
         "runs": runs,
     }
 
@@ -51,9 +51,8 @@ def table(snap: dict[str, Any]) -> list[str]:
     for run in snap["runs"]:
         swept = [_shown(run["swept"][key]) if key in run["swept"] else "-" for key in keys]
         step = progress(run).removeprefix("step ")
-        rows.append(
-            [run["run"], *swept, _state(run), step, number(run["loss"]), str(run["restarts"]), percent(run["ettr"])]
-        )
+        state, restarts = shown_state(run), str(run["restarts"])
+        rows.append([run["run"], *swept, state, step, number(run["loss"]), restarts, percent(run["ettr"])])
     return [*aligned(rows), f"sweep {snap['sweep']}: {_sum(snap)}"]
 
 
@@ -81,12 +80,8 @@ def list_lines(snaps: Sequence[dict[str, Any]]) -> list[str]:
 
 def _row(snap: dict[str, Any]) -> list[str]:
     indent = "  " if snap["sweep"] else ""
-    return [indent + snap["run"], snap["state"], progress(snap), outcome(snap)]
-
-
-def _state(run: dict[str, Any]) -> str:
-    lives = run["alive"] or run["state"] in ("SUCCEEDED", "FAILED", "STOPPED")
-    return run["state"] if lives else "GONE"
+    told = snap["next_action"] if snap["job"]["waiting"] else outcome(snap)
+    return [indent + snap["run"], shown_state(snap), progress(snap), told]
 
 
 def _shown(value: Any) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+from launcher.backends.choice import may_live, way_on
 from launcher.errors import LaunchError
 from launcher.paths import RunPaths
 from launcher.run import Incident, Run, RunState
@@ -28,7 +29,7 @@ class Patience:
     through_hold: bool = False
 
 
-def wait(paths: RunPaths, patience: Patience, is_alive: Callable[[RunPaths], bool]) -> tuple[int, Run]:
+def wait(paths: RunPaths, patience: Patience) -> tuple[int, Run]:
     """The exit code for what became of the run. Raises LaunchError when its processes are all dead."""
     started = time.monotonic()
     dead_since: float | None = None
@@ -46,12 +47,12 @@ def wait(paths: RunPaths, patience: Patience, is_alive: Callable[[RunPaths], boo
                 print("\n".join(incident_text(one) for one in run.incidents[told:]), file=sys.stderr, flush=True)
             told = len(run.incidents)
             line.show(run)
-            dead_since = None if is_alive(paths) else (dead_since or now)
+            dead_since = None if may_live(paths) else (dead_since or now)
             if dead_since is not None and now - dead_since >= GONE_S:
                 raise LaunchError(
                     f"run {paths.name} is {run.state.value} and none of its processes lives",
                     f"waiting, at step {_step(run)}",
-                    f"opt-launch resume {paths.name}",
+                    way_on(paths),
                 )
             left = pause_s if patience.timeout_s is None else started + patience.timeout_s - now
             if left <= 0:
@@ -63,6 +64,22 @@ def wait(paths: RunPaths, patience: Patience, is_alive: Callable[[RunPaths], boo
 
 def _step(run: Run) -> str:
     return steps(None if run.is_unobserved else run.step)
+
+
+def wait_all(runs: Sequence[RunPaths], patience: Patience, tell: Callable[[str], None]) -> int:
+    """Wait for each of these runs, and tell what became of it; the highest of their exit codes."""
+    began = time.monotonic()
+    worst = 0
+    for paths in runs:
+        left_s = None if patience.timeout_s is None else max(0.0, patience.timeout_s - (time.monotonic() - began))
+        try:
+            code, run = wait(paths, replace(patience, timeout_s=left_s))
+            tell(outcome_text(run, code))
+        except LaunchError as error:
+            code = error.exit_code
+            tell(f"{error.message}\n  try:   {error.hint}")
+        worst = max(worst, code)
+    return worst
 
 
 def incident_text(incident: Incident) -> str:

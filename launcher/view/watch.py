@@ -16,7 +16,7 @@ from launcher.paths import RunPaths
 from launcher.run import RunState
 from launcher.view.keys import keys
 from launcher.view.plain import plain
-from launcher.view.screens import LEAVING, SMALLEST, screen
+from launcher.view.screens import SMALLEST, leaving, screen
 from launcher.view.snapshot import snapshot
 from launcher.view.waiting import pause_after
 
@@ -50,9 +50,9 @@ def _shown_until_left(
     while not RunState(snap["state"]).is_terminal:
         if key(pause_after(reading_s, REFRESH_S)) == LEAVE:
             break
-        begun = time.monotonic()
+        begun = time.process_time()  # without the wait for a scheduler that does not answer
         snap = snapshot(paths)
-        reading_s = time.monotonic() - begun
+        reading_s = time.process_time() - begun
         live.update(live_picture(snap, live.console), refresh=True)
     return snap
 
@@ -98,7 +98,7 @@ def live_picture(snap: dict[str, Any], console: Console) -> RenderableType:
     picture, room = _picture(snap, console), console.height - 1
     if isinstance(picture, Text):
         picture = Text("\n").join(picture.wrap(console, console.width)[:room])
-    return Group(picture, Text(LEAVING, style="dim", no_wrap=True, overflow="ellipsis"))
+    return Group(picture, Text(leaving(snap), style="dim", no_wrap=True, overflow="ellipsis"))
 
 
 def stderr() -> Console:

@@ -8,6 +8,7 @@ from typing import Any
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _GAP = "·"
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 def duration(seconds: float | None) -> str:
@@ -111,6 +112,11 @@ def cost(incident: dict[str, Any]) -> str:
     if incident["lost_steps"]:
         parts.append(f"{counted(incident['lost_steps'], 'step')} lost")
     return ", ".join(parts)
+
+
+def shown_state(snap: dict[str, Any]) -> str:
+    """The state of a run as people are told it: GONE where it has not ended and nothing of it lives."""
+    return snap["state"] if snap["alive"] or snap["state"] in ENDED else "GONE"
 
 
 def changed(snap: dict[str, Any], attempt: int) -> str:
