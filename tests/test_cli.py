@@ -348,7 +348,7 @@ def test_q_leaves_the_screen_and_the_run_goes_on(tmp_path: Path, root: Path) -> 
     shown = read_until(master, "q or Ctrl-C leaves")
     os.write(master, b"q")
     shown = read_until(master, "\x1b[?1049l", shown)
-    assert "RUNNING" in read_until(master, "CHECKPOINTS")  # the last state stays
+    assert "GONE" in read_until(master, "CHECKPOINTS")  # the last state stays
     assert process.wait(20) == 0
     os.close(master)
 
