@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 from launcher.arrivals import Arrivals
@@ -22,6 +23,9 @@ from launcher.log_parts import LogParts
 TAIL_LINES = 60
 Heard = Callable[[str, bytes, float], None]
 _ERROR_LINE = re.compile(r"^(?:[A-Za-z_][\w]*\.)*([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Failure))\b:? ?(.*)$")
+_RANK = re.compile(r"^\[rank\d+\]: ?")  # torch puts this before each line of a traceback, once there is a process group
+_TERMINATED = re.compile(r"^terminate called after throwing an instance of '(?:\w+::)*(\w+)'$")  # C++; its text follows
+_WHAT = re.compile(r"^\s*what\(\):\s*(.*)$")
 PIPE_BYTES = 1 << 20
 _READ_BYTES = 1 << 16
 _LONGEST_LINE = 1 << 16
@@ -32,13 +36,16 @@ _GATHER_CHARS = 1 << 16
 def first_error(lines: list[str]) -> tuple[str, str]:
     """(type, text) of the error a process died of, from the end of its stderr; ("", last line) if it has none.
 
-    Of several tracebacks the first counts: the later ones are raised while handling it.
+    Of several errors the first counts: the later ones are raised while handling it.
     """
-    for line in lines:
-        match = _ERROR_LINE.match(line.rstrip())
-        if match:
+    said = [text for line in lines if (text := _RANK.sub("", line).rstrip())]
+    for text, following in zip_longest(said, said[1:], fillvalue=""):
+        if match := _ERROR_LINE.match(text):
             return match[1], match[2]
-    return "", next((line.rstrip() for line in reversed(lines) if line.strip()), "")
+        if match := _TERMINATED.match(text):
+            what = _WHAT.match(following)
+            return match[1], what[1] if what else ""
+    return "", said[-1] if said else ""
 
 
 class RankLog:

@@ -14,6 +14,8 @@ from policies.when import Exit
 # A broken link makes a node suspect only after a second, so peers' errors wait a little longer for the true cause.
 SETTLE_S = 2.0
 
+# Who ends a whole job sends SIGTERM, and word of it may be on its way; a runtime that lost its peer may abort.
+_UNCLEAR = (-6, -15)
 _SIGNALS = {4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM"}
 
 
@@ -26,8 +28,8 @@ def failed_rank(state: EngineState) -> Answer:
         return None, until
     own = [one for one in attempt.exits if not is_broken_link(one)]
     if killed := next((one for one in own if one.code < 0), None):
-        due = killed.at + SETTLE_S  # who ends a whole job sends SIGTERM, and word of it may still be on its way
-        if killed.code == -15 and state.now < due and not attempt.ended:
+        due = killed.at + SETTLE_S
+        if killed.code in _UNCLEAR and state.now < due and not attempt.ended:
             return None, due
         return _exit_finding(attempt, killed, blame="none"), None
     first = attempt.exits[0]

@@ -18,7 +18,8 @@ STOPPING_LOST_S = 2.0  # silence that loses a node while its attempt is being en
 
 # How torch's backends and the kernel say that it is the other side that went away.
 _BROKEN = re.compile(
-    r"connection (was )?(likely )?(reset|closed|refused|aborted)|broken pipe|timed? ?out|socket ?timeout|"
+    r"connection (was )?(likely )?(reset|closed|refused|abort)|closed the connection|broken pipe|timed? ?out|"
+    r"socket ?timeout|socket (unexpectedly )?closed|(pair|endpoint) is not connected|"
     r"remote process exited|ncclRemoteError|NCCL communicator was aborted|failed to (recv|send)|(recv|send)\w* failed|"
     r"connect\w* to .*failed|peer (is )?(gone|closed)|no route to host|network is unreachable|end of file",
     re.IGNORECASE,

@@ -26,6 +26,8 @@ from launcher.events import (
     Decision,
     EpochStarted,
     Event,
+    NodeSilent,
+    RankExited,
     StepDone,
     TrainerDone,
 )
@@ -355,6 +357,10 @@ class LiveRun:
 
     def clean_up(self) -> None:
         """Whatever is still there after a test, failed or not, goes."""
+        told = (
+            event for event in self.events() if isinstance(event, AttemptStarted | NodeSilent | RankExited | Decision)
+        )
+        print(self.paths.name, *told, sep="\n")  # seen where a test fails
         self.kill_everything()
         assert not self.processes()
 

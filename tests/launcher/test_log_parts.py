@@ -14,7 +14,7 @@ from launcher.arrivals import Arrivals
 from launcher.evidence import collect
 from launcher.log_parts import PARTS, LogParts, named, newest, parts
 from launcher.paths import RunPaths
-from launcher.rank_log import RankLog
+from launcher.rank_log import RankLog, first_error
 from launcher.view.logs import Follower, Wanted, merged
 
 LIMIT = 8000  # bytes: parts of 1000
@@ -169,3 +169,41 @@ def test_evidence_holds_the_end_of_the_newest_part(paths: RunPaths, tmp_path: Pa
 
     assert newest(paths.log(1, "node0")).name != "node0.log"
     assert (tmp_path / "evidence" / "node0.log").read_text().endswith(line(99))
+
+
+PLAIN = """
+Traceback (most recent call last):
+  File "train.py", line 5, in <module>
+ZeroDivisionError: division by zero
+
+The above exception was the direct cause of the following exception:
+
+RuntimeError: Connection closed by peer
+and more
+"""
+IN_A_PROCESS_GROUP = "\n".join(f"[rank13]: {line}" if line else "" for line in PLAIN.splitlines())
+ABORTED = """
+frame #0: some noise
+terminate called after throwing an instance of 'c10::DistBackendError'
+  what():  [PG ID 0 Rank 1] watchdog: NCCL error: remote process exited or there was a network error
+Exception raised from run at ProcessGroupNCCL.cpp:2057 (most recent call first):
+frame #1: <unknown function>
+"""
+
+
+@pytest.mark.parametrize(
+    ("tail", "kind", "text"),
+    [
+        (PLAIN, "ZeroDivisionError", "division by zero"),
+        (IN_A_PROCESS_GROUP, "ZeroDivisionError", "division by zero"),
+        ("[rank0]: torch.OutOfMemoryError: CUDA out of memory", "OutOfMemoryError", "CUDA out of memory"),
+        (ABORTED, "DistBackendError", "[PG ID 0 Rank 1] watchdog: NCCL error: remote process exited or there was a"
+         " network error"),
+        ("terminate called after throwing an instance of 'std::bad_alloc'", "bad_alloc", ""),
+        ("terminate called without an active exception", "", "terminate called without an active exception"),
+        ("[rank2]: 17 files are missing\n\n", "", "17 files are missing"),
+        ("", "", ""),
+    ],
+)  # fmt: skip
+def test_the_first_error_at_the_end_of_what_a_rank_printed_is_what_it_died_of(tail: str, kind: str, text: str) -> None:
+    assert first_error(tail.splitlines()) == (kind, text)

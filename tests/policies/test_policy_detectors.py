@@ -57,6 +57,21 @@ def test_a_rank_ended_by_sigterm_alone_restarts_after_that_wait(story: Story) ->
     assert (ending(decision), decision.blame, decision.evidence["signal"]) == ("restart", "none", "SIGTERM")
 
 
+def test_an_aborted_rank_waits_for_word_that_its_peer_is_lost(story: Story) -> None:
+    assert story.exits(0, -6) == []
+    story.at += 0.1
+    assert story.loses_peer(1) == []
+    story.at += 1.0
+    (decision,) = story.silent("n1")
+    assert (decision.detector, decision.nodes) == ("node_lost", ("n1",))
+
+
+def test_a_rank_that_aborted_by_itself_restarts_after_that_wait(story: Story) -> None:
+    story.exits(1, -6)
+    (decision,) = story.wait(10)
+    assert (ending(decision), decision.blame, decision.evidence["signal"]) == ("restart", "none", "SIGABRT")
+
+
 def test_an_exit_without_error_is_nothing(story: Story) -> None:
     assert story.exits(0, 0) == []
     assert story.deadline is None
@@ -78,6 +93,10 @@ def test_peers_of_a_killed_rank_are_not_blamed_though_they_come_first(story: Sto
         ("DistNetworkError", "The client socket has timed out after 60000ms"),
         ("ConnectionResetError", ""),
         ("RuntimeError", "[gloo/transport/tcp/pair.cc:534] Broken pipe"),
+        ("RuntimeError", "[gloo/transport/tcp/pair.cc:471] Socket closed [127.0.0.1]:4000"),
+        ("IoException", "Pair is not connected (127.0.0.1:4000 <--> 127.0.0.1:4001)"),
+        ("OSError", "[Errno 107] Transport endpoint is not connected"),
+        ("OSError", "[Errno 103] Software caused connection abort"),
     ],
 )
 def test_only_broken_connections_settle_and_then_blame_nobody(story: Story, kind: str, error: str) -> None:
