@@ -216,7 +216,7 @@ def test_a_tokenizer_that_is_none_or_has_too_many_tokens_is_a_mistake(tmp_path: 
 
 ASKED = {
     "trainer.checkpoint.memory": "{every: 5}",
-    "health.before_start": "standard", "health.every": "60s",
+    "health.before_start": "deep",
     "on_good_checkpoint": "{run: [x]}",
 }  # fmt: skip
 
