@@ -12,6 +12,8 @@ from launcher.health.finding import Finding
 # slows down may do so for a moment (a change of the power state), and a hot one does for long.
 CODES = ("gpu-clocks",)
 TIMES, OF = 3, 5
+# Hardware slowdown, its thermal one, power brake (nvmlClocksEventReasons). The driver's own thermal one stays a warning.
+HARD = 0x8 | 0x40 | 0x80
 
 
 class Lasting:
@@ -26,7 +28,7 @@ class Lasting:
         for one in findings:
             if one.code in CODES and one.verdict in ("ok", "warn"):
                 seen = self._seen.setdefault(one.key, deque(maxlen=OF))
-                seen.append(one.verdict == "warn")
+                seen.append(_is_hard(one))
         return [self._judged(one, by_key) for one in findings]
 
     def is_in_doubt(self) -> bool:
@@ -35,7 +37,7 @@ class Lasting:
 
     def _judged(self, one: Finding, by_key: dict[str, Finding]) -> Finding:
         times = sum(self._seen.get(one.key, ()))
-        if one.code not in CODES or one.verdict != "warn" or times < TIMES:
+        if one.code not in CODES or not _is_hard(one) or times < TIMES:
             return one
         heat = by_key.get(f"gpu-temperature {one.subject}")
         is_hot = heat is not None and heat.verdict == "warn"
@@ -48,3 +50,7 @@ class Lasting:
             limit_source=heat.limit_source if heat and is_hot else "table",
             remedy="drain",
         )
+
+
+def _is_hard(one: Finding) -> bool:
+    return one.verdict == "warn" and bool(int(str(one.evidence.get("reasons", "0")), 16) & HARD)

@@ -6,14 +6,17 @@ from launcher.events import CheckFinding, Verdict
 from launcher.health.lasting import Lasting
 
 
-def look(verdict: Verdict, gpu: str = "GPU-0", celsius: int = 91) -> list[CheckFinding]:
+def look(verdict: Verdict, gpu: str = "GPU-0", celsius: int = 91, reasons: str = "0x40") -> list[CheckFinding]:
     hot = celsius >= 87
     return [
         CheckFinding(
             code="gpu-temperature", subject=gpu, verdict="warn" if hot else "ok", summary=f"{celsius} C",
             evidence={"celsius": celsius}, limit=87, limit_source="device",
         ),
-        CheckFinding(code="gpu-clocks", subject=gpu, verdict=verdict, summary="thermal slowdown by the hardware"),
+        CheckFinding(
+            code="gpu-clocks", subject=gpu, verdict=verdict, summary="thermal slowdown by the hardware",
+            evidence={"reasons": reasons},
+        ),
     ]  # fmt: skip
 
 
@@ -64,3 +67,8 @@ def test_it_is_in_doubt_between_the_first_look_and_the_verdict() -> None:
 def test_the_temperature_alone_is_no_fault_however_long() -> None:
     lasting = Lasting()
     assert {one.verdict for _ in range(6) for one in lasting.judged(look("ok"))} == {"warn", "ok"}
+
+
+def test_what_the_driver_does_by_itself_to_stay_cool_stays_a_warning() -> None:
+    lasting = Lasting()
+    assert {clocks(lasting.judged(look("warn", reasons="0x24"))).verdict for _ in range(6)} == {"warn"}
