@@ -12,7 +12,7 @@ from launcher.health.finding import Finding
 # slows down may do so for a moment (a change of the power state), and a hot one does for long.
 CODES = ("gpu-clocks",)
 TIMES, OF = 3, 5
-# Hardware slowdown, its thermal one, power brake (nvmlClocksEventReasons). The driver's own thermal one stays a warning.
+# Of nvmlClocksEventReasons: hardware slowdown, its thermal one, power brake. What the driver does stays a warning.
 HARD = 0x8 | 0x40 | 0x80
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from launcher.examiner import Examiner, examiner_of
 from launcher.health.context import Context, SiteCheck
+from launcher.health.site import found
 from launcher.sections import RunSpec
 
 Children = Callable[[], list[psutil.Process]]
@@ -132,3 +133,24 @@ def test_virtual_nodes_are_examined_only_if_that_is_asked_for() -> None:
     assert (spec.health.before_start, spec.health.every) == ("none", 5)
     spec = RunSpec.model_validate(asked | {"cluster": {"backend": "own"}})
     assert (spec.health.before_start, spec.health.every) == ("standard", 60)
+
+
+@pytest.mark.parametrize(
+    ("nagios", "code", "output", "verdict", "summary"),
+    [
+        (True, 0, "\nOK: 3 disks | time=1s\nmore", "ok", "OK: 3 disks | time=1s"),
+        (True, 1, "WARNING: slow", "warn", "WARNING: slow (exit code 1)"),
+        (True, 2, "", "fail", "exit code 2"),
+        (True, 3, "?", "unknown", "? (exit code 3)"),
+        (True, 7, "odd", "unknown", "odd (exit code 7)"),
+        (True, -9, "", "unknown", "ended by signal 9"),
+        (False, 0, "", "ok", "exit code 0"),
+        (False, 7, "no", "fail", "no (exit code 7)"),
+        (False, -11, "", "unknown", "ended by signal 11"),
+    ],
+)
+def test_a_check_of_the_site_speaks_by_its_exit_code(
+    nagios: bool, code: int, output: str, verdict: str, summary: str
+) -> None:
+    said = found(SiteCheck("own", ("x",), nagios), code, output)
+    assert (said.code, said.verdict, said.summary) == ("site-own", verdict, summary)
