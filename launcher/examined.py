@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from launcher.events import CommandReceived, NodeExamined, Tier
 from launcher.evolve import evolve
 from launcher.run import Examining, Node, NodeState, Run
+from policies.schema import BY_CHECKS
 
-BY_CHECKS = ("gpu_fault", "check")  # detectors of what checks find
 _SHOWN = 8
 
 

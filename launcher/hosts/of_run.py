@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from launcher.events import PERSON, AttemptEnded, Decision, Event, NodeAllowed, NodeExamined, NodeExcluded
-from launcher.examined import BY_CHECKS
 from launcher.hosts.guard import Suspicion, applied
 from launcher.hosts.records import Blamed, Excluded, Found, Seen, Served
 from launcher.incidents import why_of
 from launcher.run import Attempt, Node, NodeState, Run
+from policies.schema import BY_CHECKS
 
 Machines = Mapping[str, tuple[str, tuple[str, ...]]]  # node -> boot id, UUIDs of its GPUs
 
