@@ -330,6 +330,17 @@ def replace(
     command(root, run, "replace", node=node, reason=reason)
 
 
+@app.command()
+def examine(
+    run: RunName,
+    nodes: Annotated[list[str] | None, typer.Argument(metavar="[NODES]", help="Else all of the run.")] = None,
+    tier: Annotated[Literal["fast", "standard"], typer.Option(help="How thoroughly.")] = "fast",
+    root: Root = RUNS,
+) -> None:
+    """Have the run's agents check their nodes, while it trains. What they find is answered like the policy says."""
+    command(root, run, "examine", tier=tier, **({"nodes": nodes} if nodes else {}))
+
+
 @app.command(name="do")
 def do_(
     run: RunName,

@@ -54,6 +54,7 @@ from launcher.events import (
     NodeBack,
     NodeDown,
     NodeDraining,
+    NodeExamined,
     NodeExcluded,
     NodeSilent,
     NodeUndrained,
@@ -74,6 +75,7 @@ from launcher.events import (
     Warned,
 )
 from launcher.evolve import evolve
+from launcher.examined import is_spared, no_longer, node_examined, to_examine
 from launcher.incidents import (
     action_done,
     close_incidents,
@@ -235,6 +237,7 @@ def _resumed(run: Run, event: RunResumed) -> Run:
         run,
         state=RunState.PENDING,
         nodes={},
+        examining={},
         broken={},
         drain_refused="",
         pending=None,
@@ -257,10 +260,11 @@ def _resumed(run: Run, event: RunResumed) -> Run:
 
 
 def _agent_joined(run: Run, event: AgentJoined) -> Run:
-    node = Node(event.node, event.index, event.incarnation, event.host, event.port, event.pid)
+    node = Node(event.node, event.index, event.incarnation, event.host, event.port, event.pid, joined_at=event.at)
     known = run.nodes.get(event.node)
     if known and known.incarnation == event.incarnation:
-        node = evolve(node, excluded=known.excluded)
+        about = {"findings": known.findings, "examinations": known.examinations, "examined_at": known.examined_at}
+        node = evolve(node, excluded=known.excluded, **about)
     if known:
         node = evolve(node, draining=known.draining, barred=known.barred)
     if run.state is RunState.PENDING and run.recovering_since is None:
@@ -297,6 +301,11 @@ def _node_draining(run: Run, event: NodeDraining) -> Run:
 def _node_undrained(run: Run, event: NodeUndrained) -> Run:
     node = run.nodes.get(event.node)
     return run if node is None else spared(_with_node(run, evolve(node, draining="")), event.node)
+
+
+def _node_examined(run: Run, event: NodeExamined) -> Run:
+    run = node_examined(run, event)
+    return spared(run, event.node) if is_spared(run, event.node) else run
 
 
 def _node_excluded(run: Run, event: NodeExcluded) -> Run:
@@ -478,10 +487,15 @@ def _command(run: Run, event: CommandReceived) -> Run:
         run = evolve(run, paused_by=str(event.args.get("reason")), pause_requested_at=since, pause_now=now)
     if event.verb == "save":
         run = evolve(run, save_requested_at=event.at, save_beyond=run.step)
+    if event.verb == "examine" and "refused" not in event.args:
+        named, tier = event.args.get("nodes"), "fast" if event.args.get("tier") == "fast" else "standard"
+        nodes = map(str, named) if isinstance(named, list) else ()
+        run = to_examine(run, event.id, tier, event.at, nodes, is_command=True)
     return run
 
 
 def _answered(run: Run, event: CommandAnswered) -> Run:
+    run = no_longer(run, event.id)
     return evolve(run, commands={id_: command for id_, command in run.commands.items() if id_ != event.id})
 
 
@@ -502,6 +516,7 @@ _HANDLERS = {
     NodeBack: _node_back,
     NodeDown: _node_down,
     NodeDraining: _node_draining,
+    NodeExamined: _node_examined,
     NodeUndrained: _node_undrained,
     DrainDone: drained,
     DrainUndone: undone,

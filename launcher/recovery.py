@@ -20,6 +20,7 @@ from launcher.events import (
     AttemptStarted,
     CheckpointFailed,
     CheckpointId,
+    CommandAnswered,
     Decision,
     Event,
     JobEnding,
@@ -27,10 +28,12 @@ from launcher.events import (
     RunHeld,
     RunPaused,
 )
+from launcher.examined import outcome
 from launcher.reporter import SAVE, STOP
 from launcher.run import Asking, Attempt, Node, NodeState, Run, RunState
 
 COLLECT_LIMIT_S = 10.0
+EXAMINE_LIMIT_S = 45.0  # each check has a deadline of its own
 SET_LIMIT_S = 1800.0  # a step, or a phase between two, may take so long
 GENTLE_LIMIT_S = 1800.0  # nothing is wrong and nobody waits: as long as any save may take
 
@@ -68,6 +71,7 @@ class Fleet:
 class Limits:
     """The part of the spec that recovery needs. `smaller`: numbers of nodes below the wanted one, largest first.
 
+    `examined_within_s`: of their arrival nodes are examined before a first start; 0 where they are not at all.
     `begins_smaller`: also in a new allocation, whose nodes come one by one, those that are there are enough in time.
     """
 
@@ -76,6 +80,7 @@ class Limits:
     trainer: Abilities = field(default_factory=Abilities)
     smaller: tuple[int, ...] = ()
     begins_smaller: bool = False
+    examined_within_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -126,13 +131,30 @@ def plan(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     """The moves that are due now."""
     if run.state.is_terminal:
         return [*_errands(run), *(Send(node, {"type": "leave", "state": run.state.value}) for node in fleet.answering)]
-    return [*_errands(run), *_stray_ranks(run, fleet), *_next(run, fleet, limits)]
+    return [*_errands(run), *_examinations(run, fleet), *_stray_ranks(run, fleet), *_next(run, fleet, limits)]
 
 
 def _errands(run: Run) -> list[Errand]:
     """Commands to be run: after the restart of their rung has begun, before a hold or a stop is through."""
     restarting = run.pending.id if run.pending and "restart" in run.pending.actions else ""
     return [Errand(decision) for id_, decision in run.errands.items() if id_ != restarting]
+
+
+def _examinations(run: Run, fleet: Fleet) -> Iterator[Move]:
+    """Nodes that are to be examined, and what came of it; whoever asked is not kept waiting for ever."""
+    for id_, asked in run.examining.items():
+        alive = [
+            name for name in sorted(asked.left) if name in run.nodes and run.nodes[name].state is not NodeState.LOST
+        ]
+        if alive and fleet.now < asked.at + EXAMINE_LIMIT_S:
+            message = {"type": "examine", "id": id_, "tier": asked.tier}
+            yield from (Send(name, message) for name in alive if name in fleet.answering)
+            continue
+        ok, told = not asked.left, outcome(run, asked)
+        if asked.is_command:
+            yield Emit(CommandAnswered(at=fleet.now, id=id_, ok=ok, message=told))
+        else:
+            yield Emit(ActionDone(at=fleet.now, decision=id_, action="check", ok=ok, detail=told))
 
 
 def _next(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
@@ -305,6 +327,8 @@ def _carry_out(run: Run, fleet: Fleet, limits: Limits, decision: Decision) -> li
         return _save_first(run, live, fleet, limits.trainer, decision)
     if live:
         return _clear(run, fleet, f"{decision.rule}: {decision.why}"[:500])
+    if "check" in decision.actions and "check" not in run.pending_done:
+        return []
     if "hold" in decision.actions:
         return [Emit(RunHeld(at=fleet.now, reason=_reason(decision, "hold")))]
     if "stop" in decision.actions:
@@ -451,6 +475,8 @@ def _start(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         return _wait_for_nodes(run, fleet, limits, nodes)
     if not fleet.settled and (not run.attempts or size < run.nodes_wanted):
         return []
+    if run.state is RunState.PENDING and any(_is_examined_first(node, fleet, limits) for node in run.nodes.values()):
+        return []
     if not fleet.searched:
         return [Search()]
     origin, onset_step = _origin(run.pending)
@@ -475,6 +501,13 @@ def _start(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         skips=run.skips,
     )
     return [Emit(started)]
+
+
+def _is_examined_first(node: Node, fleet: Fleet, limits: Limits) -> bool:
+    """Whether a new allocation waits for a node's first examination: for a while, as a check may be stuck."""
+    if node.examinations or node.name not in fleet.answering:
+        return False
+    return fleet.now < node.joined_at + limits.examined_within_s
 
 
 def _origin(decision: Decision | None) -> tuple[str, int]:

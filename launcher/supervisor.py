@@ -32,12 +32,14 @@ from launcher.drainer import drainer_of
 from launcher.errands import Errands
 from launcher.events import (
     AttemptStarted,
+    CheckFinding,
     CommandReceived,
     Decision,
     EpochStarted,
     Event,
     LineMatched,
     NodeDown,
+    NodeExamined,
     Notified,
     RankExited,
     RunHeld,
@@ -78,8 +80,9 @@ SETTLE_S = 2.0
 LEAVE_S = 5.0
 LAST_WRITES_S = 2.0
 LIVE_S = 1.0
+EXAMINED_WITHIN_S = 20.0  # of a node's arrival, or a start no longer waits for it
 _POLL_S = 0.7
-_RESEND_S = {"to_rank": 5.0, "collect": 15.0, "store": 2.0, "start": 2.0}
+_RESEND_S = {"examine": 5.0, "to_rank": 5.0, "collect": 15.0, "store": 2.0, "start": 2.0}
 
 log = logging.getLogger("supervisor")
 
@@ -97,6 +100,7 @@ class Supervisor:
         self.limits = Limits(
             cluster.wait_for_node, cluster.continue_by, self.spec.abilities, smaller(self.spec),
             begins_smaller=cluster.backend == "own",
+            examined_within_s=0.0 if self.spec.health.before_start == "none" else EXAMINED_WITHIN_S,
         )  # fmt: skip
         self.done_codes = frozenset(self.spec.can.codes("done"))
         self.fold = Fold(self.policy)
@@ -249,6 +253,7 @@ class Supervisor:
                 self.fleet.attempt_changed()
                 self._sent.clear()
                 self._record_environment(event)
+                self._look_at_who_left(event)
                 log.info("attempt %d from %s on %s", event.attempt, event.restore, list(event.slots))
             case Decision() if event.mode == "act":
                 self._act_beside(event)
@@ -275,6 +280,13 @@ class Supervisor:
         contacts = self.fleet.contacts
         by_node = {node: contacts[node].environment for node in event.slots if node in contacts}
         self.surroundings.record(event.attempt, by_node)
+
+    def _look_at_who_left(self, event: AttemptStarted) -> None:
+        """A node whose ranks were taken from it is examined at leisure: it costs nobody anything now."""
+        if self.spec.health.before_start != "standard" or len(self.run_.attempts) < 2:
+            return
+        for node in self.run_.attempts[-2].slots.keys() - event.slots.keys():
+            self.fleet.send(node, {"type": "examine", "id": f"left {event.attempt}", "tier": "standard"})
 
     def _warn(self, text: str) -> None:
         self.emit(Warned(at=time.time(), text=text))
@@ -442,6 +454,8 @@ class Supervisor:
             return NodeDown(at=at, node=node, reason=f"processes {message['pids']} survive SIGKILL")
         if message["type"] == "checkpoint_rejected":
             return self._rejection(attempt, message)
+        if message["type"] == "examined":
+            return self._examined(node, message)
         live = self.run_.live_attempt
         if live is None or attempt != live.number:
             return None
@@ -473,6 +487,15 @@ class Supervisor:
                 digest = message["final_digest"]
                 return TrainerDone(at=at, attempt=attempt, step=message["step"], final_digest=digest, result=result)
         return None
+
+    def _examined(self, node: str, message: Message) -> Event | None:
+        """The agent counts its examinations: what a predecessor had journaled may be told again."""
+        known, incarnation = self.run_.nodes.get(node), self.fleet.contacts[node].incarnation
+        if known and known.incarnation == incarnation and message["number"] <= known.examinations:
+            return None
+        about = {key: message[key] for key in ("number", "tier", "verdict", "measured", "took_s", "id")}
+        findings = tuple(CheckFinding(**one) for one in message["findings"])
+        return NodeExamined(at=message["at"], node=node, incarnation=incarnation, findings=findings, **about)
 
     def _rejection(self, attempt: int, message: Message) -> Event | None:
         """A rank's word counts even if its attempt has ended meanwhile; once per checkpoint is enough."""

@@ -8,11 +8,12 @@ from launcher.events import PERSON, RETRY, Decision, Event, Json
 from launcher.evolve import evolve
 from policies.finding import Finding
 from policies.ladder import charged, chosen_rung, used
-from policies.schema import Ask, Policy, Rule, Rung
-from policies.state import EngineState, Pending, Question, Retry, RuleState, is_within
+from policies.schema import BY_CHECKS, Ask, Policy, Rule, Rung
+from policies.state import Checking, EngineState, Pending, Question, Retry, RuleState, is_within
 from policies.watch import NUMERICS
 
 ENDS = frozenset({"restart", "hold", "stop"})
+BLAMING = (("exclude", "blamed"), ("replace", "blamed"))  # need somebody to blame
 KEEPS_RANKS = "keeps_ranks"  # of a hold that leaves the ranks waiting
 BUILT_IN = "engine"  # the rule of decisions that no policy has to make
 
@@ -124,7 +125,23 @@ def decided(
         retry=retry,
         story=number if acts else state.story,
     )
-    return state, (decision,)
+    return remembered(state, decision), (decision,)
+
+
+def remembered(state: EngineState, decision: Decision) -> EngineState:
+    """What a decision makes of the nodes: who is left out, who is examined, whose faults are dealt with."""
+    if decision.detector in BY_CHECKS:
+        state = evolve(state, judged_faults=state.judged_faults | set(decision.nodes))
+        common = set(decision.nodes) if decision.blame == "none" else set()
+        state = evolve(state, common_faults=state.common_faults | common)
+    if decision.mode != "act":
+        return state
+    if decision.actions.get("exclude") == "blamed":
+        state = evolve(state, excluded=state.excluded | set(decision.nodes))
+    if "check" in decision.actions:
+        excludes = decision.actions.get("exclude") == "failed"
+        state = evolve(state, checking=Checking(decision.id, decision.incident, decision.rule, excludes))
+    return state
 
 
 def ends_attempt(actions: dict[str, Json]) -> bool:
@@ -176,8 +193,12 @@ def _actions(rung: Rung, rule: Rule, index: int, finding: Finding) -> dict[str, 
     held = plain.get("hold")
     if finding.detector == "storage_stall" and isinstance(held, dict):
         plain["hold"] = {**held, KEEPS_RANKS: True}
+    if finding.needed:
+        plain.pop("exclude", None)
+    if finding.detector in BY_CHECKS and not finding.ranks:
+        plain.pop("replace", None)  # nobody need take ranks from it
     if not _is_blamed(finding, index):
-        plain = {name: value for name, value in plain.items() if name not in ("exclude", "replace")}
+        plain = {name: value for name, value in plain.items() if (name, value) not in BLAMING}
     return plain
 
 

@@ -19,9 +19,12 @@ from launcher.events import (
     JobEnding,
     JobTold,
     LineMatched,
+    NodeAllowed,
     NodeBack,
     NodeDown,
     NodeDraining,
+    NodeExamined,
+    NodeExcluded,
     NodeSilent,
     NodeUndrained,
     RankExited,
@@ -31,6 +34,7 @@ from launcher.events import (
     RunPaused,
     RunReleased,
     RunResumed,
+    RunSubmitted,
     RunUnpaused,
     StepDone,
     StepsMoving,
@@ -113,7 +117,10 @@ def _(_event: RunUnpaused, state: EngineState) -> EngineState:
 @_observe.register(RunResumed)
 def _(event: Event, state: EngineState) -> EngineState:
     if isinstance(event, RunResumed):  # its nodes are others
-        state = evolve(state, draining={}, storage={}, job=None)
+        state = evolve(state, draining={}, storage={}, job=None, examined=frozenset(), faults={}, checking=None)
+        state = evolve(
+            state, judged_faults=frozenset(), common_faults=frozenset(), barred=frozenset(), excluded=frozenset()
+        )
     afresh = evolve(begun_afresh(state), commands={})
     return evolve(
         afresh, is_held=False, is_over=False, pending=None, attempt=None, stopped=None, streaks={}, questions={},
@@ -162,6 +169,9 @@ def _(event: AgentJoined, state: EngineState) -> EngineState:
         known = attempt.incarnations.get(event.node) or state.agents.get(event.node, Agent()).incarnation
         if known and known != event.incarnation:
             attempt = evolve(attempt, replaced=attempt.replaced | {event.node})
+    if state.agents.get(event.node, Agent()).incarnation != event.incarnation:  # another agent: it looks for itself
+        faults = {node: of for node, of in state.faults.items() if node != event.node}
+        state = evolve(state, faults=faults, examined=state.examined - {event.node})
     joined = _with_agent(state, event.node, incarnation=event.incarnation, silent_since=None, down="", down_since=None)
     return evolve(joined, attempt=attempt)
 
@@ -184,6 +194,31 @@ def _(event: NodeDown, state: EngineState) -> EngineState:
 @_observe.register
 def _(event: NodeDraining, state: EngineState) -> EngineState:
     return evolve(state, draining={**state.draining, event.node: event.reason})
+
+
+@_observe.register
+def _(event: NodeExamined, state: EngineState) -> EngineState:
+    if state.agents.get(event.node, Agent()).incarnation != event.incarnation:
+        return state
+    told = {one.key: one for one in event.findings}
+    faults = {key: one for key, one in state.faults.get(event.node, {}).items() if key not in told}
+    faults |= {key: one for key, one in told.items() if one.verdict == "fail"}
+    others = {node: of for node, of in state.faults.items() if node != event.node}
+    if not faults:  # well again: what comes next is new
+        gone = {event.node}
+        state = evolve(state, judged_faults=state.judged_faults - gone, common_faults=state.common_faults - gone)
+    others |= {event.node: faults} if faults else {}
+    return evolve(state, examined=state.examined | {event.node}, faults=others)
+
+
+@_observe.register
+def _(event: NodeExcluded, state: EngineState) -> EngineState:
+    return evolve(state, barred=state.barred | {event.node})
+
+
+@_observe.register
+def _(event: NodeAllowed, state: EngineState) -> EngineState:
+    return evolve(state, barred=state.barred - {event.node})
 
 
 @_observe.register
@@ -251,9 +286,10 @@ def _(event: AttemptStarted, state: EngineState) -> EngineState:
     if event.restore is not None or event.resumes_itself:
         state = _changed(state, "resume")
     retry = evolve(state.retry, due=None) if state.retry else None
+    judged = state.judged_faults - (event.slots.keys() - state.common_faults)  # who trains on with it is judged anew
     return evolve(
         state, attempt=attempt, pending=None, is_held=False, stopped=None, streaks={}, questions={}, retry=retry,
-        lines={}, stalled=False,
+        lines={}, stalled=False, judged_faults=judged, excluded=frozenset(),
     )  # fmt: skip
 
 
@@ -283,7 +319,13 @@ def _changed(state: EngineState, *kinds: str) -> EngineState:
 
 
 @_observe.register
+def _(event: RunSubmitted, state: EngineState) -> EngineState:
+    return evolve(state, nodes_wanted=event.nodes, spares_wanted=event.spares)
+
+
+@_observe.register
 def _(event: RunAmended, state: EngineState) -> EngineState:
+    state = evolve(state, nodes_wanted=event.nodes, spares_wanted=event.spares)
     changed = [kind for kind, words in DECLARED.items() if any(word in key for key in event.changes for word in words)]
     return _changed(state, *changed)
 

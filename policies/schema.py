@@ -38,7 +38,8 @@ ACTIONS = (
 )
 INFRASTRUCTURE = ("exit", "node_lost", "hang")  # the attempt is over, or as good as that
 # Judged before the numerics of the same moment, whenever anything is heard.
-FACTS = (*INFRASTRUCTURE, "storage_stall", "draining", "scheduler", "time_left", "disk", "log")
+BY_CHECKS = ("gpu_fault", "check")  # examinations of nodes have found something
+FACTS = (*INFRASTRUCTURE, "storage_stall", "draining", *BY_CHECKS, "scheduler", "time_left", "disk", "log")
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from launcher.events import DiskTold, JobTold, Json, LineMatched, RankExited, StepsStopped
+from launcher.events import CheckFinding, DiskTold, JobTold, Json, LineMatched, RankExited, StepsStopped
 from policies.finding import Finding
 from policies.pace import PaceMemory, PeersMemory
 from policies.scale import ScaleMemory
@@ -115,6 +115,16 @@ class Trouble:
 
 
 @dataclass(frozen=True)
+class Checking:
+    """Nodes are examined because a rule has decided so. `excludes`: those that fail are to be left out."""
+
+    decision: str
+    incident: int
+    rule: str
+    excludes: bool
+
+
+@dataclass(frozen=True)
 class Question:
     """What a person is asked: whether this rung of a rule is to be used. `acts`: it is, if nobody answers."""
 
@@ -162,6 +172,15 @@ class EngineState:
     agents: Mapping[str, Agent] = field(default_factory=dict)
     troubled: frozenset[str] = frozenset()  # nodes that are silent or down
     draining: Mapping[str, str] = field(default_factory=dict)  # node -> why its admin wants it back
+    nodes_wanted: int = 0
+    spares_wanted: int = 0
+    examined: frozenset[str] = frozenset()  # nodes whose agents have told of an examination
+    faults: Mapping[str, Mapping[str, CheckFinding]] = field(default_factory=dict)  # node -> key -> what has failed
+    judged_faults: frozenset[str] = frozenset()  # nodes of which that is decided upon
+    common_faults: frozenset[str] = frozenset()  # those of them that have it in common: it is no fault of theirs
+    barred: frozenset[str] = frozenset()  # nodes that the host ledger leaves out
+    excluded: frozenset[str] = frozenset()  # nodes that are left out of the next attempt
+    checking: Checking | None = None
     disk: DiskTold | None = None
     job: JobTold | None = None
     storage: Mapping[str, float] = field(default_factory=dict)  # node -> since when the run folder does not answer

@@ -90,6 +90,9 @@ def _seen(rule: Rule, state: EngineState, metrics: Mapping[str, float]) -> str:
         return _hang(when.hang, state)
     if when.draining:
         return "no node is wanted back"
+    if when.gpu_fault or when.check:
+        examined = len(state.examined)
+        return f"nothing has failed on the {examined} nodes that were examined" if examined else "no node was examined"
     return "its detector finds nothing"
 
 
