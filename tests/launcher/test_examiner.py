@@ -79,11 +79,11 @@ def test_what_nobody_asked_for_is_told_when_it_changes(tmp_path: Path) -> None:
 
 
 def test_a_check_that_is_stuck_holds_nothing_up_and_is_ended(tmp_path: Path, children: Children) -> None:
-    node = Node(tmp_path, deadline_s=0.5)
+    node = Node(tmp_path, deadline_s=3)
     node.says.write_text("sleep 100 & sleep 100")
     node.examiner.ask("fast", "start")
     longest = asyncio.run(node.until(1))
-    assert longest < 0.4
+    assert longest < 2.5
     assert node.verdicts() == ["unknown"]
     assert children() == []
 
@@ -94,7 +94,7 @@ def test_checks_give_way_to_ranks(tmp_path: Path) -> None:
     node.examiner.ask("fast", "start")
     asyncio.run(node.until(1))
     (found,) = [one for one in node.told[0]["findings"] if one["code"] == "site-own"]
-    assert int(found["summary"].split()[0]) >= os.nice(0) + 10
+    assert int(found["summary"].split()[0]) >= min(19, os.nice(0) + 10)
 
 
 def test_a_failing_rank_has_its_node_looked_at_and_many_failing_ranks_no_more_often(tmp_path: Path) -> None:
