@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from launcher.events import Decision, DrainDone, DrainUndone
 from launcher.evolve import evolve
-from launcher.run import Broken, Drained, Run
+from launcher.run import Broken, Drained, NodeState, Run
 
 T = TypeVar("T")
 
@@ -54,21 +54,39 @@ def is_too_many(run: Run, now: float) -> bool:
     return recent >= max(1, int(len(run.nodes) * SHARE))
 
 
+def to_drain(run: Run) -> dict[str, Broken]:
+    """Those of which what was said is still so: a node that was lost may be back by now."""
+    if run.drain_refused:
+        return {}
+    is_lost = {node: known.state is NodeState.LOST for node, known in run.nodes.items()}
+    return {node: one for node, one in run.broken.items() if node in is_lost and (not one.is_lost or is_lost[node])}
+
+
+def to_open(run: Run) -> dict[str, Drained]:
+    """Those that take part again. The attempt that a node broke may not have ended when the node is drained."""
+    live = run.live_attempt
+    if live is None:
+        return {}
+    return {node: one for node, one in run.drained.items() if node in live.slots and live.number > one.attempt}
+
+
 # ---------------------------------------------------------------- what becomes of the run
 
 
 def left_out(run: Run, decision: Decision, nodes: Iterable[str]) -> Run:
     """Those of these nodes that look broken are to be drained, where that is wanted."""
     why, is_lost = wanted(decision), decision.detector == "node_lost"
-    found = {node: Broken(decision.id, why[node], is_lost) for node in nodes if node in why}
+    found = {node: Broken(decision.id, decision.attempt, why[node], is_lost) for node in nodes if node in why}
     return evolve(run, broken={**run.broken, **found}) if found else run
 
 
 def drained(run: Run, event: DrainDone) -> Run:
+    broken = run.broken.get(event.node)
     run = evolve(run, broken=_without(run.broken, event.node))
     if event.refused:
         return evolve(run, drain_refused=event.detail)
-    return evolve(run, drained={**run.drained, event.node: Drained(event.reason, event.at)}) if event.ok else run
+    found = Drained(event.reason, event.at, broken.attempt if broken else 0)
+    return evolve(run, drained={**run.drained, event.node: found}) if event.ok else run
 
 
 def undone(run: Run, event: DrainUndone) -> Run:

@@ -10,9 +10,9 @@ from typing import Any
 from launcher.backends import slurm_drain
 from launcher.backends.choice import has_scheduler
 from launcher.backends.slurm_drain import Answer
-from launcher.drain import is_too_many, reason_of
+from launcher.drain import is_too_many, reason_of, to_drain, to_open
 from launcher.events import AttemptStarted, Decision, DrainDone, DrainUndone, EpochStarted, Event
-from launcher.run import Broken, NodeState, Run
+from launcher.run import Broken, Run
 from launcher.sections import RunSpec
 
 _AGAIN_S = 15.0
@@ -44,19 +44,13 @@ class Drainer:
 
     def _next(self) -> Coroutine[Any, Any, None] | None:
         """Opening comes first: a node that takes part is not to stand there as broken."""
-        slots = self._run.live_attempt.slots if self._run.live_attempt else {}
-        for node, drained in self._run.drained.items():
-            if node in slots and (node, drained.reason) not in self._told:
+        for node, drained in to_open(self._run).items():
+            if (node, drained.reason) not in self._told:
                 return self._undrain(node, drained.reason)
-        for node, broken in self._run.broken.items() if not self._run.drain_refused else ():
-            if (node, broken.decision) not in self._told and self._holds(node, broken):
+        for node, broken in to_drain(self._run).items():
+            if (node, broken.decision) not in self._told:
                 return self._drain(node, broken)
         return None
-
-    def _holds(self, node: str, broken: Broken) -> bool:
-        """Whether what was said of the node is still so: one that was lost may be back by now."""
-        known = self._run.nodes.get(node)
-        return known is not None and (not broken.is_lost or known.state is NodeState.LOST)
 
     async def _drain(self, node: str, broken: Broken) -> None:
         reason = reason_of(self._run.name, broken.why)

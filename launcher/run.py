@@ -191,19 +191,27 @@ class Asking:
 
 @dataclass(frozen=True)
 class Broken:
-    """A node that a decision left out for what looks like hardware. `is_lost`: it was silent, and may be back."""
+    """A node that a decision left out of `attempt` for what looks like hardware.
+
+    `is_lost`: it was silent, and may be back.
+    """
 
     decision: str
+    attempt: int
     why: str
     is_lost: bool
 
 
 @dataclass(frozen=True)
 class Drained:
-    """A node that the scheduler keeps from everybody because we asked: with this reason, since `at`."""
+    """A node that the scheduler keeps from everybody because we asked: with this reason, since `at`.
+
+    `attempt`: the one that it broke; 0 where that was another allocation's.
+    """
 
     reason: str
     at: float
+    attempt: int
 
 
 @dataclass(frozen=True)

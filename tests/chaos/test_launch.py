@@ -140,9 +140,10 @@ def test_a_process_that_starts_the_ranks_of_its_node_is_one_rank_and_all_of_it_e
 TELL = """
 import json, os, pathlib
 told = {"env": dict(os.environ), "cpus": sorted(os.sched_getaffinity(0)), "shown": []}
-for line in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+for pid in filter(str.isdigit, os.listdir("/proc")):
     try:
-        told["shown"] += [str(line)] * (os.environ["MY_TOKEN"].encode() in line.read_bytes())
+        shown = pathlib.Path("/proc", pid, "cmdline").read_bytes()
+        told["shown"] += [pid] * (os.environ["MY_TOKEN"].encode() in shown)
     except OSError:
         pass
 pathlib.Path(os.environ["TOLD"], os.environ["RANK"]).write_text(json.dumps(told))
@@ -160,13 +161,19 @@ def test_what_a_rank_finds_and_who_sees_its_secret(tmp_path: Path) -> None:
         "policy": ["infra"],
     }
     (tmp_path / "RUN.yaml").write_text(json.dumps(run))
-    command = [Path(sys.executable).with_name("opt-launch"), "submit", tmp_path / "RUN.yaml", "--wait"]
+    opt_launch = Path(sys.executable).with_name("opt-launch")
     environment = {**os.environ, "MY_TOKEN": "s3cr3t-of-the-test", "CUDA_MY_KEY": "x", "TRITON_CACHE_DIR": "/kept"}
 
-    done = subprocess.run(
-        [*command, "--root", tmp_path], env=environment, cwd=tmp_path,
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [opt_launch, *arguments, "--root", tmp_path], env=environment, cwd=tmp_path,
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    try:
+        done = call("submit", "RUN.yaml", "--wait")
+    finally:  # it is over, if all is well
+        call("stop", "tells", "--now", "--yes")
 
     assert done.returncode == 0, done.stderr
     paths = RunPaths(tmp_path / "tells")

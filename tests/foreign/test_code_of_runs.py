@@ -117,10 +117,9 @@ def test_a_resume_goes_on_with_the_same_code_unless_new_code_is_asked_for(edited
 
 
 def test_code_that_is_run_in_place_is_compared_from_attempt_to_attempt(edited: Launch) -> None:
-    run = edited(steps=80, code="in_place")
-    rank = run.rank(3)
+    run = edited(steps=80, code="in_place").reaches(1)
     run.edit("two")
-    run.reaches(25).kill(rank)
+    run.reaches(25).kill(run.rank(3))
     run.ends()
 
     assert (run.versions(1) | run.versions(2)) == {"one", "two"}

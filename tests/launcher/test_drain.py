@@ -11,7 +11,7 @@ from tale import Tale
 
 from launcher.backends.slurm_words import nodes_of
 from launcher.crew import by_preference
-from launcher.drain import is_ours, is_too_many, reason_of, wanted
+from launcher.drain import is_ours, is_too_many, reason_of, to_drain, to_open, wanted
 from launcher.events import Decision, DrainDone, DrainUndone
 from launcher.fold import View
 from launcher.news import news
@@ -77,6 +77,41 @@ def test_a_drained_node_takes_part_only_where_there_is_no_other_until_it_is_open
     tale.tell(DrainUndone(at=tale.at, node="n0", ok=True, detail="opened again"))
     assert tale.run.drained == {}
     assert [node.name for node in by_preference(tale.run, tale.run.nodes.values())] == ["n0", "n1", "n2"]
+
+
+LOST: dict[str, Any] = {"detector": "node_lost", "actions": {"exclude": "blamed", **RESTART}, "blame": "certain"}
+
+
+def test_a_drained_node_is_opened_once_it_takes_part_in_another_attempt_than_the_one_it_broke() -> None:
+    tale = Tale(nodes=2).train(5).down(1)
+    tale.decide(nodes=["n1"], **LOST)
+    asked = list(to_drain(tale.run))
+    tale.tell(done(tale, "n1"))
+    while_ranks_end = list(to_open(tale.run))
+    tale.end_attempt().start(nodes=["n0", "n2"])
+    elsewhere = list(to_open(tale.run))
+    tale.join(1, "b").end_attempt().start()
+
+    assert (asked, while_ranks_end, elsewhere, list(to_open(tale.run))) == (["n1"], [], [], ["n1"])
+
+
+def test_a_node_that_takes_part_again_by_the_time_it_is_drained_is_opened_at_once() -> None:
+    tale = Tale(nodes=2).train(5).down(1)
+    tale.decide(nodes=["n1"], **LOST)
+    tale.end_attempt().join(1, "a").start()
+    assert list(to_drain(tale.run)) == []
+    tale.tell(done(tale, "n1"))
+    assert list(to_open(tale.run)) == ["n1"]
+
+
+def test_what_another_allocation_drained_is_opened_in_the_first_attempt_that_it_takes_part_in() -> None:
+    tale = Tale(nodes=2).train(5)
+    tale.tell(done(tale, "n1")).resume()
+    for index in range(2):
+        tale.join(index, "c")
+    assert list(to_open(tale.run)) == []
+    tale.start()
+    assert list(to_open(tale.run)) == ["n1"]
 
 
 def test_what_looks_broken_is_to_be_drained_until_the_scheduler_was_asked_or_the_allocation_is_another() -> None:

@@ -370,9 +370,15 @@ class Cluster:
 
 
 def _variable(process: psutil.Process, name: str) -> str:
-    """Of the environment; "" also of a process that is gone."""
-    with contextlib.suppress(psutil.Error):
-        return process.environ().get(name, "")
+    """Of the environment; "" also of a process that is gone.
+
+    Read as it lies there: step daemons write their title over its beginning, and psutil ends at the first empty word.
+    """
+    with contextlib.suppress(OSError):
+        for word in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
+            key, _, value = word.partition(b"=")
+            if key == name.encode():
+                return value.decode(errors="replace")
     return ""
 
 

@@ -78,10 +78,10 @@ class SlurmRun(LiveRun):
         said = self.cluster.call("scontrol", "show", "job", self.job)
         return next(word.removeprefix("JobState=") for word in said.stdout.split() if word.startswith("JobState="))
 
-    def becomes(self, state: str) -> None:
-        """Wait until the job is in this state."""
+    def becomes(self, *states: str) -> None:
+        """Wait until the job is in one of these states."""
         deadline = time.monotonic() + LIMIT_S
-        while self.job_state() != state:
+        while self.job_state() not in states:
             assert time.monotonic() < deadline, self.story()
             time.sleep(0.2)
 

@@ -54,7 +54,7 @@ def test_a_lost_node_is_drained_with_the_run_s_name_and_opened_when_it_takes_par
     cluster.call("scancel", run.job)  # srun would wait for the task of the lost node until Slurm has missed it
     run.ends("STOPPED")
 
-    assert (seen.node, seen.ok, seen.detail, seen.reason) == (second, True, "drained", said)
+    assert (seen.node, seen.ok, seen.detail, seen.reason) == (second, True, "drained", said), run.story()
     assert said.startswith(f"opt-launch drains: {second}: silent")
     assert [decision.detector for decision in run.decisions()] == ["node_lost", "node_lost"]
     assert set(run.run.attempts[-1].slots) == {first, second}

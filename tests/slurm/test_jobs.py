@@ -26,7 +26,7 @@ def test_a_job_trains_ends_and_leaves_nothing(launch: Launch) -> None:
     end = run.ends()
 
     run.cluster.wait_for_nodes(run.cluster.nodes, "idle")
-    assert run.job_state() == "COMPLETED"
+    run.becomes("COMPLETED")
     assert (run.decisions(), len(end.attempts), end.job_id) == ([], 1, run.job)
 
 
@@ -42,7 +42,7 @@ def test_spares_take_the_places_of_lost_nodes_the_first_one_included(launch: Lau
 
     assert [decision.detector for decision in run.decisions()] == ["node_lost", "node_lost"]
     assert set(end.attempts[-1].slots) == {run.node(2), run.node(3)}
-    assert run.job_state() in ("CANCELLED", "COMPLETED", "COMPLETING")
+    run.becomes("CANCELLED", "COMPLETED")
 
 
 def test_a_node_that_is_back_before_slurm_has_missed_it_does_not_end_the_job(launch: Launch) -> None:
@@ -59,7 +59,7 @@ def test_a_node_that_is_back_before_slurm_has_missed_it_does_not_end_the_job(lau
     assert {decision.detector for decision in run.decisions()} <= {"node_lost", "exit"}  # ranks may die before agents
     assert (end.job_id, set(end.nodes)) == (run.job, {run.node(index) for index in range(3)})
     assert end.attempts[-1].restore is not None
-    assert run.job_state() == "COMPLETED"
+    run.becomes("COMPLETED")
 
 
 def test_a_silent_node_is_lost_because_steps_stopped_and_its_ranks_end_when_it_is_heard_again(launch: Launch) -> None:
