@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
 import threading
 import time
 from collections import deque
@@ -48,21 +49,30 @@ class Examiner:
         self._is_busy = False
         self._lasting = Lasting()
         self._told: dict[str, tuple[Verdict, str]] = {}  # key -> verdict and check, of what is known not to be ok
+        self._left_behind: dict[str, subprocess.Popen[bytes]] = {}  # by check: not even SIGKILL has ended it
         self._number = 0
-        self._began_at, self._looked_at = time.monotonic(), -AGAIN_S
+        self._began_at = time.monotonic()
+        self._looked_at: dict[Tier, float] = {}
         self._turn_of = self._present_turn()
 
     def ask(self, tier: Tier, id_: str = "") -> None:
         """Have the node examined; asked again under the same id, it is the same examination."""
-        if id_ not in self._ids:
+        asked = _Asked(tier, id_)
+        if id_ not in self._ids and asked not in self._due:
             self._ids |= {id_} - {""}
-            self._due.append(_Asked(tier, id_))
+            self._due.append(asked)
 
-    def look_soon(self) -> None:
-        """Ranks fail here: perhaps the node can say why."""
-        if self._every_s is not None and time.monotonic() - self._looked_at > AGAIN_S:
-            self._looked_at = time.monotonic()
-            self.ask("fast")
+    def rank_failed(self) -> None:
+        """Perhaps the node can say why."""
+        if self._every_s is not None:
+            self.look_soon("fast")
+
+    def look_soon(self, tier: Tier) -> None:
+        """Have the node examined for news; that many ask changes nothing."""
+        now = time.monotonic()
+        if now - self._looked_at.get(tier, -AGAIN_S) >= AGAIN_S:
+            self._looked_at[tier] = now
+            self.ask(tier)
 
     def turn(self) -> None:
         """Begin what is due. Called several times a second, in the agent's loop."""
@@ -85,30 +95,36 @@ class Examiner:
 
     def _examine(self, asked: _Asked, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread: it ends, whatever the checks do."""
-        began, examination = time.monotonic(), Examination(self._at, NICENESS)
-        findings = [*examination.findings(of_tier(asked.tier, self._at.site))]
-        took_s = time.monotonic() - began
-        with contextlib.suppress(RuntimeError):  # the agent has left meanwhile
-            loop.call_soon_threadsafe(self._over, asked, examination, findings, took_s)
+        began, examination = time.monotonic(), Examination(self._at, NICENESS, self._left_behind)
+        findings: list[Finding] = []
+        try:
+            findings.extend(examination.findings(of_tier(asked.tier, self._at.site)))
+        finally:
+            took_s = time.monotonic() - began
+            with contextlib.suppress(RuntimeError):  # the agent has left meanwhile
+                loop.call_soon_threadsafe(self._over, asked, examination, findings, took_s)
 
     def _over(self, asked: _Asked, examination: Examination, findings: list[Finding], took_s: float) -> None:
         self._is_busy = False
         self._at = replace(self._at, before={**self._at.before, **examination.after}, after={})
         findings = self._lasting.judged(findings)
         unwell = {one.key: one for one in findings if one.verdict in UNWELL}
+        news = [one for key, one in unwell.items() if self._told.get(key, ("",))[0] != one.verdict]
         cured = [*self._cured(examination, findings)]
-        is_news = bool(cured) or any(self._told.get(key, ("",))[0] != one.verdict for key, one in unwell.items())
-        self._told |= {key: (one.verdict, examination.check_of.get(key, "")) for key, one in unwell.items()}
-        for one in cured:
-            del self._told[one.key]
-        if is_news or asked.id:
+        if news or cured or asked.id or not self._number:
             self._number += 1
-            order = sorted(unwell.values(), key=lambda one: WORST.index(one.verdict))
+            order = sorted(unwell.values() if asked.id else news, key=lambda one: WORST.index(one.verdict))
+            told = [*order, *cured][:MOST_TOLD]  # the rest is news the next time
+            for one in told:
+                if one.verdict in UNWELL:
+                    self._told[one.key] = (one.verdict, examination.check_of.get(one.key, ""))
+                else:
+                    del self._told[one.key]
             about = {"number": self._number, "tier": asked.tier, "id": asked.id, "took_s": round(took_s, 3)}
             measured = sum(one.verdict in ("ok", "warn", "fail") for one in findings)
-            told = [asdict(one) for one in (*order, *cured)[:MOST_TOLD]]
             verdict = worst(one for one in findings if one.verdict != "skipped")
-            self._tell({"type": "examined", "verdict": verdict, "measured": measured, "findings": told, **about})
+            about |= {"verdict": verdict, "measured": measured, "findings": [asdict(one) for one in told]}
+            self._tell({"type": "examined", **about})
         self.turn()
 
     def _cured(self, examination: Examination, findings: list[Finding]) -> list[Finding]:

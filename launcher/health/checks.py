@@ -24,8 +24,9 @@ class Check:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("gpus", gpu.gpus, deadline_s=10, stuck="fail", remedy="reboot_node"),
-    Check("gpu-users", gpu.users, "standard", deadline_s=10),
+    # A driver takes seconds for each GPU that nobody holds, where persistence mode is off.
+    Check("gpus", gpu.gpus, deadline_s=20, stuck="fail", remedy="reboot_node"),
+    Check("gpu-users", gpu.users, "standard", deadline_s=20),
     Check("xids", xid.xids),
     Check("memory", host.memory),
     Check("memory-errors", host.memory_errors),

@@ -8,6 +8,7 @@ for each finding, and when a check is done.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from launcher.health import gpu
 from launcher.health.checks import Check, by_name
 from launcher.health.context import Context, SiteCheck
 from launcher.health.finding import Finding
@@ -32,7 +34,7 @@ def run(check: Check, at: Context) -> None:
         completed = True
     except PermissionError as error:
         unknown(check, f"not permitted: {error.filename}")
-    except Exception as error:  # whatever it is, the next check is to run
+    except Exception as error:  # kernels and drivers write what they like, and any error may come of reading it
         unknown(check, f"{type(error).__name__}: {error}", traceback.format_exc())
     tell(done=check.name, completed=completed, after=dict(at.after))
 
@@ -52,6 +54,9 @@ def main(argv: list[str]) -> int:
     die_with(int(parent))
     os.nice(int(niceness))
     at = context_of(json.loads(context))
+    if max(gpu.on_bus(at), gpu.given(at)):
+        with contextlib.suppress(ImportError):
+            import pynvml as _  # noqa: F401 a slow disk is not to be taken for a slow driver
     for name in names:
         run(by_name(name, at.site), at)
     return 0

@@ -20,23 +20,27 @@ LOST_MEMORY = 1 << 30  # bytes in use that nobody owns up to
 def memory_temperature(gpu: Gpu) -> Iterator[Finding]:
     """Against the device's own limit for its memory; 0 is said where there is no sensor."""
     limit = gpu.read("GetTemperatureThreshold", MEMORY_LIMIT)
+    known = limit if isinstance(limit, int) and limit > 0 else None
 
     def judged(degrees: int) -> Finding:
-        known = limit if isinstance(limit, int) and limit > 0 else None
-        is_hot = known is not None and degrees >= known
-        return Finding(
-            code="gpu-memory-temperature",
-            verdict="warn" if is_hot else "ok" if known is not None else "unknown",
-            subject=gpu.name,
-            summary=f"memory at {degrees} C" + ("" if known is not None else ", and its limit is not told"),
-            evidence={"celsius": degrees},
-            limit=known,
-            limit_source="device" if known is not None else "",
-        )
+        return heat("gpu-memory-temperature", gpu, f"memory at {degrees} C", degrees, known)
 
     degrees = gpu.field(MEMORY_TEMPERATURE)
     if degrees != 0:
         yield from gpu.judged("gpu-memory-temperature", degrees, judged)
+
+
+def heat(code: str, gpu: Gpu, told: str, degrees: int, limit: int | None) -> Finding:
+    """A temperature against the device's own limit for it; without one nobody knows what it means."""
+    return Finding(
+        code=code,
+        verdict="unknown" if limit is None else "warn" if degrees >= limit else "ok",
+        subject=gpu.name,
+        summary=told + (", and its limit is not told" if limit is None else ""),
+        evidence={"celsius": degrees},
+        limit=limit,
+        limit_source="" if limit is None else "device",
+    )
 
 
 def power(gpu: Gpu) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from launcher.examiner import Examiner, examiner_of
+from launcher.examiner import MOST_TOLD, Examiner, examiner_of
 from launcher.health.context import Context, SiteCheck
 from launcher.health.site import found
 from launcher.sections import RunSpec
@@ -103,14 +103,48 @@ def test_a_failing_rank_has_its_node_looked_at_and_many_failing_ranks_no_more_of
 
     async def story() -> None:
         for _ in range(8):
-            node.examiner.look_soon()
+            node.examiner.rank_failed()
         await node.until(1)
-        node.examiner.look_soon()
+        node.examiner.rank_failed()
         node.examiner.ask("fast", "end")
         await node.until(2)
 
     asyncio.run(story())
     assert [one["id"] for one in node.told] == ["", "end"]
+
+
+def test_the_first_examination_is_told_and_later_ones_only_if_they_are_news(tmp_path: Path) -> None:
+    node = Node(tmp_path, every_s=1)
+
+    async def story() -> None:
+        node.examiner.look_soon("fast")
+        await node.until(1)
+        node.examiner.look_soon("standard")
+        node.examiner.ask("fast", "end")
+        await node.until(2)
+
+    asyncio.run(story())
+    assert [one["id"] for one in node.told] == ["", "end"]
+
+
+def test_of_very_many_findings_all_are_told_in_the_end_and_so_is_that_they_are_gone(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    names = [f"own{number}" for number in range(MOST_TOLD + 8)]
+    checks = tuple(SiteCheck(name, ("/bin/sh", str(node.says)), nagios=True, tier="fast") for name in names)
+    node.examiner = Examiner(Context(root=tmp_path, site=checks), None, node.told.append)
+
+    async def story() -> None:
+        for code in (1, 0):
+            node.says.write_text(f"exit {code}")
+            for _ in range(2):
+                node.examiner.ask("fast")
+                await node.until(len(node.told) + 1)
+
+    asyncio.run(story())
+    for verdict, told in (("warn", node.told[:2]), ("ok", node.told[2:])):
+        found = [one["code"] for all_of in told for one in all_of["findings"] if one["verdict"] == verdict]
+        assert {f"site-{name}" for name in names} <= {*found}
+        assert len(found) == len({*found})
 
 
 @pytest.mark.parametrize(
