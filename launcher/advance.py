@@ -264,7 +264,7 @@ def _agent_joined(run: Run, event: AgentJoined) -> Run:
     known = run.nodes.get(event.node)
     if known and known.incarnation == event.incarnation:
         about = {"findings": known.findings, "examinations": known.examinations, "examined_at": known.examined_at}
-        node = evolve(node, excluded=known.excluded, **about)
+        node = evolve(node, excluded=known.excluded, avoided=known.avoided, **about)
     if known:
         node = evolve(node, draining=known.draining, barred=known.barred)
     if run.state is RunState.PENDING and run.recovering_since is None:
@@ -362,7 +362,7 @@ def _attempt_started(run: Run, event: AttemptStarted) -> Run:
     )  # fmt: skip
     if not event.resumes_itself:
         run = _set_back(run, base)
-    nodes = {name: evolve(node, excluded="") for name, node in run.nodes.items()}  # it held for this choice
+    nodes = {name: evolve(node, excluded="", avoided="") for name, node in run.nodes.items()}  # it held for this choice
     return evolve(
         run,
         # A halt or an end that came in between stands: these ranks will not be started.

@@ -150,7 +150,7 @@ class Agent:
     def say(self, message: Message) -> None:
         """Tell the supervisor, and keep telling until it has acknowledged. Ordinary steps wait a little."""
         if message["type"] == "rank_exited" and message["code"] != 0:
-            self._examiner.look_soon()
+            self._examiner.rank_failed()
         self._said += 1
         self._outbox[self._said] = {**message, "said": self._said, "at": message.get("at", time.time())}
         if not self._is_ordinary_step(message):
@@ -246,6 +246,8 @@ class Agent:
                 self._spawn(self._kill(message["attempt"]))
             case "examine":
                 self._examiner.ask(message["tier"], message["id"])
+            case "look":
+                self._examiner.look_soon(message["tier"])
             case "collect":
                 self._spawn(self._collect(message))
             case "to_rank":

@@ -10,6 +10,7 @@ from launcher.evolve import evolve
 from launcher.examined import no_longer, to_examine
 from launcher.run import ENDING, Incident, Node, NodeState, Note, Run, RunState, keeps_ranks
 from launcher.settings import asked_to_set, asked_to_skip
+from policies.schema import BY_CHECKS
 
 
 def decided(run: Run, event: Decision) -> Run:
@@ -23,7 +24,8 @@ def decided(run: Run, event: Decision) -> Run:
         if event.detector == "node_lost":
             nodes[name] = evolve(nodes[name], state=NodeState.LOST)
         if event.actions.get("exclude") == "blamed":
-            nodes[name] = evolve(nodes[name], excluded=why_of(event, name))
+            how = "avoided" if event.detector in BY_CHECKS else "excluded"
+            nodes[name] = evolve(nodes[name], **{how: why_of(event, name)})
         out.append(name)
     run = left_out(evolve(run, nodes=nodes), event, out)
     if "save" in event.actions and not event.actions.keys() & ENDING:

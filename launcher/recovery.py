@@ -71,7 +71,7 @@ class Fleet:
 class Limits:
     """The part of the spec that recovery needs. `smaller`: numbers of nodes below the wanted one, largest first.
 
-    `examined_within_s`: of their arrival nodes are examined before a first start; 0 where they are not at all.
+    `examined_within_s`: for so long a first start waits for examinations; 0 where there are none.
     `begins_smaller`: also in a new allocation, whose nodes come one by one, those that are there are enough in time.
     """
 
@@ -475,7 +475,7 @@ def _start(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         return _wait_for_nodes(run, fleet, limits, nodes)
     if not fleet.settled and (not run.attempts or size < run.nodes_wanted):
         return []
-    if run.state is RunState.PENDING and any(_is_examined_first(node, fleet, limits) for node in run.nodes.values()):
+    if run.state is RunState.PENDING and _is_examined_first(nodes, size, fleet.now, limits):
         return []
     if not fleet.searched:
         return [Search()]
@@ -503,11 +503,13 @@ def _start(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     return [Emit(started)]
 
 
-def _is_examined_first(node: Node, fleet: Fleet, limits: Limits) -> bool:
-    """Whether a new allocation waits for a node's first examination: for a while, as a check may be stuck."""
-    if node.examinations or node.name not in fleet.answering:
-        return False
-    return fleet.now < node.joined_at + limits.examined_within_s
+def _is_examined_first(nodes: list[Node], size: int, now: float, limits: Limits) -> bool:
+    """Whether a new allocation waits for what examinations say of its nodes.
+
+    For a while only, from when enough nodes are there: a check may be stuck, and an agent may come again and again.
+    """
+    enough_at = sorted(node.joined_at for node in nodes)[size - 1]
+    return now < enough_at + limits.examined_within_s and any(not node.examinations for node in nodes)
 
 
 def _origin(decision: Decision | None) -> tuple[str, int]:

@@ -67,6 +67,7 @@ class Node:
     state: NodeState = NodeState.ALIVE
     silent_since: float | None = None
     excluded: str = ""  # why it takes no part in the next attempt; "" when it may
+    avoided: str = ""  # why it takes part in the next attempt only if others are lacking: a check had failed
     barred: str = ""  # why the host ledger leaves it out of every attempt
     draining: str = ""  # why the admin wants it back; others are preferred to it
     joined_at: float = 0.0

@@ -48,6 +48,7 @@ from launcher.events import (
     SettingsApplied,
     StepDone,
     Tick,
+    Tier,
     TrainerDone,
     Warned,
 )
@@ -80,7 +81,7 @@ SETTLE_S = 2.0
 LEAVE_S = 5.0
 LAST_WRITES_S = 2.0
 LIVE_S = 1.0
-EXAMINED_WITHIN_S = 20.0  # of a node's arrival, or a start no longer waits for it
+EXAMINED_WITHIN_S = 30.0  # then a first start no longer waits for it
 _POLL_S = 0.7
 _RESEND_S = {"examine": 5.0, "to_rank": 5.0, "collect": 15.0, "store": 2.0, "start": 2.0}
 
@@ -257,6 +258,8 @@ class Supervisor:
                 log.info("attempt %d from %s on %s", event.attempt, event.restore, list(event.slots))
             case Decision() if event.mode == "act":
                 self._act_beside(event)
+            case NodeExamined() if self.run_.live_attempt and any(one.verdict == "fail" for one in event.findings):
+                self._look_around(event.tier)
         if text := news(event, self.paths.name):
             self.fleet.tell(text)
         self.keeper.durable(self.run_, event)
@@ -287,6 +290,11 @@ class Supervisor:
             return
         for node in self.run_.attempts[-2].slots.keys() - event.slots.keys():
             self.fleet.send(node, {"type": "examine", "id": f"left {event.attempt}", "tier": "standard"})
+
+    def _look_around(self, tier: Tier) -> None:
+        """Something fails on a node while ranks train: whether others have it too, and whether it lasts."""
+        for node in self.fleet.contacts:
+            self.fleet.send(node, {"type": "look", "tier": tier})
 
     def _warn(self, text: str) -> None:
         self.emit(Warned(at=time.time(), text=text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from launcher.events import PERSON, RETRY, Decision, Event, Json
@@ -9,7 +10,7 @@ from launcher.evolve import evolve
 from policies.finding import Finding
 from policies.ladder import charged, chosen_rung, used
 from policies.schema import BY_CHECKS, Ask, Policy, Rule, Rung
-from policies.state import Checking, EngineState, Pending, Question, Retry, RuleState, is_within
+from policies.state import Checking, EngineState, Fault, Pending, Question, Retry, RuleState, is_within
 from policies.watch import NUMERICS
 
 ENDS = frozenset({"restart", "hold", "stop"})
@@ -131,9 +132,7 @@ def decided(
 def remembered(state: EngineState, decision: Decision) -> EngineState:
     """What a decision makes of the nodes: who is left out, who is examined, whose faults are dealt with."""
     if decision.detector in BY_CHECKS:
-        state = evolve(state, judged_faults=state.judged_faults | set(decision.nodes))
-        common = set(decision.nodes) if decision.blame == "none" else set()
-        state = evolve(state, common_faults=state.common_faults | common)
+        state = evolve(state, faults={node: _judged(node, of, decision) for node, of in state.faults.items()})
     if decision.mode != "act":
         return state
     if decision.actions.get("exclude") == "blamed":
@@ -142,6 +141,17 @@ def remembered(state: EngineState, decision: Decision) -> EngineState:
         excludes = decision.actions.get("exclude") == "failed"
         state = evolve(state, checking=Checking(decision.id, decision.incident, decision.rule, excludes))
     return state
+
+
+def _judged(node: str, faults: Mapping[str, Fault], decision: Decision) -> Mapping[str, Fault]:
+    """The faults of a node; those that a decision tells of are decided upon."""
+    findings = decision.evidence.get("findings")
+    about = findings.get(node) if isinstance(findings, dict) else None
+    keys = about.get("keys") if isinstance(about, dict) else None
+    whose = "common" if decision.blame == "none" else "own"
+    return {
+        key: evolve(one, judged=whose) if isinstance(keys, list) and key in keys else one for key, one in faults.items()
+    }
 
 
 def ends_attempt(actions: dict[str, Json]) -> bool:

@@ -32,7 +32,7 @@ def look(rule: Rule, state: EngineState) -> Answer:
         finding, deadline = failed_rank(state)
         return (finding if finding and matches_exit(when.exit, finding.evidence) else None), deadline
     if when.gpu_fault or when.check:
-        return faulty_nodes(when, state), None
+        return faulty_nodes(when, state)
     if when.draining:
         return draining_nodes(state), None
     if when.hang:

@@ -10,49 +10,55 @@ from collections.abc import Mapping
 from launcher.events import ActionDone, CheckFinding, Event, Json
 from launcher.evolve import evolve
 from policies.answer import Outcome, decision_of, remembered
-from policies.finding import Finding
+from policies.finding import NOTHING, Answer, Finding
 from policies.schema import Policy
-from policies.state import EngineState
+from policies.state import EngineState, Fault
 from policies.when import Check, GpuFault, When
 
 COMMON_NODES, COMMON_SHARE = 3, 0.3
+# From the first word of a fault to a decision about it: the others are looked at meanwhile (supervisor), so that what
+# they have too is known, and what is over by then was none. As long as a rung waits for an examination.
+SETTLE_S = 45.0
 GPU, ECC, XID = "gpu", "gpu-ecc", "gpu-xid"  # codes of checks
 
-Faults = Mapping[str, tuple[CheckFinding, ...]]  # node -> what has failed there
+Faults = Mapping[str, tuple[Fault, ...]]  # node -> what has failed there
 
 
-def faulty_nodes(when: When, state: EngineState) -> Finding | None:
+def faulty_nodes(when: When, state: EngineState) -> Answer:
     """Nodes with failed checks that nobody has decided about in this attempt.
 
-    Before the first start all nodes are waited for, as what many have at once is another matter.
+    What many have at once is another matter, and they tell of it one after the other. So before the first start all
+    nodes are waited for, and later the others are given time.
     """
     attempt = state.attempt
     is_over = attempt is not None and (attempt.ended or attempt.done)
     if state.pending or state.is_held or state.is_over or state.commands or is_over:
-        return None
+        return NOTHING
     if attempt is None and len(state.examined) < state.nodes_wanted + state.spares_wanted:
-        return None
+        return NOTHING
     faults = _faults(when, state)
-    new = tuple(node for node in faults if node not in state.judged_faults)
-    if not new:
-        return None
+    new = _not_judged(faults)
+    due = {node: of[0].since + (SETTLE_S if attempt else 0.0) for node, of in new.items()}
+    settled = {node: of for node, of in new.items() if due[node] <= state.now}
+    if not settled:
+        return None, min(due.values(), default=None)
+    common = common_cause(new, faults, state)
+    told = new if common else settled
+    needed = not common and not _enough_others(state)
     slots = attempt.slots if attempt else {}
-    step = attempt.step if attempt else -1
-    common = common_cause(faults, len(state.examined - state.troubled))
-    why = common or "; ".join(f"{node}: {_told(faults[node])}" for node in new)
-    needed = not common and not _enough_others(state, set(faults))
-    return Finding(
+    finding = Finding(
         when.detector,
-        key=f"{state.decisions}:{','.join(new)}",  # told once by `judged_faults`; what comes back is told again
-        why=why + ("; it is needed: no other node is there" if needed else ""),
-        evidence=_evidence(faults, new),
-        nodes=new,
-        ranks=tuple(rank for node in new for rank in slots.get(node, ())),
+        key=f"{state.decisions}:{','.join(told)}",  # told once, as they are judged then; what comes back is told again
+        why=(common or _why(told)) + ("; it is needed: no other node is there" if needed else ""),
+        evidence=_evidence(told),
+        nodes=tuple(told),
+        ranks=tuple(rank for node in told for rank in slots.get(node, ())),
         blame="none" if common else "certain",
         onset_at=state.now,
-        onset_step=step,
+        onset_step=attempt.step if attempt else -1,
         needed=needed,
     )
+    return finding, None
 
 
 def failed_checks(_policy: Policy, state: EngineState, event: Event) -> Outcome:
@@ -66,14 +72,13 @@ def failed_checks(_policy: Policy, state: EngineState, event: Event) -> Outcome:
     faults = _faults(When(check=Check()), state) | _faults(When(gpu_fault=GpuFault()), state) if asked.excludes else {}
     if not faults:
         return state, ()
-    common = common_cause(faults, len(state.examined - state.troubled))
-    is_needed = not _enough_others(state, set(faults))
-    why = common or "; ".join(f"{node}: {_told(of)}" for node, of in faults.items())
+    common = common_cause(faults, faults, state)
+    is_needed = not common and not _enough_others(state)
     finding = Finding(
         "check",
         key=asked.decision,
-        why=why + ("; without them nodes are lacking: none is left out" if is_needed and not common else ""),
-        evidence=_evidence(faults, tuple(faults)),
+        why=(common or _why(faults)) + ("; without them nodes are lacking: none is left out" if is_needed else ""),
+        evidence=_evidence(faults),
         nodes=tuple(faults),
         blame="none" if common else "certain",
         onset_at=state.now,
@@ -84,23 +89,33 @@ def failed_checks(_policy: Policy, state: EngineState, event: Event) -> Outcome:
     return remembered(evolve(state, decisions=state.decisions + 1), decision), (decision,)
 
 
-def common_cause(faults: Faults, present: int) -> str:
-    """What so many nodes have at once that it is no fault of theirs; "" if nothing is."""
-    for code in sorted({one.code for of in faults.values() for one in of}):
-        count = sum(any(one.code == code for one in of) for of in faults.values())
+def common_cause(of: Faults, all_faults: Faults, state: EngineState) -> str:
+    """What of these so many nodes have that it is no fault of theirs; "" if nothing is."""
+    present = len(state.examined - state.troubled)
+    codes = {node: {fault.found.code for fault in faults} for node, faults in all_faults.items()}
+    for one in sorted((fault.found for faults in of.values() for fault in faults), key=lambda one: one.code):
+        count = sum(one.code in there for there in codes.values())
         if count >= COMMON_NODES and count >= COMMON_SHARE * present:
-            one = next(one for of in faults.values() for one in of if one.code == code)
-            return f"{count} of {present} nodes have {code}, a common cause, so none is left out: {one.told}"
+            return f"{count} of {present} nodes have {one.code}, a common cause, so none is left out: {one.told}"
     return ""
 
 
-def _faults(when: When, state: EngineState) -> dict[str, tuple[CheckFinding, ...]]:
-    """The nodes that are there, with what has failed on them and the detector looks for."""
+def _faults(when: When, state: EngineState) -> dict[str, tuple[Fault, ...]]:
+    """The nodes that are there, with what has failed on them and the detector looks for, the oldest first."""
     found = {
-        node: tuple(one for _, one in sorted(of.items()) if _matches(when, one))
+        node: tuple(sorted((one for one in of.values() if _matches(when, one.found)), key=_age))
         for node, of in sorted(state.faults.items())
         if node not in state.troubled
     }
+    return {node: of for node, of in found.items() if of}
+
+
+def _age(fault: Fault) -> tuple[float, str]:
+    return fault.since, fault.found.key
+
+
+def _not_judged(faults: Faults) -> dict[str, tuple[Fault, ...]]:
+    found = {node: tuple(one for one in of if not one.judged) for node, of in faults.items()}
     return {node: of for node, of in found.items() if of}
 
 
@@ -118,27 +133,33 @@ def _matches(when: When, one: CheckFinding) -> bool:
     return one.code == XID and isinstance(xid, int) and any(first <= xid <= last for first, last in fault.xids)
 
 
-def _enough_others(state: EngineState, faulty: set[str]) -> bool:
-    """Whether the run has all the nodes that it wants without these; of who was not examined nothing is known."""
+def _enough_others(state: EngineState) -> bool:
+    """Whether the run has all its nodes without those that fail; of who was not examined nothing is known."""
     wanted = len(state.attempt.slots) if state.attempt else state.nodes_wanted
+    faulty = {node for node, of in state.faults.items() if any(one.judged != "common" for one in of.values())}
     return len(state.examined - state.troubled - state.barred - state.excluded - faulty) >= wanted
 
 
-def _told(faults: tuple[CheckFinding, ...]) -> str:
-    return "; ".join(one.told for one in faults)
+def _why(faults: Faults) -> str:
+    return "; ".join(f"{node}: {_told(of)}" for node, of in faults.items())
 
 
-def _evidence(faults: Faults, nodes: tuple[str, ...]) -> dict[str, Json]:
-    """node -> the first of what has failed there, as the host ledger will hold it."""
+def _told(faults: tuple[Fault, ...]) -> str:
+    return "; ".join(fault.found.told for fault in faults)
+
+
+def _evidence(faults: Faults) -> dict[str, Json]:
+    """node -> the first of what has failed there, as the host ledger will hold it; `keys`: all of it."""
+    return {"findings": {node: _about(of) for node, of in faults.items()}}
+
+
+def _about(faults: tuple[Fault, ...]) -> dict[str, Json]:
+    first = faults[0].found
     return {
-        "findings": {
-            node: {
-                "code": faults[node][0].code,
-                "remedy": faults[node][0].remedy,
-                "told": _told(faults[node]),
-                "limit": faults[node][0].limit,
-                "readings": dict(faults[node][0].evidence),
-            }
-            for node in nodes
-        }
+        "code": first.code,
+        "remedy": first.remedy,
+        "told": _told(faults),
+        "limit": first.limit,
+        "readings": dict(first.evidence),
+        "keys": [fault.found.key for fault in faults],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import singledispatch
 from typing import Any
 
@@ -47,7 +48,7 @@ from launcher.evolve import evolve
 from policies.finding import percentile
 from policies.meaning import REJECTED_CHECKPOINT
 from policies.silence import is_broken_link, kind_of_exit
-from policies.state import FEW_TIMES, Agent, Attempt, EngineState, Loss
+from policies.state import FEW_TIMES, Agent, Attempt, EngineState, Fault, Loss
 
 LOSSES = 256  # restarts whose cost is remembered
 PROGRESS_STEPS = 20  # so many steps beyond the best so far are progress, even without a checkpoint
@@ -118,9 +119,7 @@ def _(_event: RunUnpaused, state: EngineState) -> EngineState:
 def _(event: Event, state: EngineState) -> EngineState:
     if isinstance(event, RunResumed):  # its nodes are others
         state = evolve(state, draining={}, storage={}, job=None, examined=frozenset(), faults={}, checking=None)
-        state = evolve(
-            state, judged_faults=frozenset(), common_faults=frozenset(), barred=frozenset(), excluded=frozenset()
-        )
+        state = evolve(state, barred=frozenset(), excluded=frozenset())
     afresh = evolve(begun_afresh(state), commands={})
     return evolve(
         afresh, is_held=False, is_over=False, pending=None, attempt=None, stopped=None, streaks={}, questions={},
@@ -201,12 +200,14 @@ def _(event: NodeExamined, state: EngineState) -> EngineState:
     if state.agents.get(event.node, Agent()).incarnation != event.incarnation:
         return state
     told = {one.key: one for one in event.findings}
-    faults = {key: one for key, one in state.faults.get(event.node, {}).items() if key not in told}
-    faults |= {key: one for key, one in told.items() if one.verdict == "fail"}
+    known = state.faults.get(event.node, {})
+    faults = {key: fault for key, fault in known.items() if key not in told}
+    faults |= {
+        key: evolve(known[key], found=one) if key in known else Fault(one, state.now)
+        for key, one in told.items()
+        if one.verdict == "fail"
+    }
     others = {node: of for node, of in state.faults.items() if node != event.node}
-    if not faults:  # well again: what comes next is new
-        gone = {event.node}
-        state = evolve(state, judged_faults=state.judged_faults - gone, common_faults=state.common_faults - gone)
     others |= {event.node: faults} if faults else {}
     return evolve(state, examined=state.examined | {event.node}, faults=others)
 
@@ -286,10 +287,10 @@ def _(event: AttemptStarted, state: EngineState) -> EngineState:
     if event.restore is not None or event.resumes_itself:
         state = _changed(state, "resume")
     retry = evolve(state.retry, due=None) if state.retry else None
-    judged = state.judged_faults - (event.slots.keys() - state.common_faults)  # who trains on with it is judged anew
+    faults = {node: _judged_anew(of) if node in event.slots else of for node, of in state.faults.items()}
     return evolve(
         state, attempt=attempt, pending=None, is_held=False, stopped=None, streaks={}, questions={}, retry=retry,
-        lines={}, stalled=False, judged_faults=judged, excluded=frozenset(),
+        lines={}, stalled=False, faults=faults, excluded=frozenset(),
     )  # fmt: skip
 
 
@@ -312,6 +313,11 @@ def _(event: RankExited, state: EngineState) -> EngineState:
         has_stepped=attempt.has_stepped or event.step >= 0,
     )
     return evolve(state, attempt=attempt)
+
+
+def _judged_anew(faults: Mapping[str, Fault]) -> dict[str, Fault]:
+    """Of a node that trains on with them; what many have is not told at every attempt."""
+    return {key: evolve(one, judged="") if one.judged == "own" else one for key, one in faults.items()}
 
 
 def _changed(state: EngineState, *kinds: str) -> EngineState:

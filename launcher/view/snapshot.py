@@ -201,7 +201,7 @@ def _role(run: Run, node: Node) -> str:
         return "lost"
     if node.name in _slots(run):
         return "active"
-    return "excluded" if node.barred or node.faults else "spare"
+    return "excluded" if node.barred or node.avoided or node.faults else "spare"
 
 
 def _node(run: Run, node: Node, live: Live) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def _node(run: Run, node: Node, live: Live) -> dict[str, Any]:
 def _reasons(node: Node) -> tuple[str, ...]:
     """What is amiss with a node, for whatever reason others are preferred to it."""
     faults = "; ".join(one.told for one in node.faults)
-    return (node.excluded if node.excluded != faults else "", node.barred or node.draining, faults)
+    return (node.excluded, "" if node.avoided == faults else node.avoided, node.barred or node.draining, faults)
 
 
 def _drained(run: Run, node: Node) -> str:

@@ -13,6 +13,7 @@ from launcher.events import (
     CommandAnswered,
     CommandReceived,
     NodeExamined,
+    NodeExcluded,
     Verdict,
 )
 from launcher.examined import checked
@@ -60,6 +61,26 @@ def test_who_fails_is_taken_where_there_is_nobody_else() -> None:
     tale.tell(examined(tale, "n0", HOT))
     Simulation(tale).until(lambda run: run.state is RunState.RUNNING)
     assert slots(tale) == {"n0", "n1"}
+
+
+OUT = {"actions": {"exclude": "blamed"}, "detector": "gpu_fault", "blame": "certain"}
+
+
+def test_who_is_left_out_for_a_check_is_taken_again_when_another_is_gone() -> None:
+    tale = Tale()
+    tale.tell(examined(tale, "n0", HOT)).decide(nodes=("n0",), **OUT)
+    world = Simulation(tale)
+    world.lose("n1")
+    world.until(lambda run: run.state is RunState.RUNNING)
+    assert slots(tale) == {"n0", "n2"}
+
+
+def test_who_is_left_out_for_a_check_is_so_also_if_it_is_well_before_the_start() -> None:
+    tale = Tale()
+    tale.tell(examined(tale, "n0", HOT)).decide(nodes=("n0",), **OUT)
+    tale.tell(examined(tale, "n0", well(HOT), number=2))
+    Simulation(tale).until(lambda run: run.state is RunState.RUNNING)
+    assert slots(tale) == {"n1", "n2"}
 
 
 def test_a_restart_knows_what_was_found_meanwhile() -> None:
@@ -110,6 +131,27 @@ def test_it_waits_for_a_check_that_is_stuck_for_a_while_only() -> None:
     began = tale.at
     Simulation(tale, limits=EXAMINES).until(lambda run: bool(run.attempts))
     assert tale.at - began <= EXAMINES.examined_within_s + 5
+
+
+def test_it_waits_for_no_agent_that_comes_again_and_again() -> None:
+    tale = Tale()
+    world, began = Simulation(tale, limits=EXAMINES), tale.at
+    for node in ("n0", "n1"):
+        tale.tell(examined(tale, node, id_="start"))
+    for _ in range(10):
+        world.give_back("n2")  # each time another agent, which has not been heard of an examination
+        for _ in range(5):
+            world.turn()
+    assert tale.run.attempts[0].started_at - began <= EXAMINES.examined_within_s + 1
+
+
+def test_it_waits_for_no_node_that_takes_no_part() -> None:
+    tale = Tale()
+    world = Simulation(tale, limits=EXAMINES)
+    for node in ("n0", "n1"):
+        tale.tell(examined(tale, node, id_="start"))
+    tale.tell(NodeExcluded(at=tale.at, node="n2", reason="it failed yesterday"))
+    assert [type(move) for move in world.moves()] == [Emit]
 
 
 def test_a_restart_waits_for_no_examination() -> None:
@@ -191,4 +233,4 @@ def test_what_is_found_and_who_is_excluded_for_it_are_for_the_host_ledger() -> N
     assert (blame.code, blame.why) == ("gpu-clocks", HOT.told)
     (one,) = suspicions(decision, [blame])
     assert (one.proof, one.remedy, one.evidence) == ("hard", "drain", {"celsius": 91, "limit": 87})
-    assert tale.run.nodes["n1"].excluded == HOT.told
+    assert tale.run.nodes["n1"].avoided == HOT.told

@@ -15,6 +15,7 @@ from launcher.events import (
     RunSubmitted,
     Verdict,
 )
+from policies.examined import SETTLE_S
 from policies.load import load_policy
 from policies.meaning import RunFacts
 from policies.schema import Policy
@@ -43,6 +44,10 @@ class Examined(Story):
             at=self.at, node=node, incarnation=incarnation, number=1, tier="fast", verdict=verdict, measured=9,
             took_s=0.3, id=id_, findings=findings,
         ))  # fmt: skip
+
+    def settled(self, node: str, *findings: CheckFinding) -> list[Decision]:
+        """What comes of it when the others have had time to tell of the same."""
+        return [*self.finds(node, *findings), *self.wait(SETTLE_S + 1)]
 
     def all_well(self) -> Examined:
         for node in self.state.agents:
@@ -75,7 +80,8 @@ def test_who_fails_and_is_needed_is_told_of_and_kept() -> None:
     (told,) = story.finds("n1", FULL)
     assert (told.rule, told.nodes, told.actions) == ("node-fault", ("n1",), {})
     assert told.why.endswith("it is needed: no other node is there")
-    story.training(3)
+    story.start()
+    story.wait(SETTLE_S)
     assert story.last.actions == {"replace": "blamed"}  # as soon as there is another
 
 
@@ -84,7 +90,7 @@ def test_a_start_that_did_not_wait_for_an_examination_hears_of_it_later() -> Non
     story.finds("n0")
     story.finds("n2")
     story.training(5)
-    (late,) = story.finds("n1", HOT)
+    (late,) = story.settled("n1", HOT)
     assert late.actions == {"exclude": "blamed", "replace": "blamed"}
 
 
@@ -94,36 +100,39 @@ def test_a_start_that_did_not_wait_for_an_examination_hears_of_it_later() -> Non
 def test_a_node_that_fails_while_it_trains_is_replaced_and_left_out() -> None:
     story = Examined().all_well()
     story.training(5)
-    (out,) = story.finds("n0", HOT)
+    (out,) = story.settled("n0", HOT)
     assert (out.nodes, out.ranks, out.counts) == (("n0",), (0, 1), False)
     assert [*out.actions] == ["exclude", "replace"]
     assert out.evidence["findings"] == {
-        "n0": {"code": "gpu-clocks", "remedy": "drain", "told": HOT.told, "limit": 87, "readings": {"celsius": 91}}
-    }
+        "n0": {
+            "code": "gpu-clocks", "remedy": "drain", "told": HOT.told, "limit": 87, "readings": {"celsius": 91},
+            "keys": ["gpu-clocks GPU-1"],
+        }
+    }  # fmt: skip
 
 
 def test_the_same_is_not_said_twice_and_what_comes_back_is() -> None:
     story = Examined().all_well()
     story.training(5)
-    assert len(story.finds("n0", HOT)) == 1
-    assert story.finds("n0", HOT) == []
+    assert len(story.settled("n0", HOT)) == 1
+    assert story.settled("n0", HOT) == []
     assert story.finds("n0", well(HOT)) == []
-    assert len(story.finds("n0", HOT)) == 1
+    assert len(story.settled("n0", HOT)) == 1
 
 
 def test_without_a_spare_a_node_waits_to_be_replaced_and_is_not_left_out() -> None:
     story = Examined(spares=0).all_well()
     story.training(5)
-    (out,) = story.finds("n0", HOT)
+    (out,) = story.settled("n0", HOT)
     assert [*out.actions] == ["replace"]
 
 
 def test_a_spare_that_fails_loses_its_place_and_nobody_stops_for_it() -> None:
     story = Examined().all_well()
     story.training(5)
-    (out,) = story.finds("n2", HOT)
+    (out,) = story.settled("n2", HOT)
     assert (out.nodes, out.actions) == (("n2",), {"exclude": "blamed"})
-    (needed,) = story.finds("n0", HOT)  # and now there is no spare that is well
+    (needed,) = story.settled("n0", HOT)  # and now there is no spare that is well
     assert [*needed.actions] == ["replace"]
 
 
@@ -131,7 +140,7 @@ def test_unknown_and_warnings_are_nobodys_fault() -> None:
     story = Examined().all_well()
     story.training(5)
     for verdict in ("unknown", "warn"):
-        assert story.finds("n0", CheckFinding(code="gpu-clocks", verdict=verdict, summary="?")) == []
+        assert story.settled("n0", CheckFinding(code="gpu-clocks", verdict=verdict, summary="?")) == []
 
 
 def test_what_three_nodes_and_a_third_have_at_once_is_a_common_cause() -> None:
@@ -145,11 +154,41 @@ def test_what_three_nodes_and_a_third_have_at_once_is_a_common_cause() -> None:
     assert story.decisions == [told]  # each attempt has it again
 
 
+def test_a_common_cause_of_which_the_nodes_tell_one_after_the_other_is_one() -> None:
+    story = Examined(nodes=4, spares=2).all_well()
+    story.training(5)
+    for node in ("n0", "n1", "n2", "n3"):
+        assert story.finds(node, FULL) == story.wait(SETTLE_S / 5) == []
+    (told,) = story.wait(SETTLE_S)
+    assert (told.actions, told.blame, set(told.nodes)) == ({}, "none", {"n0", "n1", "n2", "n3"})
+    (told,) = story.settled("n5", FULL)  # and who comes late to it is no more at fault
+    assert (told.actions, told.blame) == ({}, "none")
+
+
+def test_what_is_over_before_it_is_decided_upon_was_no_fault() -> None:
+    story = Examined().all_well()
+    story.training(5)
+    assert story.finds("n0", HOT) == story.wait(SETTLE_S / 2) == story.finds("n0", well(HOT)) == []
+    assert story.wait(10 * SETTLE_S) == []
+    assert story.finds("n0", HOT) == story.wait(SETTLE_S - 1) == []  # that it was seen before counts for nothing
+
+
+def test_a_common_cause_does_not_keep_a_broken_node() -> None:
+    story = Examined(nodes=3, spares=1)
+    for node in ("n0", "n1", "n2"):
+        story.finds(node, FULL)
+    (told,) = story.finds("n3", FULL)
+    assert told.blame == "none"
+    story.training(5)
+    (out,) = story.settled("n0", HOT, FULL)
+    assert (out.nodes, [*out.actions]) == (("n0",), ["exclude", "replace"])
+
+
 def test_three_of_many_nodes_are_no_common_cause() -> None:
     story = Examined(nodes=11, spares=4).all_well()
     story.training(5)
     for node in ("n0", "n1", "n2"):
-        (out,) = story.finds(node, FULL)
+        (out,) = story.settled(node, FULL)
         assert out.nodes == (node,)
         assert "exclude" in out.actions
 
@@ -159,7 +198,8 @@ def test_another_agent_of_a_node_looks_for_itself() -> None:
     story.finds("n2", HOT)
     story.joined("n2", "2")
     assert story.state.faults == {}
-    assert story.finds("n2", HOT, incarnation="1") == []  # the word of the one before
+    story.finds("n2", HOT, incarnation="1")  # the word of the one before
+    assert story.state.faults == {}
 
 
 # ---------------------------------------------------------------- after failures
@@ -173,6 +213,7 @@ def test_a_restart_waits_for_no_examination_and_what_it_finds_is_judged_afterwar
     assert story.finds("n0", HOT) == []  # it is being restarted
     story.active = ["n1", "n2"]
     story.start()
+    story.wait(SETTLE_S)
     assert story.last.rule == "gpu-fault"
     assert (story.last.nodes, story.last.actions) == (("n0",), {"exclude": "blamed"})
 
@@ -248,7 +289,7 @@ def test_a_rule_hears_of_what_it_asks_for(tmp_path: Path, when: str, finding: Ch
     rules = f"rules:\n  - {{name: r, when: {{{when}}}, do: [{{exclude: blamed}}]}}\n"
     story = Examined(policy_of(tmp_path, rules)).all_well()
     story.training(5)
-    assert bool(story.finds("n0", finding)) is fires
+    assert bool(story.settled("n0", finding)) is fires
 
 
 def test_a_command_that_cannot_be_told_to_save_keeps_its_node_until_the_next_start() -> None:
@@ -261,13 +302,13 @@ def test_an_exhausted_ladder_of_faults_never_holds_the_run(tmp_path: Path) -> No
     rules = "rules:\n  - {name: r, when: {check: {}}, do: [{exclude: blamed, times: 1}]}\n"
     story = Examined(policy_of(tmp_path, rules), spares=3).all_well()
     story.training(5)
-    assert len(story.finds("n2", FULL)) == 1
-    assert story.finds("n3", FULL) == []
+    assert len(story.settled("n2", FULL)) == 1
+    assert story.settled("n3", FULL) == []
 
 
 def test_a_rule_may_hold_the_run_for_a_fault(tmp_path: Path) -> None:
     rules = "rules:\n  - {name: r, when: {gpu_fault: {}}, do: [{hold: {reason: look at it}}]}\n"
     story = Examined(policy_of(tmp_path, rules)).all_well()
     story.training(5)
-    (held,) = story.finds("n0", HOT)
+    (held,) = story.settled("n0", HOT)
     assert reason(held) == "look at it"
