@@ -5,7 +5,7 @@ What many nodes have at once is no fault of theirs: the guard of the host ledger
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from launcher.events import ActionDone, CheckFinding, Event, Json
 from launcher.evolve import evolve
@@ -59,6 +59,11 @@ def faulty_nodes(when: When, state: EngineState) -> Answer:
         needed=needed,
     )
     return finding, None
+
+
+def still_fails(when: When, state: EngineState, nodes: Iterable[str]) -> bool:
+    """Whether any of these nodes still has what the detector looks for."""
+    return not _faults(when, state).keys().isdisjoint(nodes)
 
 
 def failed_checks(_policy: Policy, state: EngineState, event: Event) -> Outcome:

@@ -83,6 +83,7 @@ def test_a_node_that_breaks_while_it_trains_is_replaced_without_a_step_lost(laun
     run.wait("some steps", lambda run: run.step >= 3)
     run.breaks("node1")
     run.wait("another attempt", lambda run: len(run.attempts) == 2 and run.state == "RUNNING", limit_s=120)
+    assert run.wait_for(NodeExamined, node="node1", id="left 2").tier == "standard"
     command(run.paths, "stop", {})
     end = run.ends("STOPPED")
 
@@ -92,7 +93,6 @@ def test_a_node_that_breaks_while_it_trains_is_replaced_without_a_step_lost(laun
     assert out.why == "node1: site-own: the disk of node1 is broken (exit code 2)"
     assert [set(one.slots) for one in end.attempts] == [{"node0", "node1"}, {"node0", "node2"}]
     assert (end.lost_steps, report(run.paths)["samples"]["faults"]) == (0, [])
-    assert run.of(NodeExamined, node="node1", id="left 2")[0].tier == "standard"
 
 
 def test_a_node_that_is_broken_before_the_start_never_trains(launch: Launch) -> None:

@@ -306,6 +306,28 @@ def test_an_exhausted_ladder_of_faults_never_holds_the_run(tmp_path: Path) -> No
     assert story.settled("n3", FULL) == []
 
 
+@pytest.mark.parametrize("otherwise", ["act", "nothing"])
+def test_a_person_may_be_asked_first(tmp_path: Path, otherwise: str) -> None:
+    mode = f"{{ask: 30m, else: {otherwise}}}"
+    rules = f"rules:\n  - {{name: r, when: {{check: {{}}}}, mode: {mode}, do: [{{exclude: blamed}}]}}\n"
+    story = Examined(policy_of(tmp_path, rules)).all_well()
+    story.training(5)
+    (asked,) = story.settled("n2", FULL)
+    assert (asked.mode, asked.actions) == ("ask", {"exclude": "blamed"})
+    (done,) = story.wait(3600)
+    assert done.actions == ({"exclude": "blamed"} if otherwise == "act" else {})
+
+
+def test_a_question_about_what_is_over_is_idle(tmp_path: Path) -> None:
+    rules = "rules:\n  - {name: r, when: {check: {}}, mode: {ask: 30m, else: act}, do: [{exclude: blamed}]}\n"
+    story = Examined(policy_of(tmp_path, rules)).all_well()
+    story.training(5)
+    story.settled("n2", FULL)
+    (idle,) = story.finds("n2", well(FULL))
+    assert (idle.actions, idle.why) == ({}, "it has gone by itself")
+    assert story.wait(3600) == []
+
+
 def test_a_rule_may_hold_the_run_for_a_fault(tmp_path: Path) -> None:
     rules = "rules:\n  - {name: r, when: {gpu_fault: {}}, do: [{hold: {reason: look at it}}]}\n"
     story = Examined(policy_of(tmp_path, rules)).all_well()
