@@ -71,7 +71,7 @@ def gpus(at: Context) -> Iterator[Finding]:
     )
     links: dict[str, set[int]] = {}
     for index in range(count):
-        yield from _gpu(nvml, index, links, at)
+        yield from _gpu(nvml, index, links, at, is_given=given(at) >= count)
     yield from _links(links)
     yield from gpu_state.together(nvml, count)
     nvml.nvmlShutdown()
@@ -85,10 +85,11 @@ def users(at: Context) -> Iterator[Finding]:
     import pynvml as nvml
 
     nvml.nvmlInit()
-    for index in range(nvml.nvmlDeviceGetCount()):
+    count = nvml.nvmlDeviceGetCount()
+    for index in range(count):
         handle = read(nvml, "nvmlDeviceGetHandleByIndex", index)
         if not isinstance(handle, Unread):
-            yield from gpu_state.users(Gpu(nvml, handle, _name(nvml, handle, index), at))
+            yield from gpu_state.users(Gpu(nvml, handle, _name(nvml, handle, index), at, given(at) >= count))
     nvml.nvmlShutdown()
 
 
@@ -110,12 +111,12 @@ def given(at: Context) -> int:
     return int(given) if given.isdigit() else 0
 
 
-def _gpu(nvml: Any, index: int, links: dict[str, set[int]], at: Context) -> Iterator[Finding]:
+def _gpu(nvml: Any, index: int, links: dict[str, set[int]], at: Context, *, is_given: bool) -> Iterator[Finding]:
     handle = read(nvml, "nvmlDeviceGetHandleByIndex", index)
     if isinstance(handle, Unread):
         yield lost(f"gpu{index}", handle)
         return
-    gpu = Gpu(nvml, handle, _name(nvml, handle, index), at)
+    gpu = Gpu(nvml, handle, _name(nvml, handle, index), at, is_given)
     for look in (_recovery, _memory_errors, _rows, _temperature, _clocks, *gpu_state.LOOKS, *gpu_links.LOOKS):
         for finding in look(gpu):
             if finding.code == "gpu-lost":

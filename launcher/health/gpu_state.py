@@ -62,14 +62,11 @@ def power(gpu: Gpu) -> Iterator[Finding]:
 
 def modes(gpu: Gpu) -> Iterator[Finding]:
     """Settings that a training run does not want. They are only told: what is set is the admins' affair."""
-    is_given = gpu.at.environment.get("SLURM_GPUS_ON_NODE", "").isdigit()
     mig, ecc, persistent = gpu.read("GetMigMode"), gpu.read("GetEccMode"), gpu.read("GetPersistenceMode")
     if isinstance(mig, list) and mig[0]:
         summary = "it is divided (MIG), and ranks want whole GPUs"
-        remedy = "drain" if is_given else "none"
-        yield Finding(
-            code="gpu-mig", verdict="fail" if is_given else "warn", subject=gpu.name, summary=summary, remedy=remedy
-        )
+        verdict, remedy = ("fail", "drain") if gpu.is_given else ("warn", "none")
+        yield Finding(code="gpu-mig", verdict=verdict, subject=gpu.name, summary=summary, remedy=remedy)
     if isinstance(ecc, list) and not ecc[0]:
         summary = "errors of its memory are not looked for (ECC is off)"
         yield Finding(code="gpu-ecc-mode", verdict="warn", subject=gpu.name, summary=summary)
@@ -103,22 +100,22 @@ LOOKS: tuple[Callable[[Gpu], Iterator[Finding]], ...] = (memory_temperature, pow
 def users(gpu: Gpu) -> Iterator[Finding]:
     """Who is on it before a start: processes of others, and memory that nobody owns up to.
 
-    Where Slurm has not given the GPU to us, others may be on it.
+    Where Slurm has not given the GPU to us, others may be on it; and root's are the machine's own.
     """
     running, memory = gpu.read("GetComputeRunningProcesses"), gpu.read("GetMemoryInfo", gpu.nvml.nvmlMemory_v2)
     if isinstance(running, Unread):
         yield from gpu.judged("gpu-processes", running, lambda _: Finding(code="", verdict="ok", summary=""))
         return
-    others = [one.pid for one in running if _owner(gpu.at.root, one.pid) not in (None, os.getuid())]
-    is_given = gpu.at.environment.get("SLURM_GPUS_ON_NODE", "").isdigit()
+    others = [one.pid for one in running if _owner(gpu.at.root, one.pid) not in (None, os.getuid(), 0)]
+    is_wrong = bool(others) and gpu.is_given
     evidence = {"processes": len(running), "of_others": len(others)}
     yield Finding(
         code="gpu-processes",
-        verdict="fail" if others and is_given else "ok",
+        verdict="fail" if is_wrong else "ok",
         subject=gpu.name,
         summary=f"{len(running)} processes" + (f", {len(others)} of somebody else" if others else ""),
         evidence=dict(evidence),
-        remedy="drain" if others and is_given else "none",
+        remedy="drain" if is_wrong else "none",
     )
     used = None if isinstance(memory, Unread) else int(memory.used)
     if used is not None and not running and used > LOST_MEMORY:

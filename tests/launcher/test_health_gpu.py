@@ -190,6 +190,8 @@ def test_who_is_on_a_gpu_is_told_before_a_start(examine: Examine, tmp_path: Path
     assert (found.verdict, found.summary) == (
         ("fail", "2 processes, 1 of somebody else") if is_root else ("ok", "2 processes")
     )
+    found = examine({"1.processes": "77"}, check="gpu-users", given="1")["gpu-processes", "GPU-1"]
+    assert found.verdict == "ok", "of two that are seen one is ours, and nobody knows which"
     found = examine({"1.memory.used": 3 << 30}, check="gpu-users")["gpu-memory", "GPU-1"]
     assert (found.verdict, found.summary) == ("warn", "3.0 GiB are in use, and no process tells of them")
 
