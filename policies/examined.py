@@ -5,7 +5,7 @@ What many nodes have at once is no fault of theirs: the guard of the host ledger
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from launcher.events import ActionDone, CheckFinding, Event, Json
 from launcher.evolve import evolve
@@ -61,9 +61,9 @@ def faulty_nodes(when: When, state: EngineState) -> Answer:
     return finding, None
 
 
-def still_fails(when: When, state: EngineState, nodes: Iterable[str]) -> bool:
-    """Whether any of these nodes still has what the detector looks for."""
-    return not _faults(when, state).keys().isdisjoint(nodes)
+def failing_nodes(when: When, state: EngineState) -> list[str]:
+    """Those that have what the detector looks for, whether or not that is decided upon."""
+    return [*_faults(when, state)]
 
 
 def failed_checks(_policy: Policy, state: EngineState, event: Event) -> Outcome:

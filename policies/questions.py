@@ -6,7 +6,7 @@ from launcher.events import PERSON, CommandReceived, Decision, Event
 from launcher.evolve import evolve
 from policies.answer import Outcome, act, decision_of, hold
 from policies.detectors import look
-from policies.examined import still_fails
+from policies.examined import failing_nodes
 from policies.finding import Finding
 from policies.schema import BY_CHECKS, FACTS, Policy, Rule
 from policies.state import EngineState, Question
@@ -80,7 +80,7 @@ def _said(event: Event, incident: int) -> tuple[str, str]:
 def _stands(rule: Rule, state: EngineState, finding: Finding) -> bool:
     """Whether the rule's detector, where that can be asked, still finds what the question is about."""
     if rule.when.detector in BY_CHECKS:  # of what is decided upon, as this is, it says nothing more
-        return still_fails(rule.when, state, finding.nodes)
+        return not {*finding.nodes}.isdisjoint(failing_nodes(rule.when, state))
     if rule.when.detector in FACTS:
         return look(rule, state)[0] is not None
     if rule.when.detector in ("non_finite", "threshold", *SEES_ONSETS):  # these say so in every step

@@ -19,6 +19,7 @@ from policies.examined import SETTLE_S
 from policies.load import load_policy
 from policies.meaning import RunFacts
 from policies.schema import Policy
+from policies.why_not import explain_rule
 
 HOT = CheckFinding(
     code="gpu-clocks", subject="GPU-1", verdict="fail", summary="91 C, thermal slowdown by the hardware",
@@ -334,3 +335,17 @@ def test_a_rule_may_hold_the_run_for_a_fault(tmp_path: Path) -> None:
     story.training(5)
     (held,) = story.settled("n0", HOT)
     assert reason(held) == "look at it"
+
+
+def test_why_a_rule_about_checks_is_silent_is_told() -> None:
+    story = Examined().all_well()
+    story.training(5)
+    rule = next(one for one in story.policy.rules if one.name == "gpu-fault")
+    told = [explain_rule(story.policy, rule, story.state, {}, [])]
+    story.finds("n0", HOT)
+    for seconds in (5, SETTLE_S):
+        story.steps(1, seconds)
+        told.append(explain_rule(story.policy, rule, story.state, {}, []))
+    assert "nothing has failed on the 3 nodes that were examined" in told[0]
+    assert "something fails, and for 40s it is seen whether it lasts and who else has it" in told[1]
+    assert "decided upon already: n0" in told[2]
