@@ -7,9 +7,12 @@ from collections.abc import Iterable
 from launcher.events import CheckFinding as Finding
 from launcher.events import Verdict
 
-__all__ = ["NAGIOS", "WORST", "Finding", "worst", "worst_of"]
+__all__ = ["NAGIOS", "OPEN_FILES", "WORST", "Finding", "worst", "worst_of"]
 
 WORST: tuple[Verdict, ...] = ("fail", "unknown", "warn", "ok")
+# What a node with eight ranks, their data loaders and our agent needs, with room: an estimate of ours, no vendor's. A
+# rank of NCCL and its loaders have some hundred files open each.
+OPEN_FILES = 4096
 NAGIOS: dict[Verdict, int] = {"ok": 0, "skipped": 0, "warn": 1, "fail": 2, "unknown": 3}
 
 
