@@ -271,8 +271,8 @@ def test_mistakes_of_shape_meaning_flags_and_policies_are_told_at_once(tmp_path:
 
 
 def test_a_wrong_name_hides_no_other_mistake(tmp_path: Path) -> None:
-    found = mistakes(tmp_path, RUN, "name=a b", "policy=[defalt]", "health.every=60s", "cluster.spaers=1")
-    about = ("--set name", "--set policy", "--set health.every", "--set cluster.spaers")
+    found = mistakes(tmp_path, RUN, "name=a b", "policy=[defalt]", "health.before_start=deep", "cluster.spaers=1")
+    about = ("--set name", "--set policy", "--set health.before_start", "--set cluster.spaers")
     assert sorted(one.partition("=")[0] for one in found) == sorted(about)
 
 
