@@ -501,7 +501,7 @@ def test_ranks_of_which_nobody_need_tell_a_step_are_no_hang_however_long_they_sa
 
 def test_what_fails_of_ranks_that_ran_is_restarted_at_once_and_uses_the_budget_of_restarts(default: Policy) -> None:
     story = up(default)
-    for number in range(20):  # more than may fail before a first step, or end without progress
+    for number in range(8):  # more than may fail before a first step, or end without progress
         (decision,) = story.exits(1, code=-11)
         assert (decision.evidence["before_first_step"], ending(decision)) == (False, "restart")
         assert decision.evidence["budget"] == f"restarts {number + 1} of 20 per 1d; without progress 0"
