@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from cli_hosts import author, host_ledger, hosts_app
 from cli_shared import RUNS, AsJson, Root, Yes, confirm, print_json, print_text, seconds_of, tell
 
+if TYPE_CHECKING:  # imported by the commands that need them
+    from launcher.remote.answer import Answer
+    from launcher.remote.examined import Examined
+    from launcher.remote.way import OfRun
+
 SomeNodes = Annotated[
     list[str] | None, typer.Argument(metavar="NODES", help="Names, or lists as Slurm writes them: gpu-[01-04].")
 ]
-OfRun = Annotated[str | None, typer.Option("--run", help="The nodes of this run, or some of them.")]
+SomeRun = Annotated[str | None, typer.Option("--run", help="The nodes of this run, or some of them.")]
 TheRun = Annotated[str, typer.Option("--run", help="The run: its name, a unique prefix of it, or - for the newest.")]
 Via = Annotated[
     Literal["srun", "ssh"] | None,
@@ -32,7 +38,7 @@ Tier = Annotated[Literal["fast", "standard"], typer.Option(help="How thoroughly.
 @hosts_app.command()
 def check(
     nodes: SomeNodes = None,
-    run: OfRun = None,
+    run: SomeRun = None,
     tier: Tier = "fast",
     folder: Annotated[list[str] | None, typer.Option(help="It must be there, with room. May be repeated.")] = None,
     interface: Annotated[str, typer.Option(help="The network interface over which nodes talk.")] = "",
@@ -52,24 +58,15 @@ def check(
 ) -> None:
     """Examine this machine, or hosts. Every check has a deadline; what is stuck is named, and stops nothing else."""
     from launcher.health.finding import NAGIOS, worst_of
-    from launcher.remote.examined import Examined, examined, exit_code
-    from launcher.view import examined as view
+    from launcher.remote.examined import exit_code
 
     asked = {"tier": tier, "folders": folder or [], "interface": interface}
-    if nodes or run:
-        found = examined(_answers("check", asked, nodes, _of_run(root, run), via, python, timeout, ssh_config))
-    else:
-        from launcher.health.here import examine, node_name
-
-        found = [Examined(node_name(), tuple(examine(tier, folder or [], interface)))]
-    is_one = not (nodes or run)
-    if as_json:
-        print_json(view.one_json(found[0]) if is_one else view.json_of(found))
-    else:
-        colours = os.isatty(1) and not os.environ.get("NO_COLOR")
-        print_text("\n".join((view.one_host if is_one else view.lines)(found, colours=colours)))
+    is_here = not (nodes or run)
+    hosts = Hosts(nodes, _of_run(root, run) if run else None, via, python, timeout, ssh_config)
+    found = _examined_here(**asked) if is_here else _examined_there(hosts, asked)
+    _show(found, is_one=is_here, as_json=as_json)
     code = NAGIOS[worst_of(one.verdict for one in found)] if nagios else exit_code(found)
-    if (record or (record is None and not is_one)) and not _recorded(found) and not nagios:
+    if (not is_here if record is None else record) and not _recorded(found) and not nagios:
         code = code or 1
     raise typer.Exit(code)
 
@@ -92,10 +89,8 @@ def collect(
     from launcher.view import leftovers as view
 
     target = _of_run(root, run)
-    assert target is not None
     folder = to or target.folder / "incidents" / time.strftime("collected-%Y%m%d-%H%M%S")
-    asked = {"run": str(target.folder), "jobs": list(target.jobs)}
-    answers = _answers("collect", asked, nodes, target, via, python, timeout, ssh_config)
+    answers = Hosts(nodes, target, via, python, timeout, ssh_config).answer("collect", target.named)
     files = view.write(answers, folder)
     told = view.collected(answers, files, folder)
     print_json(told) if as_json else print_text("\n".join(view.collected_lines(told)))
@@ -118,17 +113,15 @@ def clean(
     from launcher.view import leftovers as view
 
     target = _of_run(root, run)
-    assert target is not None
-    asked = {"run": str(target.folder), "jobs": list(target.jobs), "end": False}
-    answers = _answers("clean", asked, nodes, target, via, python, timeout, ssh_config)
-    hosts = view.with_leftovers(answers)
-    if hosts:
+    hosts = Hosts(nodes, target, via, python, timeout, ssh_config)
+    answers = hosts.answer("clean", {**target.named, "end": False})
+    if left := view.with_leftovers(answers):
         tell("\n".join(view.left_lines(answers)))
-        confirm(f"End them on {', '.join(hosts)}?", yes, f"hosts clean --run {run}")
-        again = None if target.is_virtual else hosts
+        confirm(f"End them on {', '.join(left)}?", yes, f"hosts clean --run {run}")
+        again = replace(hosts, nodes=None if target.is_virtual else left)
         answers = [
-            *(one for one in answers if one.host not in hosts),
-            *_answers("clean", {**asked, "end": True}, again, target, via, python, timeout, ssh_config),
+            *(one for one in answers if one.host not in left),
+            *again.answer("clean", {**target.named, "end": True}),
         ]
     told = view.cleaned(answers)
     print_json(told) if as_json else print_text("\n".join(view.cleaned_lines(told)))
@@ -154,34 +147,59 @@ def record(
     return tell(f"{file}: {text.count(chr(10))} readings")
 
 
-def _of_run(root: Path, run: str | None) -> Any:
+@dataclass(frozen=True)
+class Hosts:
+    """Those that are asked, and how they are reached."""
+
+    nodes: list[str] | None
+    run: OfRun | None
+    via: Literal["srun", "ssh"] | None
+    python: str
+    timeout: str
+    ssh_config: Path | None
+
+    def answer(self, verb: str, asked: dict[str, Any]) -> list[Answer]:
+        """What they say, with a bar on stderr where that is a terminal."""
+        from launcher.remote.ask import Question, ask
+        from launcher.remote.way import find_way
+        from launcher.view.examined import tracked
+
+        limit_s = seconds_of(self.timeout, "--timeout")
+        if limit_s <= 0:
+            raise typer.BadParameter("0s is no time to answer in", param_hint="--timeout")
+        way = find_way(self.nodes or (), self.run, self.via, self.ssh_config, os.environ)
+        answers = ask(way.transport, way.hosts, Question(verb, asked, self.python, limit_s))
+        bar = sys.stderr.isatty()
+        return [*tracked(answers, len(way.hosts), f"{verb}, by {way.by}", bar, lambda one: one.host)]
+
+
+def _of_run(root: Path, run: str) -> OfRun:
     from launcher.remote.way import of_run
     from launcher.view.locate import find_run
 
-    return of_run(find_run(root, run)) if run else None
+    return of_run(find_run(root, run))
 
 
-def _answers(
-    verb: str,
-    asked: dict[str, Any],
-    nodes: list[str] | None,
-    run: Any,
-    via: Literal["srun", "ssh"] | None,
-    python: str,
-    timeout: str,
-    ssh_config: Path | None,
-) -> list[Any]:
-    """What the hosts answer, with a bar on stderr where that is a terminal."""
-    from launcher.remote.ask import Question, ask
-    from launcher.remote.way import find_way
-    from launcher.view.examined import tracked
+def _examined_here(tier: Literal["fast", "standard"], folders: list[str], interface: str) -> list[Examined]:
+    from launcher.health.here import examine, node_name
+    from launcher.remote.examined import Examined
 
-    limit_s = seconds_of(timeout, "--timeout")
-    if limit_s <= 0:
-        raise typer.BadParameter("0s is no time to answer in", param_hint="--timeout")
-    way = find_way(nodes or (), run, via, ssh_config, os.environ)
-    answers = ask(way.transport, way.hosts, Question(verb, asked, python, limit_s))
-    return [*tracked(answers, len(way.hosts), f"{verb}, by {way.by}", sys.stderr.isatty(), lambda one: one.host)]
+    return [Examined(node_name(), tuple(examine(tier, folders, interface)))]
+
+
+def _examined_there(hosts: Hosts, asked: dict[str, Any]) -> list[Examined]:
+    from launcher.remote.examined import examined
+
+    return examined(hosts.answer("check", asked))
+
+
+def _show(found: list[Examined], *, is_one: bool, as_json: bool) -> None:
+    from launcher.view import examined as view
+
+    if as_json:
+        return print_json(view.one_json(found[0]) if is_one else view.json_of(found))
+    colours = os.isatty(1) and not os.environ.get("NO_COLOR")
+    return print_text("\n".join((view.one_host if is_one else view.lines)(found, colours=colours)))
 
 
 def _recorded(found: list[Any]) -> bool:

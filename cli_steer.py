@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -106,6 +106,17 @@ def replace(
 ) -> None:
     """Save, and go on with a spare in the place of a node. No step is lost."""
     command(root, run, "replace", node=node, reason=reason)
+
+
+@steer_app.command()
+def examine(
+    run: RunName,
+    nodes: Annotated[list[str] | None, typer.Argument(metavar="[NODES]", help="Else all of the run.")] = None,
+    tier: Annotated[Literal["fast", "standard"], typer.Option(help="How thoroughly.")] = "fast",
+    root: Root = RUNS,
+) -> None:
+    """Have the run's agents check their nodes, while it trains. What they find is answered like the policy says."""
+    command(root, run, "examine", tier=tier, **({"nodes": nodes} if nodes else {}))
 
 
 @steer_app.command(name="do")

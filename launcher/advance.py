@@ -54,6 +54,7 @@ from launcher.events import (
     NodeBack,
     NodeDown,
     NodeDraining,
+    NodeExamined,
     NodeExcluded,
     NodeSilent,
     NodeUndrained,
@@ -75,6 +76,7 @@ from launcher.events import (
     Warned,
 )
 from launcher.evolve import evolve
+from launcher.examined import is_spared, no_longer, node_examined, to_examine
 from launcher.incidents import (
     action_done,
     close_incidents,
@@ -236,6 +238,7 @@ def _resumed(run: Run, event: RunResumed) -> Run:
         run,
         state=RunState.PENDING,
         nodes={},
+        examining={},
         broken={},
         drain_refused="",
         pending=None,
@@ -258,10 +261,11 @@ def _resumed(run: Run, event: RunResumed) -> Run:
 
 
 def _agent_joined(run: Run, event: AgentJoined) -> Run:
-    node = Node(event.node, event.index, event.incarnation, event.host, event.port, event.pid)
+    node = Node(event.node, event.index, event.incarnation, event.host, event.port, event.pid, joined_at=event.at)
     known = run.nodes.get(event.node)
     if known and known.incarnation == event.incarnation:
-        node = evolve(node, excluded=known.excluded)
+        about = {"findings": known.findings, "examinations": known.examinations, "examined_at": known.examined_at}
+        node = evolve(node, excluded=known.excluded, avoided=known.avoided, **about)
     if known:
         node = evolve(node, draining=known.draining, barred=known.barred)
     if run.state is RunState.PENDING and run.recovering_since is None:
@@ -299,6 +303,11 @@ def _node_draining(run: Run, event: NodeDraining) -> Run:
 def _node_undrained(run: Run, event: NodeUndrained) -> Run:
     node = run.nodes.get(event.node)
     return run if node is None else spared(_with_node(run, evolve(node, draining="")), event.node)
+
+
+def _node_examined(run: Run, event: NodeExamined) -> Run:
+    run = node_examined(run, event)
+    return spared(run, event.node) if is_spared(run, event.node) else run
 
 
 def _node_excluded(run: Run, event: NodeExcluded) -> Run:
@@ -357,7 +366,7 @@ def _attempt_started(run: Run, event: AttemptStarted) -> Run:
         run = evolve(run, step=base)  # what is lost nobody knows
     elif not event.resumes_itself:
         run = _set_back(run, base)
-    nodes = {name: evolve(node, excluded="") for name, node in run.nodes.items()}  # it held for this choice
+    nodes = {name: evolve(node, excluded="", avoided="") for name, node in run.nodes.items()}  # it held for this choice
     return evolve(
         run,
         # A halt or an end that came in between stands: these ranks will not be started.
@@ -490,10 +499,15 @@ def _command(run: Run, event: CommandReceived) -> Run:
         run = evolve(run, paused_by=str(event.args.get("reason")), pause_requested_at=since, pause_now=now)
     if event.verb == "save" and "refused" not in event.args:
         run = evolve(run, save_requested_at=event.at, save_beyond=run.step)
+    if event.verb == "examine" and "refused" not in event.args:
+        named, tier = event.args.get("nodes"), "fast" if event.args.get("tier") == "fast" else "standard"
+        nodes = map(str, named) if isinstance(named, list) else ()
+        run = to_examine(run, event.id, tier, event.at, nodes, is_command=True)
     return run
 
 
 def _answered(run: Run, event: CommandAnswered) -> Run:
+    run = no_longer(run, event.id)
     return evolve(run, commands={id_: command for id_, command in run.commands.items() if id_ != event.id})
 
 
@@ -514,6 +528,7 @@ _HANDLERS = {
     NodeBack: _node_back,
     NodeDown: _node_down,
     NodeDraining: _node_draining,
+    NodeExamined: _node_examined,
     NodeUndrained: _node_undrained,
     DrainDone: drained,
     DrainUndone: undone,

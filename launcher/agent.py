@@ -25,6 +25,7 @@ from launcher import access, control, wire
 from launcher.backends.choice import backend_of, has_scheduler
 from launcher.environment import environment
 from launcher.evidence import collect
+from launcher.examiner import examiner_of
 from launcher.foreground import GENTLE, Foreground
 from launcher.line_watch import watched_by
 from launcher.machine import binding_of
@@ -71,6 +72,7 @@ class Agent:
         watched = watched_by(read_policy(paths.policy))
         self.ranks = Ranks(node, self.scratch, program, paths.agent_log(node), self.say, foreground, watched)
         self._storage = StorageProbe(paths.root)
+        self._examiner = examiner_of(self._spec, paths.root, self.say)
         self._foreground = foreground
         self.epoch = 0
         self.link: wire.Link | None = None
@@ -137,6 +139,8 @@ class Agent:
 
     def say(self, message: Message) -> None:
         """Tell the supervisor, and keep telling until it has acknowledged. Ordinary steps wait a little."""
+        if message["type"] == "rank_exited" and message["code"] != 0:
+            self._examiner.rank_failed()
         self._said += 1
         self._outbox[self._said] = {**message, "said": self._said, "at": message.get("at", time.time())}
         if not self._is_ordinary_step(message):
@@ -167,6 +171,7 @@ class Agent:
             self.ranks.shift(now - expected)
             self._takeover.shift(now - expected)
         self.ranks.sample()
+        self._examiner.turn()
         still_s, storage_s = self.ranks.still_s(), self._storage.waits_s()
         stopped = still_s > 1.0 and still_s > stop_threshold(self.ranks.gap_p99())
         if self.link and (now - self._beat_at > BEAT_S - SAMPLE_S / 2 or stopped != self._stopped):
@@ -228,6 +233,10 @@ class Agent:
                 self._spawn(self._start(message))
             case "kill":
                 self._spawn(self._kill(message["attempt"]))
+            case "examine":
+                self._examiner.ask(message["tier"], message["id"])
+            case "look":
+                self._examiner.look_soon(message["tier"])
             case "collect":
                 self._spawn(self._collect(message))
             case "to_rank":

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from launcher import control, deeds, pausing, policy_set, replacement, verdicts, wire
+from launcher import control, deeds, examined, pausing, policy_set, replacement, verdicts, wire
 from launcher.abilities import Abilities
 from launcher.events import (
     AttemptEnded,
@@ -93,6 +93,8 @@ class Commands:
             event = deeds.checked(event, self._run(), self._trainer, self._grounds.facts.channels, self._grounds.owner)
         elif event.verb == "replace":
             event = replacement.checked(event, self._run(), self._trainer)
+        elif event.verb == "examine":
+            event = examined.checked(event, self._run())
         elif event.verb == policy_set.SET:
             event = policy_set.checked(event, self._grounds.policy(), self._grounds.facts, self._grounds.owner)
         elif verdicts.is_verdict(event):

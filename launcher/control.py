@@ -21,7 +21,7 @@ from launcher.journal import newest_epoch, read_journal
 from launcher.paths import RunPaths, owner_of, user_name, write_atomically
 
 VERBS = frozenset(
-    {"stop", "save", "hold", "release", "pause", "unpause", "replace", "do", "approve", "note", "policy_set"}
+    {"stop", "save", "hold", "release", "pause", "unpause", "replace", "examine", "do", "approve", "note", "policy_set"}
 )
 ANSWER_S = 30.0  # how long an answer may take
 REQUEST_BYTES, TEXT_LETTERS, ARGS_DEPTH = 8192, 500, 12

@@ -20,9 +20,11 @@ def by_preference(run: Run, nodes: Iterable[Node]) -> list[Node]:
 
 
 def is_to_leave(run: Run, node: Node) -> bool:
-    """Whether others are preferred to a node: its admin or we have drained it, or a spare is to take its place."""
+    """Whether others are preferred to a node: a check of it fails, it is drained, or a spare is to take its place."""
     wanted_back = bool(node.draining) or node.name in run.drained
-    return wanted_back or (run.replace is not None and node.name in run.replace.nodes)
+    return (
+        bool(node.faults or node.avoided) or wanted_back or (run.replace is not None and node.name in run.replace.nodes)
+    )
 
 
 def size_of(run: Run, there: int, smaller: Sequence[int], *, may_shrink: bool) -> int | None:

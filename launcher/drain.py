@@ -24,7 +24,11 @@ def wanted(decision: Decision) -> dict[str, str]:
     Not those of ranks that ended by themselves: an error on one node only may as well be the script's, which has one
     rank write its logs.
     """
-    blamed = "exclude" in decision.actions and decision.blame in ("certain", "likely") and decision.detector != "exit"
+    blamed = (
+        decision.actions.get("exclude") == "blamed"
+        and decision.blame in ("certain", "likely")
+        and decision.detector != "exit"
+    )
     if decision.mode != "act" or not (blamed or decision.detector == "node_lost"):
         return {}
     return dict.fromkeys(decision.nodes, decision.why or decision.rule)

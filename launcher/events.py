@@ -21,6 +21,12 @@ RETRY = "hold-retry"
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 CheckpointId: TypeAlias = tuple[int, int]  # (step, attempt that wrote it)
+# Of checks of nodes: how thoroughly, what they say, what would help, and where a limit came from.
+Tier: TypeAlias = Literal["fast", "standard"]
+Verdict: TypeAlias = Literal["ok", "warn", "fail", "unknown", "skipped"]
+Remedy: TypeAlias = Literal["none", "restart_app", "reset_gpu", "reboot_node", "drain", "service", "raise_limit"]
+LimitSource: TypeAlias = Literal["", "device", "baseline", "peers", "table", "config", "kernel"]
+Value: TypeAlias = str | float | int | bool | None
 
 
 class UnknownEvent(ValueError):
@@ -262,6 +268,54 @@ class StorageBack(Event):
     """It has."""
 
     node: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckFinding:
+    """One answer of one check of a node: `code` is stable, `subject` what it is about (a port, a GPU, a folder).
+
+    `evidence`: the readings. `limit` and where it came from: what they were compared with. `remedy`: what would help.
+    `unknown` could not be measured: it is not ok, and excludes nobody.
+    """
+
+    code: str
+    verdict: Verdict
+    summary: str
+    subject: str = ""
+    evidence: dict[str, Value] = field(default_factory=dict)
+    limit: Value = None
+    limit_source: LimitSource = ""
+    remedy: Remedy = "none"
+
+    @property
+    def key(self) -> str:
+        """Tells what is examined from all else on the node."""
+        return f"{self.code} {self.subject}".strip()
+
+    @property
+    def told(self) -> str:
+        """The reading, the limit, and where that came from, in a line."""
+        limit = f" (limit {self.limit}, from the {self.limit_source})" if self.limit_source else ""
+        return f"{self.key}: {self.summary}{limit}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeExamined(Event):
+    """An examination of a node has ended, and it was asked for, or what it says has changed.
+
+    `id`: of what asked for it, "" for the agent itself. `number`: the agent's own count. `measured`: so many answers
+    were neither unknown nor skipped. `findings`: what is not ok, the worst first, and what no longer is otherwise.
+    """
+
+    node: str
+    incarnation: str
+    number: int
+    tier: Tier
+    verdict: Verdict
+    measured: int
+    took_s: float
+    id: str = ""
+    findings: tuple[CheckFinding, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -700,8 +754,8 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    if isinstance(value, (Sealed, RankProgress, Branch)):
-        return {f.name: getattr(value, f.name) for f in fields(value)}
+    if isinstance(value, (Sealed, RankProgress, Branch, CheckFinding)):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     return value
 
 
@@ -715,6 +769,8 @@ def _rich(cls: type[Event], name: str, value: Any) -> Any:
         return tuple(Sealed(**item) for item in value)
     if name == "branched_from":
         return Branch(**value)
+    if name == "findings":
+        return tuple(CheckFinding(**item) for item in value)
     if cls is StepsStopped and name == "ranks":
         return {int(rank): RankProgress(**item) for rank, item in value.items()}
     if name == "slots":

@@ -18,7 +18,7 @@ from launcher.events import Event
 from launcher.hosts.fold import Hosts
 from launcher.hosts.guard import Kept, Scene, Suspicion, judge
 from launcher.hosts.ledger import Ledger
-from launcher.hosts.of_run import Machines, blamed, changes, seen, served, serving, suspicions
+from launcher.hosts.of_run import Machines, blamed, changes, found, seen, served, serving, suspicions
 from launcher.hosts.records import Excluded, Record
 from launcher.hosts.standing import excluded
 from launcher.paths import user_name
@@ -79,7 +79,7 @@ class HostWatch:
         if not self.is_on:
             return
         records = blamed(run, event, self._by)
-        if to_write := [*records, *served(run, event, self._by)]:
+        if to_write := [*records, *served(run, event, self._by), *found(run, event, self._by)]:
             self._jobs.put(partial(self._write, *to_write))
         for one in suspicions(event, records):
             usable = [name for name, node in run.nodes.items() if node.state is not NodeState.LOST]

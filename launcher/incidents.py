@@ -7,8 +7,10 @@ from typing import Any
 from launcher.drain import left_out
 from launcher.events import PERSON, RETRY, ActionDone, Decision, IncidentClosed, IncidentOpened
 from launcher.evolve import evolve
+from launcher.examined import no_longer, to_examine
 from launcher.run import ENDING, Incident, Node, NodeState, Note, Run, RunState, keeps_ranks
 from launcher.settings import asked_to_set, asked_to_skip
+from policies.schema import BY_CHECKS
 
 
 def decided(run: Run, event: Decision) -> Run:
@@ -21,8 +23,9 @@ def decided(run: Run, event: Decision) -> Run:
             continue
         if event.detector == "node_lost":
             nodes[name] = evolve(nodes[name], state=NodeState.LOST)
-        if "exclude" in event.actions:
-            nodes[name] = evolve(nodes[name], excluded=event.why or event.rule)
+        if event.actions.get("exclude") == "blamed":
+            how = "avoided" if event.detector in BY_CHECKS else "excluded"
+            nodes[name] = evolve(nodes[name], **{how: why_of(event, name)})
         out.append(name)
     run = left_out(evolve(run, nodes=nodes), event, out)
     if "save" in event.actions and not event.actions.keys() & ENDING:
@@ -34,6 +37,9 @@ def decided(run: Run, event: Decision) -> Run:
         run = asked_to_set(run, event)
     if "skip" in event.actions:
         run = asked_to_skip(run, event)
+    if "check" in event.actions:
+        tier = "fast" if event.actions["check"] == "fast" else "standard"
+        run = to_examine(run, event.id, tier, event.at, is_command=False)
     if "run" in event.actions:
         run = evolve(run, errands={**run.errands, event.id: event})
     if keeps_ranks(event):
@@ -52,6 +58,13 @@ def decided(run: Run, event: Decision) -> Run:
         recovering_since=event.at,
         restarts=run.restarts + ("restart" in event.actions and event.rule != PERSON),
     )
+
+
+def why_of(event: Decision, node: str) -> str:
+    """Why this one of the nodes is left out."""
+    found = event.evidence.get("findings")
+    about = found.get(node) if isinstance(found, dict) else None
+    return str(about["told"]) if isinstance(about, dict) and "told" in about else event.why or event.rule
 
 
 def opened(run: Run, event: IncidentOpened) -> Run:
@@ -83,6 +96,8 @@ def action_done(run: Run, event: ActionDone) -> Run:
         return _replacement_begun(run, event)
     if event.action == "run":
         return evolve(run, errands={id_: one for id_, one in run.errands.items() if id_ != event.decision})
+    if event.action == "check":
+        run = no_longer(run, event.decision)
     if event.action == "set":
         return evolve(run, asking=None) if run.asking and run.asking.id == event.decision else run
     if run.pending is None or event.decision != run.pending.id:

@@ -19,8 +19,7 @@ from launcher.sections import BYTES, OPT_VOCABULARY, SIZES, RunSpec, Trainer
 # Grammar whose deeds do not exist yet: the key, and the values that ask for nothing.
 NOT_BUILT: dict[str, tuple[object, ...]] = {
     "trainer.checkpoint.memory": (None, False),
-    "health.before_start": ("none",),
-    "health.every": (None,),
+    "health.before_start": ("none", "fast", "standard"),
     "on_good_checkpoint": (None, {}),
 }
 
@@ -33,6 +32,7 @@ def problems(spec: RunSpec, environment: Mapping[str, str]) -> Iterator[Problem]
     yield from launch_problems(spec, environment)
     yield from foreign_problems(spec)
     yield from _access(spec)
+    yield from _own_checks(spec)
     if spec.trainer:
         yield from _batch(spec.trainer)
         yield from _checkpoints(spec.trainer)
@@ -226,3 +226,10 @@ def _access(spec: RunSpec) -> Iterator[Problem]:
         yield "'access.control' lets a group steer, and 'access.group' names none", ("access.control", "access.group")
     if access.group is not None and (reason := why_not(access.group)):
         yield reason, ("access.group",)
+
+
+def _own_checks(spec: RunSpec) -> Iterator[Problem]:
+    names = [check.name for check in spec.health.checks]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield f"there is a check {name!r} already", (f"health.checks.{index}.name",)

@@ -21,6 +21,7 @@ from launcher.events import (
     AttemptStarted,
     CheckpointFailed,
     CheckpointId,
+    CommandAnswered,
     Decision,
     Event,
     JobEnding,
@@ -28,10 +29,12 @@ from launcher.events import (
     RunHeld,
     RunPaused,
 )
+from launcher.examined import outcome
 from launcher.reporter import SAVE, STOP
 from launcher.run import Asking, Attempt, Node, NodeState, Run, RunState
 
 COLLECT_LIMIT_S = 10.0
+EXAMINE_LIMIT_S = 45.0  # each check has a deadline of its own
 SET_LIMIT_S = 1800.0  # a step, or a phase between two, may take so long
 GENTLE_LIMIT_S = 1800.0  # nothing is wrong and nobody waits: as long as any save may take
 
@@ -69,6 +72,7 @@ class Fleet:
 class Limits:
     """The part of the spec that recovery needs. `smaller`: numbers of nodes below the wanted one, largest first.
 
+    `examined_within_s`: for so long a first start waits for examinations; 0 where there are none.
     `begins_smaller`: also in a new allocation, whose nodes come one by one, those that are there are enough in time.
     """
 
@@ -77,6 +81,7 @@ class Limits:
     trainer: Abilities = field(default_factory=Abilities)
     smaller: tuple[int, ...] = ()
     begins_smaller: bool = False
+    examined_within_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -128,13 +133,30 @@ def plan(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     limits = replace(limits, trainer=limits.trainer.known(has_told=run.has_told))
     if run.state.is_terminal:
         return [*_errands(run), *(Send(node, {"type": "leave", "state": run.state.value}) for node in fleet.answering)]
-    return [*_errands(run), *_stray_ranks(run, fleet), *_next(run, fleet, limits)]
+    return [*_errands(run), *_examinations(run, fleet), *_stray_ranks(run, fleet), *_next(run, fleet, limits)]
 
 
 def _errands(run: Run) -> list[Errand]:
     """Commands to be run: after the restart of their rung has begun, before a hold or a stop is through."""
     restarting = run.pending.id if run.pending and "restart" in run.pending.actions else ""
     return [Errand(decision) for id_, decision in run.errands.items() if id_ != restarting]
+
+
+def _examinations(run: Run, fleet: Fleet) -> Iterator[Move]:
+    """Nodes that are to be examined, and what came of it; whoever asked is not kept waiting for ever."""
+    for id_, asked in run.examining.items():
+        alive = [
+            name for name in sorted(asked.left) if name in run.nodes and run.nodes[name].state is not NodeState.LOST
+        ]
+        if alive and fleet.now < asked.at + EXAMINE_LIMIT_S:
+            message = {"type": "examine", "id": id_, "tier": asked.tier}
+            yield from (Send(name, message) for name in alive if name in fleet.answering)
+            continue
+        ok, told = not asked.left, outcome(run, asked)
+        if asked.is_command:
+            yield Emit(CommandAnswered(at=fleet.now, id=id_, ok=ok, message=told))
+        else:
+            yield Emit(ActionDone(at=fleet.now, decision=id_, action="check", ok=ok, detail=told))
 
 
 def _next(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
@@ -307,6 +329,8 @@ def _carry_out(run: Run, fleet: Fleet, limits: Limits, decision: Decision) -> li
         return _save_first(run, live, fleet, limits.trainer, decision)
     if live:
         return _clear(run, fleet, _told(decision))
+    if "check" in decision.actions and "check" not in run.pending_done:
+        return []
     if "hold" in decision.actions:
         return [Emit(RunHeld(at=fleet.now, reason=_reason(decision, "hold")))]
     if "stop" in decision.actions:
@@ -459,6 +483,8 @@ def _start(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         return _wait_for_nodes(run, fleet, limits, nodes)
     if not fleet.settled and (not run.attempts or size < run.nodes_wanted):
         return []
+    if run.state is RunState.PENDING and _is_examined_first(nodes, size, fleet.now, limits):
+        return []
     if not fleet.searched:
         return [Search()]
     origin, onset_step = _origin(run.pending)
@@ -484,6 +510,15 @@ def _start(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         skips=run.skips,
     )
     return [Emit(started)]
+
+
+def _is_examined_first(nodes: list[Node], size: int, now: float, limits: Limits) -> bool:
+    """Whether a new allocation waits for what examinations say of its nodes.
+
+    For a while only, from when enough nodes are there: a check may be stuck, and an agent may come again and again.
+    """
+    enough_at = sorted(node.joined_at for node in nodes)[size - 1]
+    return now < enough_at + limits.examined_within_s and any(not node.examinations for node in nodes)
 
 
 def _origin(decision: Decision | None) -> tuple[str, int]:

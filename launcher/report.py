@@ -10,7 +10,16 @@ from typing import Any
 from launcher.accounting import Account, sample_faults
 from launcher.code.record import read_code
 from launcher.environment import changes
-from launcher.events import AttemptStarted, CommandReceived, DrainDone, DrainUndone, Event, RunAmended, Warned
+from launcher.events import (
+    AttemptStarted,
+    CommandReceived,
+    DrainDone,
+    DrainUndone,
+    Event,
+    NodeExamined,
+    RunAmended,
+    Warned,
+)
 from launcher.fold import View
 from launcher.journal import read_journal
 from launcher.ledger import Ledger
@@ -41,6 +50,7 @@ def report(paths: RunPaths, now: float | None = None) -> dict[str, Any]:
         "amendments": [*_amendments_of(journal.events)],
         "drains": [_drain(event) for event in journal.events if isinstance(event, DrainDone | DrainUndone)],
         "warnings": [{"at": iso(one.at), "text": one.text} for one in journal.events if isinstance(one, Warned)],
+        "examinations": [*_examinations(journal.events)],
         "samples": {"ranges": len(books.kept_samples), "faults": sample_faults(books.kept_samples, books.first_sample)},
         "damage": [_damage(one) for one in journal.damage],
     }
@@ -108,6 +118,18 @@ def _amendments_of(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
 def _drain(event: DrainDone | DrainUndone) -> dict[str, Any]:
     reason = event.reason if isinstance(event, DrainDone) else ""
     return {"at": iso(event.at), "node": event.node, "ok": event.ok, "detail": event.detail, "reason": reason}
+
+
+def _examinations(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
+    """Each word of a check that is not what it said before; what was only asked for again says nothing new."""
+    known: dict[tuple[str, str], str] = {}
+    for event in events:
+        for one in event.findings if isinstance(event, NodeExamined) else ():
+            assert isinstance(event, NodeExamined)
+            key = (event.node, one.key)
+            if known.get(key, "ok") != one.verdict:
+                known[key] = one.verdict
+                yield {"at": iso(event.at), "node": event.node, "verdict": one.verdict, "told": one.told}
 
 
 def _damage(damage: Damage) -> dict[str, Any]:

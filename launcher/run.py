@@ -9,10 +9,12 @@ from enum import StrEnum
 
 from launcher.events import (
     Branch,
+    CheckFinding,
     CheckpointId,
     CommandReceived,
     Decision,
     Json,
+    Tier,
     TrainerDone,
     Warned,
 )
@@ -65,8 +67,18 @@ class Node:
     state: NodeState = NodeState.ALIVE
     silent_since: float | None = None
     excluded: str = ""  # why it takes no part in the next attempt; "" when it may
+    avoided: str = ""  # why it takes part in the next attempt only if others are lacking: a check had failed
     barred: str = ""  # why the host ledger leaves it out of every attempt
     draining: str = ""  # why the admin wants it back; others are preferred to it
+    joined_at: float = 0.0
+    findings: Mapping[str, CheckFinding] = field(default_factory=dict)  # by key, what checks say that is not ok
+    examinations: int = 0  # of this agent, so far as they were told
+    examined_at: float = 0.0
+
+    @property
+    def faults(self) -> tuple[CheckFinding, ...]:
+        """What has failed: others are preferred to the node."""
+        return tuple(one for one in self.findings.values() if one.verdict == "fail")
 
 
 @dataclass(frozen=True)
@@ -216,6 +228,20 @@ class Drained:
 
 
 @dataclass(frozen=True)
+class Examining:
+    """Nodes that are to be examined, for an action of a decision or for a command of a person (`is_command`).
+
+    `nodes`: all of them; `left`: those that have not told of it yet.
+    """
+
+    tier: Tier
+    at: float
+    nodes: tuple[str, ...]
+    left: frozenset[str]
+    is_command: bool = False
+
+
+@dataclass(frozen=True)
 class Run:
     """All that follows from the journal so far, except what only accounting needs."""
 
@@ -249,6 +275,7 @@ class Run:
     asking: Asking | None = None  # of the ranks that train
     newest_samples: tuple[int, int, int] | None = None  # (step, first, end) of the newest step
     errands: Mapping[str, Decision] = field(default_factory=dict)  # decisions whose `run` has no outcome yet
+    examining: Mapping[str, Examining] = field(default_factory=dict)  # by the id of what asks for it
     head: CheckpointId | None = None  # newest checkpoint of the current line
     incidents: tuple[Incident, ...] = ()
     pending: Decision | None = None  # a restart, hold or stop that is being carried out

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, Strict, model_validator
 
 from launcher.abilities import SETTINGS, Abilities
 from launcher.foreign import Capabilities, CheckpointFiles, Telemetry, abilities_of
@@ -241,11 +241,29 @@ class Launch(Section):
     log_limit: Annotated[Bytes, Field(ge=10**6)] = 512 * 10**6
 
 
-class Health(Section):
-    """Which checks of nodes run before a start, and how often while ranks train."""
+class OwnCheck(Section):
+    """A check of the site's own: a program and its arguments, started without a shell on each node.
 
-    before_start: Literal["none", "fast", "standard", "deep"] = "none"
-    every: Annotated[Duration, Field(gt=0)] | None = None
+    With `nagios` it speaks as plugins of Nagios do: 0 ok, 1 warn, 2 fail, 3 unknown; else 0 is ok and all else a fault.
+    `tier`: fast ones also run while ranks train. Who takes longer than `timeout` is ended, and nothing is known then.
+    """
+
+    name: Name
+    command: Annotated[Texts, Field(min_length=1)]
+    nagios: bool = False
+    tier: Literal["fast", "standard"] = "standard"
+    timeout: Annotated[Duration, Field(gt=0, le=60)] = 10.0
+
+
+class Health(Section):
+    """Which checks of nodes run before a start, and how often fast ones do from then on; `checks` are the site's own.
+
+    Virtual nodes are one machine, and are examined only if that is asked for.
+    """
+
+    before_start: Literal["none", "fast", "standard", "deep"] = "standard"
+    every: Annotated[Duration, Field(ge=1)] | None = 60.0
+    checks: Annotated[tuple[OwnCheck, ...], Strict(False)] = ()
 
 
 class Hosts(Section):
@@ -278,6 +296,18 @@ class RunSpec(Section):
     telemetry: Telemetry | None = None
     capabilities: Capabilities | None = None
     on_good_checkpoint: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_backend(cls, values: Any) -> Any:
+        """Virtual nodes are examined only if that is asked for."""
+        if not isinstance(values, dict):
+            return values
+        cluster, health = values.get("cluster"), values.get("health", {})
+        backend = cluster.get("backend", "local") if isinstance(cluster, dict) else "local"
+        if backend != "local" or not isinstance(health, dict):
+            return values
+        return values | {"health": {"before_start": "none", "every": None} | health}
 
     @property
     def starts_per_node(self) -> int:

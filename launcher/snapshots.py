@@ -38,6 +38,7 @@ FOLDED_BY = (
     "drain",
     "events",
     "evolve",
+    "examined",
     "fold",
     "incidents",
     "ledger",

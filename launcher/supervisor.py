@@ -36,6 +36,7 @@ from launcher.events import (
     EpochStarted,
     Event,
     NodeDown,
+    NodeExamined,
     Notified,
     RunHeld,
     RunPaused,
@@ -43,6 +44,7 @@ from launcher.events import (
     Sealed,
     StepDone,
     Tick,
+    Tier,
     Warned,
 )
 from launcher.facts import Facts
@@ -64,7 +66,7 @@ from launcher.spec import read_resolved
 from launcher.succession import Succession
 from launcher.surroundings import Surroundings
 from launcher.takeover import EXIT_PAST_JOB
-from launcher.testimony import Testimony
+from launcher.testimony import Testimony, examined_of
 from launcher.warm import ENDS_OF_A_JOB, die_with
 from policies.amended import policy_now
 from policies.load import read_policy
@@ -76,8 +78,9 @@ SETTLE_S = 2.0
 LEAVE_S = 5.0
 LAST_WRITES_S = 2.0
 LIVE_S = 1.0
+EXAMINED_WITHIN_S = 30.0  # then a first start no longer waits for it
 _POLL_S = 0.7
-_RESEND_S = {"to_rank": 5.0, "collect": 15.0, "store": 2.0, "start": 2.0}
+_RESEND_S = {"examine": 5.0, "to_rank": 5.0, "collect": 15.0, "store": 2.0, "start": 2.0}
 
 log = logging.getLogger("supervisor")
 
@@ -95,6 +98,7 @@ class Supervisor:
         self.limits = Limits(
             cluster.wait_for_node, cluster.continue_by, self.spec.abilities, smaller(self.spec),
             begins_smaller=cluster.backend == "own",
+            examined_within_s=0.0 if self.spec.health.before_start == "none" else EXAMINED_WITHIN_S,
         )  # fmt: skip
         self.fold = Fold(self.policy)
         self.testimony = Testimony(lambda: self.run_, frozenset(self.spec.can.codes("done")))
@@ -250,9 +254,12 @@ class Supervisor:
                 self.fleet.attempt_changed()
                 self._sent.clear()
                 self._record_environment(event)
+                self._look_at_who_left(event)
                 log.info("attempt %d from %s on %s", event.attempt, event.restore, list(event.slots))
             case Decision() if event.mode == "act":
                 self._act_beside(event)
+            case NodeExamined() if self.run_.live_attempt and any(one.verdict == "fail" for one in event.findings):
+                self._look_around(event.tier)
         if text := news(event, self.paths.name):
             self.fleet.tell(text)
         self.keeper.durable(self.run_, event)
@@ -276,6 +283,18 @@ class Supervisor:
         contacts = self.fleet.contacts
         by_node = {node: contacts[node].environment for node in event.slots if node in contacts}
         self.surroundings.record(event.attempt, by_node)
+
+    def _look_at_who_left(self, event: AttemptStarted) -> None:
+        """A node whose ranks were taken from it is examined at leisure: it costs nobody anything now."""
+        if self.spec.health.before_start != "standard" or len(self.run_.attempts) < 2:
+            return
+        for node in self.run_.attempts[-2].slots.keys() - event.slots.keys():
+            self.fleet.send(node, {"type": "examine", "id": f"left {event.attempt}", "tier": "standard"})
+
+    def _look_around(self, tier: Tier) -> None:
+        """Something fails on a node while ranks train: whether others have it too, and whether it lasts."""
+        for node in self.fleet.contacts:
+            self.fleet.send(node, {"type": "look", "tier": tier})
 
     def _warn(self, text: str) -> None:
         self.emit(Warned(at=time.time(), text=text))
@@ -444,6 +463,8 @@ class Supervisor:
             return NodeDown(at=at, node=node, reason=f"processes {message['pids']} survive SIGKILL")
         if message["type"] == "checkpoint_rejected":
             return self._rejection(message["attempt"], message)
+        if message["type"] == "examined":
+            return examined_of(self.run_, node, self.fleet.contacts[node].incarnation, message)
         return self.testimony.event_of(node, message)
 
     def _rejection(self, attempt: int, message: Message) -> Event | None:

@@ -1,11 +1,20 @@
-"""What agents tell of the ranks of an attempt, as events: each once, and only of the attempt that lives."""
+"""What agents tell, as events: each once, and of ranks only those of the attempt that lives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from launcher.events import Event, LineMatched, RankExited, SettingsApplied, StepDone, TrainerDone
+from launcher.events import (
+    CheckFinding,
+    Event,
+    LineMatched,
+    NodeExamined,
+    RankExited,
+    SettingsApplied,
+    StepDone,
+    TrainerDone,
+)
 from launcher.run import Attempt, Run
 from launcher.settings import asked_by
 
@@ -58,6 +67,16 @@ class Testimony:
             case "done" if live.done is None:
                 return _done(live, message)
         return None
+
+
+def examined_of(run: Run, node: str, incarnation: str, message: Message) -> NodeExamined | None:
+    """What an examination has found. The agent counts them: one that a predecessor has journaled may be told again."""
+    known = run.nodes.get(node)
+    if known and known.incarnation == incarnation and message["number"] <= known.examinations:
+        return None
+    findings = tuple(CheckFinding(**one) for one in message["findings"])
+    about = _some(message, "at", "number", "tier", "verdict", "measured", "took_s", "id")
+    return NodeExamined(node=node, incarnation=incarnation, findings=findings, **about)
 
 
 def _step_done(attempt: int, message: Message) -> StepDone:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from launcher.events import PERSON, RETRY, Decision, Event, Json
 from launcher.evolve import evolve
 from policies.finding import Finding
 from policies.ladder import charged, chosen_rung, used
-from policies.schema import Ask, Policy, Rule, Rung
-from policies.state import EngineState, Pending, Question, Retry, RuleState, is_within
+from policies.schema import BY_CHECKS, Ask, Policy, Rule, Rung
+from policies.state import Checking, EngineState, Fault, Pending, Question, Retry, RuleState, is_within
 from policies.watch import NUMERICS
 
 ENDS = frozenset({"restart", "hold", "stop"})
+BLAMING = (("exclude", "blamed"), ("replace", "blamed"))  # need somebody to blame
 KEEPS_RANKS = "keeps_ranks"  # of a hold that leaves the ranks waiting
 NO_RULE = "no-rule"  # the name in decisions about failures that no rule handles
 
@@ -124,7 +126,32 @@ def decided(
         retry=retry,
         story=number if acts else state.story,
     )
-    return state, (decision,)
+    return remembered(state, decision), (decision,)
+
+
+def remembered(state: EngineState, decision: Decision) -> EngineState:
+    """What a decision makes of the nodes: who is left out, who is examined, whose faults are dealt with."""
+    if decision.detector in BY_CHECKS:
+        state = evolve(state, faults={node: _judged(node, of, decision) for node, of in state.faults.items()})
+    if decision.mode != "act":
+        return state
+    if decision.actions.get("exclude") == "blamed":
+        state = evolve(state, excluded=state.excluded | set(decision.nodes))
+    if "check" in decision.actions:
+        excludes = decision.actions.get("exclude") == "failed"
+        state = evolve(state, checking=Checking(decision.id, decision.incident, decision.rule, excludes))
+    return state
+
+
+def _judged(node: str, faults: Mapping[str, Fault], decision: Decision) -> Mapping[str, Fault]:
+    """The faults of a node; those that a decision tells of are decided upon."""
+    findings = decision.evidence.get("findings")
+    about = findings.get(node) if isinstance(findings, dict) else None
+    keys = about.get("keys") if isinstance(about, dict) else None
+    whose = "common" if decision.blame == "none" else "own"
+    return {
+        key: evolve(one, judged=whose) if isinstance(keys, list) and key in keys else one for key, one in faults.items()
+    }
 
 
 def ends_attempt(actions: dict[str, Json]) -> bool:
@@ -176,8 +203,12 @@ def _actions(rung: Rung, rule: Rule, index: int, finding: Finding) -> dict[str, 
     held = plain.get("hold")
     if finding.detector == "storage_stall" and isinstance(held, dict):
         plain["hold"] = {**held, KEEPS_RANKS: True}
+    if finding.needed:
+        plain.pop("exclude", None)
+    if finding.detector in BY_CHECKS and not finding.ranks:
+        plain.pop("replace", None)  # nobody need take ranks from it
     if not _is_blamed(finding, index):
-        plain = {name: value for name, value in plain.items() if name not in ("exclude", "replace")}
+        plain = {name: value for name, value in plain.items() if (name, value) not in BLAMING}
     return plain
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from launcher.events import Json, RankProgress, StepDone, StepsStopped
+from policies.examined import faulty_nodes
 from policies.exits import failed_rank, matches_exit
 from policies.finding import NOTHING, Answer, Finding, percentile
 from policies.schema import Rule
@@ -30,6 +31,8 @@ def look(rule: Rule, state: EngineState) -> Answer:
     if when.exit:
         finding, deadline = failed_rank(state)
         return (finding if finding and matches_exit(when.exit, finding.evidence) else None), deadline
+    if when.gpu_fault or when.check:
+        return faulty_nodes(when, state)
     if when.draining:
         return draining_nodes(state), None
     if when.hang:

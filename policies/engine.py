@@ -15,6 +15,7 @@ from policies.amended import policy_now, with_amendments
 from policies.answer import Outcome, answer
 from policies.built_in import early_end, hold_retry, rejected_checkpoint, settings_differ
 from policies.detectors import look
+from policies.examined import failed_checks
 from policies.exits import failed_rank
 from policies.finding import Word
 from policies.infrastructure import ORDER, infrastructure
@@ -90,4 +91,14 @@ def _numerics(policy: Policy, state: EngineState, event: Event, words: Mapping[s
 
 
 # In this order: what people say, what no rule need decide, what was asked, infrastructure before numerics.
-JUDGES = (person, vetoed, rejected_checkpoint, settings_differ, early_end, hold_retry, answered, infrastructure)
+JUDGES = (
+    person,
+    vetoed,
+    rejected_checkpoint,
+    settings_differ,
+    early_end,
+    hold_retry,
+    failed_checks,
+    answered,
+    infrastructure,
+)

@@ -13,7 +13,10 @@ FEWEST_STEPS = 20  # a percentile of fewer durations means nothing
 
 @dataclass(frozen=True)
 class Finding:
-    """A detector's yes. `key` tells one finding from the next; `error` is (type, first line, step)."""
+    """A detector's yes. `key` tells one finding from the next; `error` is (type, first line, step).
+
+    `needed`: the run has not enough other nodes, so those that it blames are not left out.
+    """
 
     detector: str
     key: str
@@ -26,6 +29,7 @@ class Finding:
     onset_step: int = -1
     error: tuple[str, str, int] | None = None
     is_first_step: bool = False
+    needed: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from launcher.events import Decision, Event
 from launcher.evolve import evolve
-from policies.answer import NO_RULE, Outcome, answer, asked_by, decision_of, hold
+from policies.answer import NO_RULE, Outcome, answer, asked_by, decision_of, hold, remembered
 from policies.detectors import look
 from policies.exits import failed_rank
 from policies.finding import Finding
-from policies.schema import Policy
+from policies.schema import BY_CHECKS, Policy
 from policies.silence import lost_nodes
 from policies.state import EngineState
 from policies.when import NodeLost
 
 # A lost node explains exits and hangs, an exit explains a hang; a node that is wanted back can wait for all of them.
 # A stall of the storage explains that nothing moves, and nothing is to be killed for it.
-ORDER = ("node_lost", "exit", "storage_stall", "hang", "draining", "scheduler", "time_left", "disk", "log")
+ORDER = (
+    *("node_lost", "exit", "storage_stall", "hang", *BY_CHECKS, "draining", "scheduler", "time_left", "disk", "log"),
+)
 
 
 def infrastructure(policy: Policy, state: EngineState, event: Event) -> Outcome:
@@ -57,4 +59,4 @@ def _joined(policy: Policy, state: EngineState, event: Event) -> Outcome:
     pending = evolve(state.pending, lost=state.pending.lost | set(finding.nodes))
     name = rules[0].name if rules else NO_RULE
     decision = decision_of(state, event, finding, name, {"exclude": "blamed"}, incident=incident, counts=False)
-    return evolve(state, pending=pending, decisions=state.decisions + 1), (decision,)
+    return remembered(evolve(state, pending=pending, decisions=state.decisions + 1), decision), (decision,)

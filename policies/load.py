@@ -23,11 +23,10 @@ from policies.meaning import (
     Flaw,
     RunFacts,
     any_of,
-    not_built,
     rule_flaws,
     watched_metrics,
 )
-from policies.schema import FACTS, Budget, Mode, Policy, Rule
+from policies.schema import BY_CHECKS, FACTS, Budget, Mode, Policy, Rule
 
 __all__ = [
     "RunFacts",
@@ -103,7 +102,7 @@ def read_policies(sources: Sequence[Source], facts: RunFacts | None = None) -> t
         written = [fit for one in written if (fit := _fit(one, facts))]
     for index, one in enumerate(written):
         before = [other.rule for other in written[:index]]
-        flaws = [*(not_built(one.rule) if one.flawed else rule_flaws(one.rule, before, facts))]
+        flaws = [] if one.flawed else [*rule_flaws(one.rule, before, facts)]
         flaws += _unknown_metrics(one.rule, facts)
         # Rungs of a rule that could not be read whole may have moved.
         collected.mistakes += [one.mistake(*flaw) for flaw in flaws if not one.flawed or flaw[0][0] != "do"]
@@ -337,6 +336,9 @@ def _fit(one: _Written, facts: RunFacts) -> _Written | None:
         rule = rule.model_copy(update={"mode": "advise"})
     if as_shipped and rule.when.draining and not (facts.own_trainer or facts.saves) and "mode" not in one.changed:
         rule = rule.model_copy(update={"mode": "advise"})  # nobody could tell it to save
+    if as_shipped and rule.when.detector in BY_CHECKS and not (facts.own_trainer or facts.saves):
+        rungs = (rung.model_copy(update={"replace": None}) for rung in rule.do)  # nobody could tell it to save
+        rule = rule.model_copy(update={"do": tuple(rung for rung in rungs if rung.actions)})
     if not facts.own_trainer and as_shipped and "do" not in one.changed:
         rule = within_hearing(rule, facts)
     if not facts.shrinks:  # what cannot happen is not to be read in every decision

@@ -9,20 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from policies.patterns import pattern_flaw
-from policies.schema import FACTS, INFRASTRUCTURE, Rule, Rung
+from policies.schema import BY_CHECKS, FACTS, INFRASTRUCTURE, Rule, Rung
 
 Flaw = tuple[tuple[str | int, ...], str]
 
-# The one list of what the engine and the supervisor can do today. Everything else of the grammar parses
-# and is then refused by name.
-BUILT = frozenset(
-    {"detector exit", "detector node_lost", "detector hang", "detector non_finite", "detector threshold"}
-    | {f"detector {name}" for name in ("spike", "scale_collapse", "drift", "plateau", "slow", "straggler")}
-    | {"detector storage_stall", "detector scheduler", "detector time_left", "detector disk", "detector log"}
-    | {"detector draining", "detector sdc", "action replace", "action shrink", "action requeue"}
-    | {"action restart", "action exclude", "action collect", "action save", "action hold", "action stop"}
-    | {"action notify", "action set", "action skip", "action run"}
-)
 # What our own trainer reports of its steps. None of it is ever negative; of a foreign trainer, whose loss may be,
 # that is known for some names only.
 TRAINER_METRICS = (
@@ -84,18 +74,14 @@ def rule_flaws(rule: Rule, before: Sequence[Rule], facts: RunFacts | None) -> It
 
 def not_built(rule: Rule) -> Iterator[Flaw]:
     """What a rule asks for that does not exist yet."""
-    detector = rule.when.detector
-    if f"detector {detector}" not in BUILT:
-        yield ("when", detector), f"detector '{detector}' of rule '{rule.name}' is not built yet"
     for index, rung in enumerate(rule.do):
         yield from ((("do", index, *path), message) for path, message in _unbuilt(rung, f"rule '{rule.name}'"))
 
 
 def _unbuilt(rung: Rung, whose: str = "") -> Iterator[Flaw]:
     of, in_ = (f" of {whose}", f" ({whose})") if whose else ("", "")
-    for action in rung.actions:
-        if f"action {action}" not in BUILT:
-            yield (action,), f"action '{action}'{of} is not built yet"
+    if rung.check == "deep":
+        yield ("check",), f"'check: deep'{of} is not built yet"
     for kind in rung.collect or ():
         if kind != "stacks":
             yield ("collect",), f"to collect '{kind}'{in_} is not built yet"
@@ -109,8 +95,8 @@ def deed_flaws(rung: Rung, channels: frozenset[str]) -> Iterator[Flaw]:
     yield from unbuilt
     if not unbuilt:
         yield from _contradictions(rung)
-    if rung.exclude:
-        yield ("exclude",), f"'exclude: {rung.exclude}' needs a finding that blames a node, and here is none"
+    if rung.exclude == "blamed":
+        yield ("exclude",), "'exclude: blamed' needs a finding that blames a node, and here is none"
     if rung.replace:
         yield ("replace",), "here is no finding that blames a node: opt-launch replace RUN NODE names one"
     if rung.requeue:
@@ -189,6 +175,8 @@ def _takes_all(rule: Rule) -> bool:
     """Whether a rule matches every finding of its detector and always has an answer to it."""
     if rule.when.exit:
         return not rule.when.exit.model_dump(exclude_none=True)
+    if rule.when.detector in BY_CHECKS:
+        return not getattr(rule.when, rule.when.detector).model_dump(exclude_none=True)
     return rule.when.detector in ("node_lost", "hang", "draining")
 
 
@@ -223,6 +211,8 @@ def _contradictions(rung: Rung) -> Iterator[Flaw]:
         yield ("hold", "at_most"), "'at_most' says how long to retry: it needs 'retry'"
     elif rung.hold and rung.hold.at_most and rung.hold.retry and rung.hold.at_most < rung.hold.retry:
         yield ("hold", "at_most"), "'at_most' is less than one 'retry': it would never be tried"
+    if rung.exclude == "failed" and not rung.check:
+        yield ("exclude",), "'exclude: failed' needs a 'check' in the same rung"
     if rung.skip and not rung.restart:
         yield ("skip",), "'skip' leaves out of a restart what it would go over again: it needs 'restart'"
     if rung.set and not rung.set.model_dump(exclude_none=True):
@@ -245,12 +235,10 @@ def _rung(rule: Rule, rung: Rung) -> Iterator[Flaw]:
 
 def _blamed(rung: Rung, detector: str) -> Iterator[Flaw]:
     """What is wrong with the actions about the nodes that a detector blames."""
-    blames = detector in (*INFRASTRUCTURE, "draining", "log", "sdc", "straggler")
-    if rung.exclude == "failed":
-        yield ("exclude",), "'exclude: failed' needs a 'check' in the same rung"
-    elif rung.exclude and not blames:
+    blames = detector in (*INFRASTRUCTURE, *BY_CHECKS, "draining", "log", "sdc", "straggler")
+    if rung.exclude == "blamed" and not blames:
         yield ("exclude",), f"'{detector}' blames no node: nothing would be excluded"
-    elif rung.exclude and detector == "draining":
+    elif rung.exclude == "blamed" and detector == "draining":
         yield ("exclude",), "a draining node works: use 'replace'"
     if rung.replace and not blames:
         yield ("replace",), f"'{detector}' blames no node: nothing would be replaced"
@@ -259,7 +247,7 @@ def _blamed(rung: Rung, detector: str) -> Iterator[Flaw]:
             ("replace",),
             "'replace' saves first, and after 'sdc' the weights are damaged: use 'exclude'",
         )
-    elif rung.replace and detector not in ("draining", "log", "straggler"):
+    elif rung.replace and detector not in (*BY_CHECKS, "draining", "log", "straggler"):
         yield ("replace",), f"after '{detector}' there is nothing left that could save: use 'exclude'"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import singledispatch
 from typing import Any
 
@@ -19,9 +20,12 @@ from launcher.events import (
     JobEnding,
     JobTold,
     LineMatched,
+    NodeAllowed,
     NodeBack,
     NodeDown,
     NodeDraining,
+    NodeExamined,
+    NodeExcluded,
     NodeSilent,
     NodeUndrained,
     RankExited,
@@ -32,6 +36,7 @@ from launcher.events import (
     RunPaused,
     RunReleased,
     RunResumed,
+    RunSubmitted,
     RunUnpaused,
     StepDone,
     StepsMoving,
@@ -44,7 +49,7 @@ from launcher.evolve import evolve
 from policies.finding import percentile
 from policies.meaning import REJECTED_CHECKPOINT
 from policies.silence import is_broken_link, kind_of_exit
-from policies.state import FEW_TIMES, Agent, Attempt, EngineState, Loss
+from policies.state import FEW_TIMES, Agent, Attempt, EngineState, Fault, Loss
 
 LOSSES = 256  # restarts whose cost is remembered
 PROGRESS_STEPS = 20  # so many steps beyond the best so far are progress, even without a checkpoint
@@ -114,7 +119,8 @@ def _(_event: RunUnpaused, state: EngineState) -> EngineState:
 @_observe.register(RunResumed)
 def _(event: Event, state: EngineState) -> EngineState:
     if isinstance(event, RunResumed):  # its nodes are others
-        state = evolve(state, draining={}, storage={}, job=None)
+        state = evolve(state, draining={}, storage={}, job=None, examined=frozenset(), faults={}, checking=None)
+        state = evolve(state, barred=frozenset(), excluded=frozenset())
     afresh = evolve(begun_afresh(state), commands={})
     return evolve(
         afresh, is_held=False, is_over=False, pending=None, attempt=None, stopped=None, streaks={}, questions={},
@@ -163,6 +169,9 @@ def _(event: AgentJoined, state: EngineState) -> EngineState:
         known = attempt.incarnations.get(event.node) or state.agents.get(event.node, Agent()).incarnation
         if known and known != event.incarnation:
             attempt = evolve(attempt, replaced=attempt.replaced | {event.node})
+    if state.agents.get(event.node, Agent()).incarnation != event.incarnation:  # another agent: it looks for itself
+        faults = {node: of for node, of in state.faults.items() if node != event.node}
+        state = evolve(state, faults=faults, examined=state.examined - {event.node})
     joined = _with_agent(state, event.node, incarnation=event.incarnation, silent_since=None, down="", down_since=None)
     return evolve(joined, attempt=attempt)
 
@@ -185,6 +194,33 @@ def _(event: NodeDown, state: EngineState) -> EngineState:
 @_observe.register
 def _(event: NodeDraining, state: EngineState) -> EngineState:
     return evolve(state, draining={**state.draining, event.node: event.reason})
+
+
+@_observe.register
+def _(event: NodeExamined, state: EngineState) -> EngineState:
+    if state.agents.get(event.node, Agent()).incarnation != event.incarnation:
+        return state
+    told = {one.key: one for one in event.findings}
+    known = state.faults.get(event.node, {})
+    faults = {key: fault for key, fault in known.items() if key not in told}
+    faults |= {
+        key: evolve(known[key], found=one) if key in known else Fault(one, state.now)
+        for key, one in told.items()
+        if one.verdict == "fail"
+    }
+    others = {node: of for node, of in state.faults.items() if node != event.node}
+    others |= {event.node: faults} if faults else {}
+    return evolve(state, examined=state.examined | {event.node}, faults=others)
+
+
+@_observe.register
+def _(event: NodeExcluded, state: EngineState) -> EngineState:
+    return evolve(state, barred=state.barred | {event.node})
+
+
+@_observe.register
+def _(event: NodeAllowed, state: EngineState) -> EngineState:
+    return evolve(state, barred=state.barred - {event.node})
 
 
 @_observe.register
@@ -252,9 +288,10 @@ def _(event: AttemptStarted, state: EngineState) -> EngineState:
     if event.restore is not None or event.resumes_itself:
         state = _changed(state, "resume")
     retry = evolve(state.retry, due=None) if state.retry else None
+    faults = {node: _judged_anew(of) if node in event.slots else of for node, of in state.faults.items()}
     return evolve(
         state, attempt=attempt, pending=None, is_held=False, stopped=None, streaks={}, questions={}, retry=retry,
-        lines={}, stalled=False,
+        lines={}, stalled=False, faults=faults, excluded=frozenset(),
     )  # fmt: skip
 
 
@@ -279,12 +316,23 @@ def _(event: RankExited, state: EngineState) -> EngineState:
     return evolve(state, attempt=attempt)
 
 
+def _judged_anew(faults: Mapping[str, Fault]) -> dict[str, Fault]:
+    """Of a node that trains on with them; what many have is not told at every attempt."""
+    return {key: evolve(one, judged="") if one.judged == "own" else one for key, one in faults.items()}
+
+
 def _changed(state: EngineState, *kinds: str) -> EngineState:
     return evolve(state, changes={**state.changes, **dict.fromkeys(kinds, state.moment)}) if kinds else state
 
 
 @_observe.register
+def _(event: RunSubmitted, state: EngineState) -> EngineState:
+    return evolve(state, nodes_wanted=event.nodes, spares_wanted=event.spares)
+
+
+@_observe.register
 def _(event: RunAmended, state: EngineState) -> EngineState:
+    state = evolve(state, nodes_wanted=event.nodes, spares_wanted=event.spares)
     changed = [kind for kind, words in DECLARED.items() if any(word in key for key in event.changes for word in words)]
     return _changed(state, *changed)
 

@@ -6,8 +6,9 @@ from launcher.events import PERSON, CommandReceived, Decision, Event
 from launcher.evolve import evolve
 from policies.answer import Outcome, act, decision_of, hold
 from policies.detectors import look
+from policies.examined import failing_nodes
 from policies.finding import Finding
-from policies.schema import FACTS, Policy, Rule
+from policies.schema import BY_CHECKS, FACTS, Policy, Rule
 from policies.state import EngineState, Question
 from policies.watch import SEES_ONSETS
 
@@ -34,7 +35,7 @@ def _settled(
         return act(policy, rule, _closed(state, incident), event, question.finding, question.rung, incident)
     if verb == "hold":
         return _left(state, event, incident, question, f"{author} wants it left")
-    if rule is None or not _stands(rule, state):
+    if rule is None or not _stands(rule, state, question.finding):
         return _left(state, event, incident, question, "it has gone by itself")
     if state.now < question.due:
         return state, ()
@@ -76,8 +77,10 @@ def _said(event: Event, incident: int) -> tuple[str, str]:
     return "", ""
 
 
-def _stands(rule: Rule, state: EngineState) -> bool:
+def _stands(rule: Rule, state: EngineState, finding: Finding) -> bool:
     """Whether the rule's detector, where that can be asked, still finds what the question is about."""
+    if rule.when.detector in BY_CHECKS:  # of what is decided upon, as this is, it says nothing more
+        return not {*finding.nodes}.isdisjoint(failing_nodes(rule.when, state))
     if rule.when.detector in FACTS:
         return look(rule, state)[0] is not None
     if rule.when.detector in ("non_finite", "threshold", *SEES_ONSETS):  # these say so in every step

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Strict, Tag, WithJsonSchema
+from pydantic import BeforeValidator, Discriminator, Field, Strict, Tag, WithJsonSchema, field_validator
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
@@ -38,7 +38,8 @@ ACTIONS = (
 )
 INFRASTRUCTURE = ("exit", "node_lost", "hang")  # the attempt is over, or as good as that
 # Judged before the numerics of the same moment, whenever anything is heard.
-FACTS = (*INFRASTRUCTURE, "storage_stall", "draining", "scheduler", "time_left", "disk", "log")
+BY_CHECKS = ("gpu_fault", "check")  # examinations of nodes have found something
+FACTS = (*INFRASTRUCTURE, "storage_stall", "draining", *BY_CHECKS, "scheduler", "time_left", "disk", "log")
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -187,6 +188,13 @@ class RuleChange(Grammar):
     cooldown: SpanText | None = None
     counts: bool | None = None
     mode: Mode | None = None
+
+    @field_validator("when", "do", "counts", mode="before")
+    @classmethod
+    def _is_something(cls, value: Any) -> Any:
+        if value is None:
+            raise ValueError("nothing is written here: leave the key out to keep what the rule has")
+        return value
 
 
 class Rule(Grammar):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
-from launcher.events import DiskTold, JobTold, Json, LineMatched, RankExited, StepsStopped
+from launcher.events import CheckFinding, DiskTold, JobTold, Json, LineMatched, RankExited, StepsStopped
 from policies.finding import Finding
 from policies.pace import PaceMemory, PeersMemory
 from policies.scale import ScaleMemory
@@ -124,6 +124,28 @@ class Trouble:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """What a check of a node has found to fail, and since when it was told (Unix seconds).
+
+    `judged`: that is decided upon, as a fault of the node or as one that many nodes have in common.
+    """
+
+    found: CheckFinding
+    since: float
+    judged: Literal["", "own", "common"] = ""
+
+
+@dataclass(frozen=True)
+class Checking:
+    """Nodes are examined because a rule has decided so. `excludes`: those that fail are to be left out."""
+
+    decision: str
+    incident: int
+    rule: str
+    excludes: bool
+
+
+@dataclass(frozen=True)
 class Question:
     """What a person is asked: whether this rung of a rule is to be used. `acts`: it is, if nobody answers."""
 
@@ -171,6 +193,13 @@ class EngineState:
     agents: Mapping[str, Agent] = field(default_factory=dict)
     troubled: frozenset[str] = frozenset()  # nodes that are silent or down
     draining: Mapping[str, str] = field(default_factory=dict)  # node -> why its admin wants it back
+    nodes_wanted: int = 0
+    spares_wanted: int = 0
+    examined: frozenset[str] = frozenset()  # nodes whose agents have told of an examination
+    faults: Mapping[str, Mapping[str, Fault]] = field(default_factory=dict)  # node -> key -> what has failed
+    barred: frozenset[str] = frozenset()  # nodes that the host ledger leaves out
+    excluded: frozenset[str] = frozenset()  # nodes that are left out of the next attempt
+    checking: Checking | None = None
     disk: DiskTold | None = None
     job: JobTold | None = None
     storage: Mapping[str, float] = field(default_factory=dict)  # node -> since when the run folder does not answer
@@ -224,6 +253,8 @@ class EngineState:
         if attempt is None or not attempt.has_stepped or self.troubled or self.stopped or self.draining or self.pending:
             return False
         if self.job or self.disk or self.storage or self.lines or self.amendments or self.questions or self.retry:
+            return False
+        if any(not fault.judged for of in self.faults.values() for fault in of.values()):
             return False
         return not (attempt.exits or attempt.replaced or attempt.ended or attempt.rejected_at is not None)
 

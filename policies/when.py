@@ -5,10 +5,11 @@ Each is an optional field of When, not a member of a union, so a mistake has one
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema, model_validator
 
 from policies.units import Duration, GapText, PercentText, SigmaText, SpaceText, Steps
 
@@ -16,6 +17,15 @@ Positive = Annotated[int, Field(gt=0)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False), Field(min_length=1)]
 Integers = Annotated[tuple[int, ...], Strict(False), Field(min_length=1)]
+
+
+def _xid(value: Any) -> Any:
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,4}(-\d{1,4})?", str(value)):
+        raise ValueError(f"{str(value)[:40]!r} is no XID: write a number, or a range as in 63-64")
+    return value
+
+
+Xid = Annotated[int | str, BeforeValidator(_xid), WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}]})]
 
 
 class Grammar(BaseModel):
@@ -149,10 +159,25 @@ class Draining(Grammar):
 
 
 class GpuFault(Grammar):
-    """The driver reports a fault of a GPU."""
+    """A check of a GPU has failed: any, or one of these.
 
-    xid: Annotated[tuple[int | str, ...], Strict(False)] | None = None
+    `xid`: the driver has told one of these codes. `ecc_uncorrected`: so many memory errors were not corrected.
+    """
+
+    xid: Annotated[tuple[Xid, ...], Strict(False), Field(min_length=1)] | None = None
     ecc_uncorrected: Positive | None = None
+
+    @property
+    def xids(self) -> list[tuple[int, int]]:
+        """Its codes as ranges, ends included."""
+        parts = (str(one).split("-") for one in self.xid or ())
+        return [(int(part[0]), int(part[-1])) for part in parts]
+
+
+class Check(Grammar):
+    """Another check of a node has failed: any, or one whose code is among these."""
+
+    codes: Names | None = None
 
 
 class StorageStall(Grammar):
@@ -208,6 +233,7 @@ class When(Grammar):
     slow: Slow | None = None
     draining: Draining | None = None
     gpu_fault: GpuFault | None = None
+    check: Check | None = None
     storage_stall: StorageStall | None = None
     scheduler: Scheduler | None = None
     time_left: TimeLeft | None = None

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from launcher.events import Decision
 from policies.baseline import ENOUGH
 from policies.detectors import look
+from policies.examined import failing_nodes, faulty_nodes
 from policies.finding import percentile
 from policies.ladder import afresh, lost_s, uses_left
 from policies.pace import PaceMemory
@@ -18,7 +19,7 @@ from policies.spike import SpikeMemory, Trouble, limits
 from policies.state import EngineState, is_within
 from policies.units import format_duration
 from policies.watch import WATCHERS
-from policies.when import Hang
+from policies.when import Hang, When
 
 SHOWN = 8
 
@@ -90,7 +91,18 @@ def _seen(rule: Rule, state: EngineState, metrics: Mapping[str, float]) -> str:
         return _hang(when.hang, state)
     if when.draining:
         return "no node is wanted back"
+    if when.gpu_fault or when.check:
+        return _checks(when, state)
     return "its detector finds nothing"
+
+
+def _checks(when: When, state: EngineState) -> str:
+    if due := faulty_nodes(when, state)[1]:
+        return f"something fails, and for {due - state.now:.0f}s it is seen whether it lasts and who else has it"
+    if failing := failing_nodes(when, state):
+        return f"decided upon already: {', '.join(failing)}"
+    examined = len(state.examined)
+    return f"nothing has failed on the {examined} nodes that were examined" if examined else "no node was examined"
 
 
 def _hang(detector: Hang, state: EngineState) -> str:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
-from launcher.health import gpu, host, network, storage, xid
-from launcher.health.context import Context
+from launcher.events import Remedy, Tier, Verdict
+from launcher.health import gpu, host, network, site, storage, xid
+from launcher.health.context import Context, SiteCheck
 from launcher.health.finding import Finding
-from launcher.hosts.records import Remedy, Verdict
-
-Tier: TypeAlias = Literal["fast", "standard"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +24,9 @@ class Check:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("gpus", gpu.gpus, deadline_s=10, stuck="fail", remedy="reboot_node"),
-    Check("gpu-users", gpu.users, "standard", deadline_s=10),
+    # A driver takes seconds for each GPU that nobody holds, where persistence mode is off.
+    Check("gpus", gpu.gpus, deadline_s=20, stuck="fail", remedy="reboot_node"),
+    Check("gpu-users", gpu.users, "standard", deadline_s=20),
     Check("xids", xid.xids),
     Check("memory", host.memory),
     Check("memory-errors", host.memory_errors),
@@ -44,11 +42,15 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def of_tier(tier: Tier) -> Sequence[Check]:
-    """The checks of a tier and of those below it."""
-    return [one for one in CHECKS if tier == "standard" or one.tier == "fast"]
+def of_tier(tier: Tier, of_site: Sequence[SiteCheck] = ()) -> Sequence[Check]:
+    """The checks of a tier and of those below it, the site's own last."""
+    return [one for one in (*CHECKS, *map(_of_site, of_site)) if tier == "standard" or one.tier == "fast"]
 
 
-def by_name(name: str) -> Check:
+def by_name(name: str, of_site: Sequence[SiteCheck] = ()) -> Check:
     """Raises KeyError."""
-    return {one.name: one for one in CHECKS}[name]
+    return {one.name: one for one in (*CHECKS, *map(_of_site, of_site))}[name]
+
+
+def _of_site(one: SiteCheck) -> Check:
+    return Check(f"{site.PREFIX}{one.name}", site.runner(one), one.tier, one.deadline_s)

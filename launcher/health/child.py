@@ -1,35 +1,42 @@
 """The process in which checks run: what blocks or crashes here takes nothing else with it.
 
-    python -P -m launcher.health.child CONTEXT CHECK...
+    python -P -m launcher.health.child PARENT NICENESS CONTEXT CHECK...
 
-CONTEXT is JSON. Writes a line of JSON when a check begins, for each finding, and when a check is done.
+PARENT is the process without which nobody wants to know. CONTEXT is JSON. Writes a line of JSON when a check begins,
+for each finding, and when a check is done.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from launcher.health import gpu
 from launcher.health.checks import Check, by_name
-from launcher.health.context import Context
+from launcher.health.context import Context, SiteCheck
 from launcher.health.finding import Finding
+from launcher.warm import die_with
 
 
 def run(check: Check, at: Context) -> None:
     """Tell what a check finds; what it stumbles over is not known."""
     tell(begins=check.name)
+    completed = False
     try:
         for finding in check.run(at):
             tell(finding=asdict(finding))
+        completed = True
     except PermissionError as error:
         unknown(check, f"not permitted: {error.filename}")
-    except Exception as error:  # whatever it is, the next check is to run
+    except Exception as error:  # kernels and drivers write what they like, and any error may come of reading it
         unknown(check, f"{type(error).__name__}: {error}", traceback.format_exc())
-    tell(done=check.name, after=dict(at.after))
+    tell(done=check.name, completed=completed, after=dict(at.after))
 
 
 def unknown(check: Check, summary: str, trace: str = "") -> None:
@@ -43,11 +50,21 @@ def tell(**line: Any) -> None:
 
 
 def main(argv: list[str]) -> int:
-    asked = json.loads(argv[0])
-    at = Context(**{**asked, "root": Path(asked["root"]), "folders": tuple(asked["folders"])})
-    for name in argv[1:]:
-        run(by_name(name), at)
+    parent, niceness, context, *names = argv
+    die_with(int(parent))
+    os.nice(int(niceness))
+    at = context_of(json.loads(context))
+    if max(gpu.on_bus(at), gpu.given(at)):
+        with contextlib.suppress(ImportError):
+            import pynvml as _  # noqa: F401 a slow disk is not to be taken for a slow driver
+    for name in names:
+        run(by_name(name, at.site), at)
     return 0
+
+
+def context_of(asked: dict[str, Any]) -> Context:
+    site = tuple(SiteCheck(**{**one, "command": tuple(one["command"])}) for one in asked["site"])
+    return Context(**{**asked, "root": Path(asked["root"]), "folders": tuple(asked["folders"]), "site": site})
 
 
 if __name__ == "__main__":

@@ -7,19 +7,36 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launcher.events import Tier
+
+
+@dataclass(frozen=True)
+class SiteCheck:
+    """A check of the site's own. `command` is started without a shell.
+
+    With `nagios` its exit code says 0 ok, 1 warn, 2 fail, 3 unknown; without, 0 is ok and all else a fault.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    nagios: bool = False
+    tier: Tier = "standard"
+    deadline_s: float = 10.0
+
 
 @dataclass(frozen=True)
 class Context:
     """`root`: in place of / for /proc and /sys. `folders`: what must be there and have room for `bytes_needed`.
 
-    `interface`: the one over which nodes talk; "" if none is named. `before`: what an earlier check of this boot has
-    left, by names of its own; `after` is what this one leaves.
+    `interface`: the one over which nodes talk; "" if none is named. `site`: checks of the site's own. `before`: what an
+    earlier check of this boot has left, by names of its own; `after` is what this one leaves.
     """
 
     root: Path = Path("/")
     folders: tuple[str, ...] = ()
     bytes_needed: int = 0
     interface: str = ""
+    site: tuple[SiteCheck, ...] = ()
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
     before: Mapping[str, int | str] = field(default_factory=dict)
     after: dict[str, int | str] = field(default_factory=dict)

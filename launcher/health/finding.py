@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
 
-from launcher.hosts.records import Remedy, Verdict
+from launcher.events import CheckFinding as Finding
+from launcher.events import Verdict
 
-Value: TypeAlias = str | float | int | bool | None
-LimitSource: TypeAlias = Literal["", "device", "baseline", "peers", "table", "config", "kernel"]
+__all__ = ["NAGIOS", "OPEN_FILES", "WORST", "Finding", "worst", "worst_of"]
 
 WORST: tuple[Verdict, ...] = ("fail", "unknown", "warn", "ok")
+# What a node with eight ranks, their data loaders and our agent needs, with room: an estimate of ours, no vendor's. A
+# rank of NCCL and its loaders have some hundred files open each.
+OPEN_FILES = 4096
 NAGIOS: dict[Verdict, int] = {"ok": 0, "skipped": 0, "warn": 1, "fail": 2, "unknown": 3}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One answer of one check: `code` is stable, `subject` what it is about (a port, a GPU, a folder).
-
-    `evidence`: the readings. `limit` and where it came from: what they were compared with. `remedy`: what would help.
-    `unknown` could not be measured: it is not ok, and excludes nobody.
-    """
-
-    code: str
-    verdict: Verdict
-    summary: str
-    subject: str = ""
-    evidence: dict[str, Value] = field(default_factory=dict)
-    limit: Value = None
-    limit_source: LimitSource = ""
-    remedy: Remedy = "none"
 
 
 def worst(findings: Iterable[Finding]) -> Verdict:

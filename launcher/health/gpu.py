@@ -40,33 +40,38 @@ MOST_LINKS = 18
 
 
 def gpus(at: Context) -> Iterator[Finding]:
-    """All GPUs: whether the driver answers, how many there are, and each of them."""
+    """All GPUs: whether the driver answers, how many there are, and each of them.
+
+    A job may see those that Slurm has given it and no others. If that is none, they are no affair of its.
+    """
     there = on_bus(at)
-    wanted = max(there, given(at))
+    wanted = given(at) or there
     if not wanted:
         yield Finding(code="gpu", verdict="skipped", summary="there is no NVIDIA GPU, and none is expected")
         return
-    try:
-        import pynvml as nvml
+    is_ours = bool(given(at)) or "SLURM_JOB_ID" not in at.environment
+    import pynvml as nvml
 
+    try:
         nvml.nvmlInit()
         count = nvml.nvmlDeviceGetCount()
-    except Exception as error:  # the library's, or its absence: this is a node with GPUs
-        summary = f"the driver cannot be asked: {error}"
-        yield Finding(code="gpu-driver", verdict="fail", summary=summary, remedy="reboot_node")
+    except nvml.NVMLError as error:
+        summary, remedy = f"the driver cannot be asked: {error}", "reboot_node" if is_ours else "none"
+        yield Finding(code="gpu-driver", verdict="fail" if is_ours else "warn", summary=summary, remedy=remedy)
         return
+    is_few = count < wanted
     yield Finding(
         code="gpu-count",
-        verdict="ok" if count >= wanted else "fail",
+        verdict="ok" if not is_few else "fail" if is_ours else "warn",
         summary=f"{count} GPUs of {wanted}",
         evidence={"driver": count, "bus": there},
         limit=wanted,
-        limit_source="config" if wanted > there else "kernel",
-        remedy="none" if count >= wanted else "reboot_node",
+        limit_source="config" if given(at) else "kernel",
+        remedy="reboot_node" if is_few and is_ours else "none",
     )
     links: dict[str, set[int]] = {}
     for index in range(count):
-        yield from _gpu(nvml, index, links, at)
+        yield from _gpu(nvml, index, links, at, is_given=given(at) >= count)
     yield from _links(links)
     yield from gpu_state.together(nvml, count)
     nvml.nvmlShutdown()
@@ -80,10 +85,11 @@ def users(at: Context) -> Iterator[Finding]:
     import pynvml as nvml
 
     nvml.nvmlInit()
-    for index in range(nvml.nvmlDeviceGetCount()):
+    count = nvml.nvmlDeviceGetCount()
+    for index in range(count):
         handle = read(nvml, "nvmlDeviceGetHandleByIndex", index)
         if not isinstance(handle, Unread):
-            yield from gpu_state.users(Gpu(nvml, handle, _name(nvml, handle, index), at))
+            yield from gpu_state.users(Gpu(nvml, handle, _name(nvml, handle, index), at, given(at) >= count))
     nvml.nvmlShutdown()
 
 
@@ -105,12 +111,12 @@ def given(at: Context) -> int:
     return int(given) if given.isdigit() else 0
 
 
-def _gpu(nvml: Any, index: int, links: dict[str, set[int]], at: Context) -> Iterator[Finding]:
+def _gpu(nvml: Any, index: int, links: dict[str, set[int]], at: Context, *, is_given: bool) -> Iterator[Finding]:
     handle = read(nvml, "nvmlDeviceGetHandleByIndex", index)
     if isinstance(handle, Unread):
         yield lost(f"gpu{index}", handle)
         return
-    gpu = Gpu(nvml, handle, _name(nvml, handle, index), at)
+    gpu = Gpu(nvml, handle, _name(nvml, handle, index), at, is_given)
     for look in (_recovery, _memory_errors, _rows, _temperature, _clocks, *gpu_state.LOOKS, *gpu_links.LOOKS):
         for finding in look(gpu):
             if finding.code == "gpu-lost":
@@ -195,16 +201,7 @@ def _temperature(gpu: Gpu) -> Iterator[Finding]:
         known = limit if isinstance(limit, int) and limit > 0 else None
         if known is None and isinstance(margin, int) and margin > 0:
             known = degrees + margin
-        is_hot = known is not None and degrees >= known
-        return Finding(
-            code="gpu-temperature",
-            verdict="warn" if is_hot else "ok" if known is not None else "unknown",
-            subject=gpu.name,
-            summary=f"{degrees} C" + ("" if known is not None else ", and its limit is not told"),
-            evidence={"celsius": degrees},
-            limit=known,
-            limit_source="device" if known is not None else "",
-        )
+        return gpu_state.heat("gpu-temperature", gpu, f"{degrees} C", degrees, known)
 
     yield from gpu.judged("gpu-temperature", _degrees(gpu), judged)
 

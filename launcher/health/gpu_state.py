@@ -20,23 +20,27 @@ LOST_MEMORY = 1 << 30  # bytes in use that nobody owns up to
 def memory_temperature(gpu: Gpu) -> Iterator[Finding]:
     """Against the device's own limit for its memory; 0 is said where there is no sensor."""
     limit = gpu.read("GetTemperatureThreshold", MEMORY_LIMIT)
+    known = limit if isinstance(limit, int) and limit > 0 else None
 
     def judged(degrees: int) -> Finding:
-        known = limit if isinstance(limit, int) and limit > 0 else None
-        is_hot = known is not None and degrees >= known
-        return Finding(
-            code="gpu-memory-temperature",
-            verdict="warn" if is_hot else "ok" if known is not None else "unknown",
-            subject=gpu.name,
-            summary=f"memory at {degrees} C" + ("" if known is not None else ", and its limit is not told"),
-            evidence={"celsius": degrees},
-            limit=known,
-            limit_source="device" if known is not None else "",
-        )
+        return heat("gpu-memory-temperature", gpu, f"memory at {degrees} C", degrees, known)
 
     degrees = gpu.field(MEMORY_TEMPERATURE)
     if degrees != 0:
         yield from gpu.judged("gpu-memory-temperature", degrees, judged)
+
+
+def heat(code: str, gpu: Gpu, told: str, degrees: int, limit: int | None) -> Finding:
+    """A temperature against the device's own limit for it; without one nobody knows what it means."""
+    return Finding(
+        code=code,
+        verdict="unknown" if limit is None else "warn" if degrees >= limit else "ok",
+        subject=gpu.name,
+        summary=told + (", and its limit is not told" if limit is None else ""),
+        evidence={"celsius": degrees},
+        limit=limit,
+        limit_source="" if limit is None else "device",
+    )
 
 
 def power(gpu: Gpu) -> Iterator[Finding]:
@@ -58,14 +62,11 @@ def power(gpu: Gpu) -> Iterator[Finding]:
 
 def modes(gpu: Gpu) -> Iterator[Finding]:
     """Settings that a training run does not want. They are only told: what is set is the admins' affair."""
-    is_given = gpu.at.environment.get("SLURM_GPUS_ON_NODE", "").isdigit()
     mig, ecc, persistent = gpu.read("GetMigMode"), gpu.read("GetEccMode"), gpu.read("GetPersistenceMode")
     if isinstance(mig, list) and mig[0]:
         summary = "it is divided (MIG), and ranks want whole GPUs"
-        remedy = "drain" if is_given else "none"
-        yield Finding(
-            code="gpu-mig", verdict="fail" if is_given else "warn", subject=gpu.name, summary=summary, remedy=remedy
-        )
+        verdict, remedy = ("fail", "drain") if gpu.is_given else ("warn", "none")
+        yield Finding(code="gpu-mig", verdict=verdict, subject=gpu.name, summary=summary, remedy=remedy)
     if isinstance(ecc, list) and not ecc[0]:
         summary = "errors of its memory are not looked for (ECC is off)"
         yield Finding(code="gpu-ecc-mode", verdict="warn", subject=gpu.name, summary=summary)
@@ -99,22 +100,22 @@ LOOKS: tuple[Callable[[Gpu], Iterator[Finding]], ...] = (memory_temperature, pow
 def users(gpu: Gpu) -> Iterator[Finding]:
     """Who is on it before a start: processes of others, and memory that nobody owns up to.
 
-    Where Slurm has not given the GPU to us, others may be on it.
+    Where Slurm has not given the GPU to us, others may be on it; and root's are the machine's own.
     """
     running, memory = gpu.read("GetComputeRunningProcesses"), gpu.read("GetMemoryInfo", gpu.nvml.nvmlMemory_v2)
     if isinstance(running, Unread):
         yield from gpu.judged("gpu-processes", running, lambda _: Finding(code="", verdict="ok", summary=""))
         return
-    others = [one.pid for one in running if _owner(gpu.at.root, one.pid) not in (None, os.getuid())]
-    is_given = gpu.at.environment.get("SLURM_GPUS_ON_NODE", "").isdigit()
+    others = [one.pid for one in running if _owner(gpu.at.root, one.pid) not in (None, os.getuid(), 0)]
+    is_wrong = bool(others) and gpu.is_given
     evidence = {"processes": len(running), "of_others": len(others)}
     yield Finding(
         code="gpu-processes",
-        verdict="fail" if others and is_given else "ok",
+        verdict="fail" if is_wrong else "ok",
         subject=gpu.name,
         summary=f"{len(running)} processes" + (f", {len(others)} of somebody else" if others else ""),
         evidence=dict(evidence),
-        remedy="drain" if others and is_given else "none",
+        remedy="drain" if is_wrong else "none",
     )
     used = None if isinstance(memory, Unread) else int(memory.used)
     if used is not None and not running and used > LOST_MEMORY:

@@ -9,9 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from launcher.doctor.checks import OPEN_FILES
 from launcher.health.context import Context
-from launcher.health.finding import Finding
+from launcher.health.finding import OPEN_FILES, Finding
 
 LEAST_AVAILABLE = 0.05  # of the memory, before anything of ours runs
 CORRECTED_PER_CHECK = 100
@@ -66,7 +65,7 @@ def memory_errors(at: Context) -> Iterator[Finding]:
 
 
 def processors(at: Context) -> Iterator[Finding]:
-    """Whether all that Slurm counts are there."""
+    """Whether all that Slurm counts are there. It drains a node that has fewer, unless its admin has it look away."""
     there = sum(line.startswith("processor") for line in at.text("proc/cpuinfo").splitlines())
     given = at.environment.get("SLURM_CPUS_ON_NODE", "")
     if not given.isdigit():
@@ -74,12 +73,11 @@ def processors(at: Context) -> Iterator[Finding]:
         return
     yield Finding(
         code="cpu-count",
-        verdict="ok" if there >= int(given) else "fail",
+        verdict="ok" if there >= int(given) else "warn",
         summary=f"{there} CPUs, and Slurm gives {given}",
         evidence={"cpus": there},
         limit=int(given),
         limit_source="config",
-        remedy="none" if there >= int(given) else "drain",
     )
 
 
@@ -139,7 +137,7 @@ def processes(at: Context) -> Iterator[Finding]:
 def waiting(at: Context) -> Iterator[Finding]:
     """Processes of ours that have waited for a device at every check for minutes: not even SIGKILL ends them.
 
-    They keep what they have of GPUs and memory.
+    They keep what they have of GPUs and memory. Ranks that wait for a file system look the same: it is only told.
     """
     now = int(float(at.text("proc/uptime").split()[0]))
     last, *marks = str(at.before.get("waiting", "")).split() or ["0"]
@@ -152,7 +150,7 @@ def waiting(at: Context) -> Iterator[Finding]:
     told = ", ".join(f"pid {pid} for {seconds / 60:.0f} min" for pid, seconds in stuck.items())
     yield Finding(
         code="waiting",
-        verdict="fail" if stuck else "ok",
+        verdict="warn" if stuck else "ok",
         summary=f"waits for a device: {told}" if stuck else f"{len(ours)} of our processes wait for a device",
         evidence={"pids": " ".join(map(str, stuck))} if stuck else {},
         limit=WAITED_S,

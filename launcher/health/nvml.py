@@ -22,12 +22,13 @@ class Unread:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. `name`: its UUID."""
+    """One GPU. `name`: its UUID. `is_given`: Slurm has given it, like all others that can be seen, to our job."""
 
     nvml: Any
     handle: Any
     name: str
     at: Context
+    is_given: bool = False
 
     def read(self, call: str, *arguments: Any) -> Any:
         """What nvmlDevice{call} returns, or why it returns nothing; older nvidia-ml-py has not all calls."""

@@ -65,7 +65,8 @@ def xids(at: Context) -> Iterator[Finding]:
             fatal = _RESET if found[3] == "Fatal" else _WARN
             newest[found[1], int(found[2]), True] = (now - entry.at, fatal, found[3] + found[4])
     for (bus, code, is_switch), (age_s, what, text) in newest.items():
-        yield _finding(bus, f"{'SXid' if is_switch else 'XID'} {code}", age_s, what, text)
+        xid, name = None if is_switch else code, f"{'SXid' if is_switch else 'XID'} {code}"
+        yield _finding(bus, xid, name, age_s, what, text)
     if not newest:
         yield Finding(code="gpu-xid", verdict="ok", summary="the kernel's log tells of no XID")
 
@@ -78,7 +79,7 @@ def meaning(code: int, text: str) -> Meaning:
     return MEANINGS.get(code, _UNKNOWN)
 
 
-def _finding(bus: str, name: str, age_s: float, what: Meaning, text: str) -> Finding:
+def _finding(bus: str, xid: int | None, name: str, age_s: float, what: Meaning, text: str) -> Finding:
     is_old = age_s > LATELY_S
     verdict: Verdict = "warn" if is_old and what.verdict == "fail" else what.verdict
     ago = f"{age_s / 3600:.0f} h ago" if age_s > 3600 else f"{max(age_s, 0) / 60:.0f} min ago"
@@ -87,6 +88,6 @@ def _finding(bus: str, name: str, age_s: float, what: Meaning, text: str) -> Fin
         verdict=verdict,
         subject=f"{bus} {name}",
         summary=f"{name} {ago}, {what.what}" + (f": {text[:200]}" if text else ""),
-        evidence={"seconds_ago": round(age_s), "text": text[:500]},
+        evidence={"xid": xid, "seconds_ago": round(age_s), "text": text[:500]},
         remedy=what.remedy if verdict in ("warn", "fail") else "none",
     )

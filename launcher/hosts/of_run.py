@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
-from launcher.events import PERSON, AttemptEnded, Decision, Event, NodeAllowed, NodeExcluded
+from launcher.events import PERSON, AttemptEnded, Decision, Event, NodeAllowed, NodeExamined, NodeExcluded
 from launcher.hosts.guard import Suspicion, applied
-from launcher.hosts.records import Blamed, Excluded, Seen, Served
+from launcher.hosts.records import Blamed, Excluded, Found, Seen, Served
+from launcher.incidents import why_of
 from launcher.run import Attempt, Node, NodeState, Run
+from policies.schema import BY_CHECKS
 
 Machines = Mapping[str, tuple[str, tuple[str, ...]]]  # node -> boot id, UUIDs of its GPUs
 
 _NO_FAULT = ("draining",)  # detectors that name a node which works
 # What a detector proves of the node it names, if not that a run failed there: nothing but silence, or wrong bits.
-_PROOFS: dict[str, Literal["hard", "soft", "lost"]] = {"node_lost": "lost", "sdc": "hard"}
+_PROOFS: dict[str, Literal["hard", "soft", "lost"]] = {
+    "node_lost": "lost", "sdc": "hard", **dict.fromkeys(BY_CHECKS, "hard"),
+}  # fmt: skip
 
 
 def identity(run: Run) -> str:
@@ -24,14 +28,16 @@ def identity(run: Run) -> str:
 
 def blamed(run: Run, event: Event, by: str) -> list[Blamed]:
     """What an event puts down to hosts; of the same decision always the same."""
-    if not isinstance(event, Decision) or event.rule == PERSON or event.detector in _NO_FAULT:
+    if not isinstance(event, Decision) or event.detector in _NO_FAULT:
+        return []
+    if event.rule == PERSON and event.detector not in BY_CHECKS:
         return []
     if event.blame not in ("certain", "likely"):
         return []
     return [
         Blamed(
-            id=f"{identity(run)}/{event.id}/{node}", at=event.at, by=by, host=node, run=run.name, code=event.detector,
-            why=event.why[:500],
+            id=f"{identity(run)}/{event.id}/{node}", at=event.at, by=by, host=node, run=run.name,
+            code=str(_found(event, node).get("code", event.detector)), why=why_of(event, node)[:500],
         )
         for node in event.nodes
     ]  # fmt: skip
@@ -39,10 +45,37 @@ def blamed(run: Run, event: Event, by: str) -> list[Blamed]:
 
 def suspicions(event: Event, records: list[Blamed]) -> list[Suspicion]:
     """Those of the blamed whom the policy leaves out, if this event is a decision of it to do so."""
-    if not isinstance(event, Decision) or event.mode != "act" or "exclude" not in event.actions:
+    if not isinstance(event, Decision) or event.mode != "act" or event.actions.get("exclude") != "blamed":
         return []
     proof = _PROOFS.get(event.detector, "soft")
-    return [Suspicion(one.id, one.host, one.code, one.why, proof) for one in records]
+    return [_suspicion(event, one, proof) for one in records]
+
+
+def _suspicion(event: Decision, one: Blamed, proof: Literal["hard", "soft", "lost"]) -> Suspicion:
+    found = _found(event, one.host)
+    remedy, readings = found.get("remedy", "none"), found.get("readings")
+    evidence = {**readings, "limit": found.get("limit")} if isinstance(readings, dict) else {}
+    return Suspicion(one.id, one.host, one.code, one.why, proof, remedy, evidence)
+
+
+def _found(event: Decision, node: str) -> dict[str, Any]:
+    """What a check has found on a node, where that is why it is blamed."""
+    found = event.evidence.get("findings")
+    about = found.get(node) if isinstance(found, dict) else None
+    return about if isinstance(about, dict) else {}
+
+
+def found(run: Run, event: Event, by: str) -> list[Found]:
+    """What an examination says of a host that is not ok, and what no longer is otherwise."""
+    if not isinstance(event, NodeExamined):
+        return []
+    return [
+        Found(
+            id=f"{identity(run)}/{event.node}/{event.incarnation}.{event.number}/{one.key}", at=event.at, by=by,
+            host=event.node, code=one.key, verdict=one.verdict, summary=one.summary[:500], evidence=one.evidence,
+        )
+        for one in event.findings
+    ]  # fmt: skip
 
 
 def served(run: Run, event: Event, by: str) -> list[Served]:

@@ -40,6 +40,11 @@ class OfRun:
     nodes: tuple[str, ...]
     is_virtual: bool = False  # the nodes are processes of one machine
 
+    @property
+    def named(self) -> dict[str, object]:
+        """By what its processes are known on the hosts."""
+        return {"run": str(self.folder), "jobs": list(self.jobs)}
+
 
 def of_run(paths: RunPaths) -> OfRun:
     """What the run's journal says. Raises LaunchError where it cannot be read."""

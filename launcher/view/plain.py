@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from launcher.view.words import (
@@ -50,6 +51,7 @@ def plain(snap: dict[str, Any]) -> list[str]:
     if differs := changed(snap, snap["attempt"]):
         lines.append(differs)
     lines += [_node(node) for node in snap["nodes"]]
+    lines += [*checks(snap["nodes"])]
     if refused := snap["drain_refused"]:
         lines.append(f"no node is drained: {refused}")
     lines += [f"warning  {clock(one['at'])}  {one['text']}" for one in reversed(snap["warnings"][-SHOWN_WARNINGS:])]
@@ -84,6 +86,18 @@ def _node(node: dict[str, Any]) -> str:
     parts = [f"node {node['name']}", node["role"], state if state != node["role"] else ""]
     parts += [f"ranks {ranks}", f"step {steps_of(node)}", phases_of(node)] if ranks else []
     return "  ".join(part for part in (*parts, node["reason"]) if part)
+
+
+def checks(nodes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What checks say that is not ok and does not keep a node from taking part: a line for each code."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for node in nodes:
+        for one in node["findings"]:
+            if one["verdict"] != "fail":
+                found.setdefault((one["verdict"], one["code"]), []).append(f"{node['name']}: {one['summary']}")
+    for (verdict, code), told in sorted(found.items()):
+        more = f", and {len(told) - 1} more" if len(told) > 1 else ""
+        yield f"check {code}  {verdict}  {told[0]}{more}"
 
 
 def _incident(incident: dict[str, Any]) -> str:

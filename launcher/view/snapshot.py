@@ -201,7 +201,7 @@ def _role(run: Run, node: Node) -> str:
         return "lost"
     if node.name in _slots(run):
         return "active"
-    return "excluded" if node.barred else "spare"
+    return "excluded" if node.barred or node.avoided or node.faults else "spare"
 
 
 def _node(run: Run, node: Node, live: Live) -> dict[str, Any]:
@@ -213,12 +213,20 @@ def _node(run: Run, node: Node, live: Live) -> dict[str, Any]:
         "name": node.name,
         "role": role,
         "state": "GONE" if run.state.is_terminal else node.state.value,
-        "reason": "; ".join(filter(None, (node.excluded or node.barred or node.draining, _drained(run, node)))),
+        "reason": "; ".join(dict.fromkeys(filter(None, (*_reasons(node), _drained(run, node))))),
         "agent_pid": node.pid,
         "host": node.host,
         "beat_s": None if node.state is NodeState.LOST else _float(told.get("beat_s")),
+        "examined_at": iso(node.examined_at),
+        "findings": [asdict(one) for one in node.findings.values()],
         "ranks": [_rank(run, rank, _mapping(ranks.get(str(rank)))) for rank in slots],
     }
+
+
+def _reasons(node: Node) -> tuple[str, ...]:
+    """What is amiss with a node, for whatever reason others are preferred to it."""
+    faults = "; ".join(one.told for one in node.faults)
+    return (node.excluded, "" if node.avoided == faults else node.avoided, node.barred or node.draining, faults)
 
 
 def _drained(run: Run, node: Node) -> str:

@@ -172,7 +172,8 @@ def test_exit_codes_become_rules_before_those_of_the_policy(tmp_path: Path) -> N
 def test_the_default_policy_advises_on_numbers_and_a_policy_by_name_must_be_able_to_act(tmp_path: Path) -> None:
     modes = {rule.name: rule.mode for rule in resolved(tmp_path, NANOGPT).policy.rules}
     assert modes == {
-        "user-error": "act", "rank-exit": "act", "node-failure": "act", "storage-stall": "act", "hang": "act", "draining": "advise",
+        "user-error": "act", "rank-exit": "act", "node-failure": "act", "storage-stall": "act", "hang": "act",
+        "gpu-fault": "act", "node-fault": "act", "draining": "advise",
         "non-finite": "advise", "loss-spike": "advise",
     }  # fmt: skip
     assert mistakes(tmp_path, NANOGPT + "policy: [infra, numerics]\n") == [

@@ -30,6 +30,11 @@ progress = st.builds(
     events.RankProgress, node=texts, step=st.integers(), section=st.integers(), phase=texts, os_state=texts
 )
 
+findings = st.builds(
+    events.CheckFinding, code=texts, verdict=st.sampled_from(["ok", "warn", "fail"]), summary=texts, subject=texts,
+    evidence=st.dictionaries(texts, st.none() | finite | texts, max_size=3), limit=st.none() | st.integers(),
+)  # fmt: skip
+
 # Field annotation, as written in events.py -> values of that type.
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "bool": st.booleans(),
@@ -53,6 +58,9 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "tuple[int, int] | None": st.none() | st.tuples(st.integers(), st.integers()),
     "tuple[tuple[int, int], ...]": st.lists(st.tuples(st.integers(), st.integers()), max_size=3).map(tuple),
     "tuple[Sealed, ...]": st.lists(sealed, max_size=3).map(tuple),
+    "tuple[CheckFinding, ...]": st.lists(findings, max_size=3).map(tuple),
+    "Tier": st.sampled_from(["fast", "standard"]),
+    "Verdict": st.sampled_from(["ok", "warn", "fail", "unknown", "skipped"]),
     "CheckpointId | None": st.none() | checkpoint_ids,
     "Branch | None": st.none() | st.builds(events.Branch, run=texts, step=st.integers(0), attempt=st.integers(1)),
 }

@@ -13,6 +13,7 @@ import pynvml
 import pytest
 from simulated_driver import HEALTHY, ONE, SONAME, built
 
+from launcher.health import runner
 from launcher.health.checks import by_name
 from launcher.health.context import Context
 from launcher.health.finding import Finding
@@ -58,6 +59,7 @@ def examine(driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ex
         monkeypatch.setenv("FAKE_NVML", str(tmp_path / "says"))
         monkeypatch.setenv("LD_LIBRARY_PATH", str(library or tmp_path))
         monkeypatch.setenv("SLURM_GPUS_ON_NODE", given)
+        monkeypatch.setattr(runner, "AGAIN_S", 0.0)
         asked = replace(by_name(check), deadline_s=limit_s)
         examination = Examination(Context(root=tmp_path / "root", before=before or {}))
         found = {(one.code, one.subject): one for one in examination.findings([asked])}
@@ -188,6 +190,8 @@ def test_who_is_on_a_gpu_is_told_before_a_start(examine: Examine, tmp_path: Path
     assert (found.verdict, found.summary) == (
         ("fail", "2 processes, 1 of somebody else") if is_root else ("ok", "2 processes")
     )
+    found = examine({"1.processes": "77"}, check="gpu-users", given="1")["gpu-processes", "GPU-1"]
+    assert found.verdict == "ok", "of two that are seen one is ours, and nobody knows which"
     found = examine({"1.memory.used": 3 << 30}, check="gpu-users")["gpu-memory", "GPU-1"]
     assert (found.verdict, found.summary) == ("warn", "3.0 GiB are in use, and no process tells of them")
 
@@ -224,6 +228,13 @@ def test_fewer_gpus_than_the_bus_or_slurm_has_are_a_fault(examine: Examine) -> N
     assert (few.verdict, few.summary, few.limit_source) == ("fail", "1 GPUs of 2", "kernel")
     few = examine(given="4")["gpu-count", ""]
     assert (few.verdict, few.summary, few.limit_source) == ("fail", "2 GPUs of 4", "config")
+
+
+def test_a_job_is_judged_by_the_gpus_that_it_was_given(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert examine({"count": 1}, given="1")["gpu-count", ""].verdict == "ok"  # it may see no others
+    assert examine({"count": 1})["gpu-count", ""].verdict == "warn"
+    assert examine({"init": "!9"})["gpu-driver", ""].verdict == "warn"  # it wants none
 
 
 def test_a_driver_that_is_not_loaded_or_not_there_is_a_fault_where_there_are_gpus(examine: Examine) -> None:

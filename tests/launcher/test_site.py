@@ -128,7 +128,7 @@ def test_a_policy_file_of_the_site_lies_beside_the_file_of_the_site(
         ("name: x\n", "site.yaml:1:1: 'name' belongs to one run: write it in RUN.yaml"),
         ("command: 3\n", "site.yaml:1:1: 'command' belongs to one run: write it in RUN.yaml"),
         ("cluster: 3\n", "site.yaml:1:10: a mapping of keys to values is expected, not 3"),
-        ("health: {every: 60s}\n", "site.yaml:1:17: 'health.every' is not built yet"),
+        ("health: {before_start: deep}\n", "site.yaml:1:24: 'health.before_start: deep' is not built yet"),
         ("policy: [gone.yaml]\n", "site.yaml:1:10: gone.yaml: no such file"),
         ("launch: {env: {RANK: '0'}}\n", "site.yaml:1:22: RANK is set by the launcher for each rank"),
         ("- a\n", "site.yaml:1:1: the top level is a list: a mapping of keys to values is expected"),

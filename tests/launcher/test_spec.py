@@ -146,6 +146,10 @@ def changed(old: str, new: str) -> str:
         (RUN + "notify: {a b: c}\n", "11:15: 'a b' cannot be a name: at most 64 letters, digits, '.', '_' and '-', the first a letter or digit"),
         (RUN + "launch: {env: {A: 1}}\n", "11:19: a text is expected, not 1: put it in quotes"),
         (RUN + "launch: {env: {1A: x}}\n", "11:20: '1A' cannot be the name of an environment variable"),
+        (RUN + "health: {every: 0s}\n", "11:17: every must be at least 1, not '0s'"),
+        (RUN + "health: {checks: [{name: a, command: [x]}, {name: a, command: [y]}]}\n", "11:51: there is a check 'a' already"),
+        (RUN + "health: {checks: [{name: a, command: []}]}\n", "11:38: command must not be empty"),
+        (RUN + "health: {checks: [{name: a, command: x}]}\n", "11:38: a list is expected, not 'x': write [x]"),
         (RUN + "policy: []\n", "11:9: policy must not be empty"),
         (RUN + "policy: default\n", "11:9: a list is expected, not 'default': write [default]"),
     ],
@@ -216,7 +220,7 @@ def test_a_tokenizer_that_is_none_or_has_too_many_tokens_is_a_mistake(tmp_path: 
 
 ASKED = {
     "trainer.checkpoint.memory": "{every: 5}",
-    "health.before_start": "standard", "health.every": "60s",
+    "health.before_start": "deep",
     "on_good_checkpoint": "{run: [x]}",
 }  # fmt: skip
 
@@ -267,8 +271,8 @@ def test_mistakes_of_shape_meaning_flags_and_policies_are_told_at_once(tmp_path:
 
 
 def test_a_wrong_name_hides_no_other_mistake(tmp_path: Path) -> None:
-    found = mistakes(tmp_path, RUN, "name=a b", "policy=[defalt]", "health.every=60s", "cluster.spaers=1")
-    about = ("--set name", "--set policy", "--set health.every", "--set cluster.spaers")
+    found = mistakes(tmp_path, RUN, "name=a b", "policy=[defalt]", "health.before_start=deep", "cluster.spaers=1")
+    about = ("--set name", "--set policy", "--set health.before_start", "--set cluster.spaers")
     assert sorted(one.partition("=")[0] for one in found) == sorted(about)
 
 

@@ -12,7 +12,6 @@ from launcher.errors import ConfigError
 from policies.load import FOLDER, RunFacts, dump_policy, json_schema, load_policy, read_policy, shipped
 from policies.meaning import TRAINER_METRICS
 from policies.schema import Policy
-from policies.watch import NUMERICS
 from policies.when import When
 
 HEAD = "version: 1\nname: mine\nrules:\n"
@@ -114,50 +113,14 @@ def test_a_rule_that_cannot_do_its_work_is_a_mistake(tmp_path: Path, text: str, 
     assert mistakes(tmp_path, text) == [expected.replace("FILE", str(tmp_path / "mine.yaml"))]
 
 
-UNBUILT_DETECTORS = {
-    "gpu_fault": "{xid: [48, 63-64]}",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", UNBUILT_DETECTORS)
-def test_a_detector_that_does_not_exist_yet_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    found = mistakes(tmp_path, rule(f"{name}: {UNBUILT_DETECTORS[name]}"))
-    assert found == [f"5:{14 + len(name)}: detector '{name}' of rule 'r' is not built yet"]
-
-
-def test_every_detector_is_either_built_or_refused() -> None:
-    built = {
-        "exit",
-        "node_lost",
-        "hang",
-        "draining",
-        "storage_stall",
-        "scheduler",
-        "time_left",
-        "disk",
-        "log",
-        *NUMERICS,
-    }
-    assert built | set(UNBUILT_DETECTORS) == set(When.model_fields)
-
-
-@pytest.mark.parametrize(
-    "action",
-    ["check: fast"],
-)
-def test_an_action_that_does_not_exist_yet_is_refused_by_name(tmp_path: Path, action: str) -> None:
-    (found,) = mistakes(tmp_path, rule(do=f"{{restart: {{from: latest}}, {action}}}"))
-    assert f"action '{action.partition(':')[0]}' of rule 'r' is not built yet" in found
-    assert found.startswith("7:")
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         (rule(do="{restart: {from: latest}, set: {optimizer: adam}}"), "7:52: to set the optimizer (rule 'r') is not built yet"),
+        (rule(do="{check: deep, restart: {from: latest}}"), "7:17: 'check: deep' of rule 'r' is not built yet"),
     ],
 )  # fmt: skip
-def test_other_grammar_that_does_not_exist_yet_is_refused_by_name(tmp_path: Path, text: str, expected: str) -> None:
+def test_grammar_that_does_not_exist_yet_is_refused_by_name(tmp_path: Path, text: str, expected: str) -> None:
     assert mistakes(tmp_path, text) == [expected]
 
 
@@ -167,13 +130,6 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     )
     found = mistakes(tmp_path, text)
     assert [one.partition(":")[0] for one in found] == ["5", "7", "12", "15"]
-
-
-def test_a_misspelt_rule_is_still_told_what_does_not_exist_yet(tmp_path: Path) -> None:
-    assert mistakes(tmp_path, rule("gpu_fault: {xid: [48]}", more="    cooldwn: 3s\n")) == [
-        "5:23: detector 'gpu_fault' of rule 'r' is not built yet",
-        "8:5: unknown key 'cooldwn' (did you mean 'cooldown'?)",
-    ]
 
 
 def test_the_message_shows_the_line_and_marks_the_word(tmp_path: Path) -> None:
@@ -364,6 +320,8 @@ def test_numerics_that_cannot_be_fed_are_left_out_of_the_default(name: str) -> N
         "node-failure",
         "storage-stall",
         "hang",
+        "gpu-fault",
+        "node-fault",
         "draining",
     ]
     fed = {one.name: one.mode for one in load_policy([name], COMMAND).rules}

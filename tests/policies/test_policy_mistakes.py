@@ -135,6 +135,8 @@ MALFORMED = [
     (top("include: [infra, infra]"), "3:18: 'infra' is taken in already: leave it out here"),
     (top("include: [infra]\noverride: {hang: {mode: act}, hang: {mode: act}}"), "4:31: key 'hang' is written twice (first in line 4)"),
     (top("include: [infra]\noverride: [hang]"), "4:11: a mapping of keys to values is expected, not a list"),
+    (top("include: [infra]\noverride: {hang: {when: }}"), "4:24: nothing is written here: leave the key out to keep what the rule has"),
+    (top("include: [infra]\noverride: {hang: {do: null}}"), "4:23: nothing is written here: leave the key out to keep what the rule has"),
     (top("include: [infra]\noverride: {hang: {name: x}}"), "4:19: unknown key 'name' (known here: when, for, do, cooldown, counts, mode)"),
 ]  # fmt: skip
 

@@ -2,6 +2,8 @@
  *
  *   count=8   0.temperature=41   0.field.230=0   1.handle=!15   0.ecc=block
  *
+ * "%n" in the name of the file is the node of the Slurm job that asks.
+ *
  * "!15" is the return code 15, "block" never returns, and what is not written is NOT_SUPPORTED: nothing is well unless
  * the file says so. Signatures and sizes as nvidia-ml-py declares them.
  */
@@ -13,10 +15,19 @@
 
 enum { SUCCESS = 0, NOT_SUPPORTED = 3 };
 
+static FILE *opened(void) {
+    const char *named = getenv("FAKE_NVML"), *node = getenv("SLURMD_NODENAME");
+    const char *place = named ? strstr(named, "%n") : NULL;
+    char path[1024];
+    if (!named) return NULL;
+    if (!place) return fopen(named, "r");
+    snprintf(path, sizeof path, "%.*s%s%s", (int)(place - named), named, node ? node : "", place + 2);
+    return fopen(path, "r");
+}
+
 /* The text behind KEY= ; the return code of the call. */
 static int look(const char *key, char *text, size_t size) {
-    const char *path = getenv("FAKE_NVML");
-    FILE *file = path ? fopen(path, "r") : NULL;
+    FILE *file = opened();
     char line[256];
     size_t length = strlen(key);
     int found = 0;
