@@ -14,6 +14,9 @@ from cli_hosts import author, host_ledger, hosts_app
 from cli_shared import RUNS, AsJson, Root, Yes, confirm, print_json, print_text, seconds_of, tell
 
 if TYPE_CHECKING:  # imported by the commands that need them
+    from collections.abc import Iterator
+
+    from launcher.events import CheckFinding
     from launcher.remote.answer import Answer
     from launcher.remote.examined import Examined
     from launcher.remote.way import OfRun
@@ -32,7 +35,10 @@ Python = Annotated[
 ]
 Timeout = Annotated[str, typer.Option(metavar="60s", help="For each host, from when it is asked.")]
 SshConfig = Annotated[Path | None, typer.Option(metavar="FILE", help="In place of ~/.ssh/config.")]
-Tier = Annotated[Literal["fast", "standard"], typer.Option(help="How thoroughly.")]
+Tier = Annotated[
+    Literal["fast", "standard", "deep"],
+    typer.Option(help="How thoroughly. Deep ones load the hosts, and have them try all-reduces with each other."),
+]
 
 
 @hosts_app.command()
@@ -51,7 +57,9 @@ def check(
     ] = False,
     via: Via = None,
     python: Python = sys.executable,
-    timeout: Timeout = "60s",
+    timeout: Annotated[
+        str | None, typer.Option(metavar="60s", help="For each host, from when it is asked. Of a deep check 5m.")
+    ] = None,
     ssh_config: SshConfig = None,
     root: Root = RUNS,
     as_json: AsJson = False,
@@ -62,7 +70,8 @@ def check(
 
     asked = {"tier": tier, "folders": folder or [], "interface": interface}
     is_here = not (nodes or run)
-    hosts = Hosts(nodes, _of_run(root, run) if run else None, via, python, timeout, ssh_config)
+    limit = timeout or ("5m" if tier == "deep" else "60s")
+    hosts = Hosts(nodes, _of_run(root, run) if run else None, via, python, limit, ssh_config)
     found = _examined_here(**asked) if is_here else _examined_there(hosts, asked)
     _show(found, is_one=is_here, as_json=as_json)
     code = NAGIOS[worst_of(one.verdict for one in found)] if nagios else exit_code(found)
@@ -168,9 +177,21 @@ class Hosts:
         if limit_s <= 0:
             raise typer.BadParameter("0s is no time to answer in", param_hint="--timeout")
         way = find_way(self.nodes or (), self.run, self.via, self.ssh_config, os.environ)
-        answers = ask(way.transport, way.hosts, Question(verb, asked, self.python, limit_s))
+        answers = ask(way.transport, dict.fromkeys(way.hosts, Question(verb, asked, self.python, limit_s)))
         bar = sys.stderr.isatty()
         return [*tracked(answers, len(way.hosts), f"{verb}, by {way.by}", bar, lambda one: one.host)]
+
+    def search(self, hosts: list[str], interface: str) -> dict[str, CheckFinding]:
+        """What all-reduces among these of them say of each."""
+        from launcher.remote.trials import search
+        from launcher.remote.way import find_way
+        from launcher.view.examined import tracked
+
+        def watch(answers: Iterator[Answer], total: int, what: str) -> Iterator[Answer]:
+            return tracked(answers, total, what, sys.stderr.isatty(), lambda one: one.host)
+
+        way = find_way(hosts, self.run, self.via, self.ssh_config, os.environ)
+        return search(way.transport, hosts, self.python, interface, watch)
 
 
 def _of_run(root: Path, run: str) -> OfRun:
@@ -180,7 +201,7 @@ def _of_run(root: Path, run: str) -> OfRun:
     return of_run(find_run(root, run))
 
 
-def _examined_here(tier: Literal["fast", "standard"], folders: list[str], interface: str) -> list[Examined]:
+def _examined_here(tier: Literal["fast", "standard", "deep"], folders: list[str], interface: str) -> list[Examined]:
     from launcher.health.here import examine, node_name
     from launcher.remote.examined import Examined
 
@@ -190,7 +211,17 @@ def _examined_here(tier: Literal["fast", "standard"], folders: list[str], interf
 def _examined_there(hosts: Hosts, asked: dict[str, Any]) -> list[Examined]:
     from launcher.remote.examined import examined
 
-    return examined(hosts.answer("check", asked))
+    is_deep = asked["tier"] == "deep"
+    if is_deep and hosts.run and hosts.run.trains:
+        from launcher.errors import LaunchError
+
+        name = hosts.run.folder.name
+        hint = f"opt-launch pause {name}, or a fast or standard check"
+        raise LaunchError("it trains, and a deep check needs its nodes for itself", f"run {name}", hint)
+    found = examined(hosts.answer("check", asked))
+    well = [one.host for one in found if one.problem is None and one.verdict != "fail"]
+    told = hosts.search(well, asked["interface"]) if is_deep and len(well) > 1 else {}
+    return [replace(one, findings=(*one.findings, told[one.host])) if one.host in told else one for one in found]
 
 
 def _show(found: list[Examined], *, is_one: bool, as_json: bool) -> None:

@@ -112,7 +112,10 @@ def replace(
 def examine(
     run: RunName,
     nodes: Annotated[list[str] | None, typer.Argument(metavar="[NODES]", help="Else all of the run.")] = None,
-    tier: Annotated[Literal["fast", "standard"], typer.Option(help="How thoroughly.")] = "fast",
+    tier: Annotated[
+        Literal["fast", "standard", "deep"],
+        typer.Option(help="How thoroughly. Deep: all-reduces among the nodes, when no ranks are there."),
+    ] = "fast",
     root: Root = RUNS,
 ) -> None:
     """Have the run's agents check their nodes, while it trains. What they find is answered like the policy says."""

@@ -68,15 +68,17 @@ from launcher.events import (
     RunResumed,
     RunSubmitted,
     RunUnpaused,
+    SearchBegan,
     SettingsApplied,
     StepDone,
     StepsMoving,
     StepsStopped,
     TrainerDone,
+    TrialsEnded,
     Warned,
 )
 from launcher.evolve import evolve
-from launcher.examined import is_spared, no_longer, node_examined, to_examine
+from launcher.examined import is_spared, no_longer, node_examined, tier_of, to_examine
 from launcher.incidents import (
     action_done,
     close_incidents,
@@ -90,6 +92,7 @@ from launcher.incidents import (
 )
 from launcher.lineage import committed, healthy_step, rejected, removed, save_failed, set_aside, verified
 from launcher.run import HALTED, Attempt, Node, NodeState, Note, Run, RunState
+from launcher.search import search_began, trials_ended
 from launcher.settings import applied
 
 _WARNINGS = 20  # that are kept
@@ -500,7 +503,7 @@ def _command(run: Run, event: CommandReceived) -> Run:
     if event.verb == "save" and "refused" not in event.args:
         run = evolve(run, save_requested_at=event.at, save_beyond=run.step)
     if event.verb == "examine" and "refused" not in event.args:
-        named, tier = event.args.get("nodes"), "fast" if event.args.get("tier") == "fast" else "standard"
+        named, tier = event.args.get("nodes"), tier_of(event.args.get("tier"))
         nodes = map(str, named) if isinstance(named, list) else ()
         run = to_examine(run, event.id, tier, event.at, nodes, is_command=True)
     return run
@@ -529,6 +532,8 @@ _HANDLERS = {
     NodeDown: _node_down,
     NodeDraining: _node_draining,
     NodeExamined: _node_examined,
+    SearchBegan: search_began,
+    TrialsEnded: trials_ended,
     NodeUndrained: _node_undrained,
     DrainDone: drained,
     DrainUndone: undone,

@@ -31,12 +31,13 @@ from launcher.line_watch import watched_by
 from launcher.machine import binding_of
 from launcher.other_agents import OtherAgents
 from launcher.paths import RunPaths, write_atomically
-from launcher.program import program_of
+from launcher.program import for_ours, program_of
 from launcher.rank_env import rank_env
 from launcher.ranks import Message, Ranks
 from launcher.spec import read_resolved
 from launcher.storage_probe import StorageProbe
 from launcher.takeover import Finding, Takeover
+from launcher.tryout import Tryout
 from launcher.warm import die_with
 from policies.load import read_policy
 
@@ -73,6 +74,7 @@ class Agent:
         self.ranks = Ranks(node, self.scratch, program, paths.agent_log(node), self.say, foreground, watched)
         self._storage = StorageProbe(paths.root)
         self._examiner = examiner_of(self._spec, paths.root, self.say)
+        self._tryout = Tryout(for_ours(program.env), self._tell_tried)
         self._foreground = foreground
         self.epoch = 0
         self.link: wire.Link | None = None
@@ -108,6 +110,7 @@ class Agent:
         await self._leaving.wait()
         self._withdraw()
         server.close()
+        await self._tryout.end()
         await self.ranks.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
         if self._foreground:
@@ -171,7 +174,8 @@ class Agent:
             self.ranks.shift(now - expected)
             self._takeover.shift(now - expected)
         self.ranks.sample()
-        self._examiner.turn()
+        has_ranks = any(rank.alive for rank in self.ranks.by_rank.values())
+        self._examiner.turn(is_idle=not has_ranks and not self._tryout.is_busy)
         still_s, storage_s = self.ranks.still_s(), self._storage.waits_s()
         stopped = still_s > 1.0 and still_s > stop_threshold(self.ranks.gap_p99())
         if self.link and (now - self._beat_at > BEAT_S - SAMPLE_S / 2 or stopped != self._stopped):
@@ -181,7 +185,7 @@ class Agent:
             beat = {"ranks": self.ranks.progress(), "gap_p99": self.ranks.gap_p99(), "storage_s": storage_s}
             self.link.send({"type": "beat", **beat})
         self._watch_supervisor(now)
-        if self._ended_by_scheduler and not any(rank.alive for rank in self.ranks.by_rank.values()):
+        if self._ended_by_scheduler and not has_ranks:
             self._leaving.set()
         if not self._leaving.is_set():
             pause_s = SAMPLE_S if self.ranks.by_rank else BEAT_S
@@ -235,6 +239,9 @@ class Agent:
                 self._spawn(self._kill(message["attempt"]))
             case "examine":
                 self._examiner.ask(message["tier"], message["id"])
+            case "trial":
+                self._examiner.make_way()
+                self._tryout.ask(message["key"], message["part"])
             case "look":
                 self._examiner.look_soon(message["tier"])
             case "collect":
@@ -282,7 +289,14 @@ class Agent:
             if self.link is not None:
                 self.link.send({"type": "store", "attempt": attempt, "host": self.host, "port": port})
 
+    def _tell_tried(self, key: str, report: Message) -> None:
+        """To a supervisor that is gone nothing is told: the next one asks."""
+        if self.link is not None:
+            self.link.send({"type": "tried", "key": key, "report": report})
+
     async def _start(self, message: Message) -> None:
+        self._examiner.make_way()
+        await self._tryout.end()
         envs = rank_env(message, self.paths, self.node, self.ranks.program)
         cpus = {rank: self.binding.of(rank) for rank in envs}
         log = self.paths.log(message["attempt"], self.node)

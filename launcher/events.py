@@ -2,7 +2,7 @@
 
 An event is what the journal holds and the only thing `advance` and `decide` ever see. Times are Unix
 seconds (`at`); durations end in `_s`. `epoch` and `seq` are given by the journal when it is appended.
-Imports nothing of ours.
+Imports nothing of ours but words.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, ClassVar, Literal, TypeAlias
 
+from launcher.terms import LimitSource, Remedy, Tier, Value, Verdict
+
 SCHEMA = 1
 
 # Rules of decisions that no policy makes.
@@ -21,12 +23,6 @@ RETRY = "hold-retry"
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 CheckpointId: TypeAlias = tuple[int, int]  # (step, attempt that wrote it)
-# Of checks of nodes: how thoroughly, what they say, what would help, and where a limit came from.
-Tier: TypeAlias = Literal["fast", "standard"]
-Verdict: TypeAlias = Literal["ok", "warn", "fail", "unknown", "skipped"]
-Remedy: TypeAlias = Literal["none", "restart_app", "reset_gpu", "reboot_node", "drain", "service", "raise_limit"]
-LimitSource: TypeAlias = Literal["", "device", "baseline", "peers", "table", "config", "kernel"]
-Value: TypeAlias = str | float | int | bool | None
 
 
 class UnknownEvent(ValueError):
@@ -316,6 +312,46 @@ class NodeExamined(Event):
     took_s: float
     id: str = ""
     findings: tuple[CheckFinding, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """What came of an all-reduce among `nodes`. `absent`: those that never began. `bandwidth`: bytes/s of the bus.
+
+    `said`: of nodes where it went wrong, what they told.
+    """
+
+    nodes: tuple[str, ...]
+    outcome: Literal["passed", "failed", "timed_out"]
+    absent: tuple[str, ...] = ()
+    bandwidth: float | None = None
+    said: dict[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialPlace:
+    """How a node takes part in a trial: where the store can listen if it comes first, and how many processes it has."""
+
+    host: str
+    port: int
+    devices: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchBegan(Event):
+    """Nodes are tried with each other, to find who is at fault. `id`: of the decision or command that wants it."""
+
+    id: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialsEnded(Event):
+    """A round of trials of a search is over. `places`: of the nodes that took part, for the next round."""
+
+    id: str
+    trials: tuple[TrialResult, ...]
+    places: dict[str, TrialPlace] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -754,7 +790,7 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    if isinstance(value, (Sealed, RankProgress, Branch, CheckFinding)):
+    if isinstance(value, (Sealed, RankProgress, Branch, CheckFinding, TrialResult, TrialPlace)):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     return value
 
@@ -771,6 +807,12 @@ def _rich(cls: type[Event], name: str, value: Any) -> Any:
         return Branch(**value)
     if name == "findings":
         return tuple(CheckFinding(**item) for item in value)
+    if name == "trials":
+        return tuple(
+            TrialResult(**{**one, "nodes": tuple(one["nodes"]), "absent": tuple(one["absent"])}) for one in value
+        )
+    if name == "places":
+        return {node: TrialPlace(**one) for node, one in value.items()}
     if cls is StepsStopped and name == "ranks":
         return {int(rank): RankProgress(**item) for rank, item in value.items()}
     if name == "slots":

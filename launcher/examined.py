@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from launcher.events import CommandReceived, NodeExamined, Tier
+from launcher.events import CommandReceived, NodeExamined
 from launcher.evolve import evolve
 from launcher.run import Examining, Node, NodeState, Run
+from launcher.terms import Tier
 from policies.schema import BY_CHECKS
 
 _SHOWN = 8
@@ -33,6 +34,11 @@ def is_spared(run: Run, name: str) -> bool:
     return run.replace is not None and run.replace.detector in BY_CHECKS and node is not None and not node.faults
 
 
+def tier_of(value: object) -> Tier:
+    """The tier that an action or a command names; standard where it names none."""
+    return "fast" if value == "fast" else "deep" if value == "deep" else "standard"
+
+
 def to_examine(run: Run, id_: str, tier: Tier, at: float, nodes: Iterable[str] = (), *, is_command: bool) -> Run:
     """The run whose nodes, or all that are alive, are to be examined."""
     names = tuple(nodes) or tuple(name for name, node in run.nodes.items() if node.state is NodeState.ALIVE)
@@ -46,6 +52,8 @@ def checked(command: CommandReceived, run: Run) -> CommandReceived:
     unknown = [str(name) for name in named if name not in run.nodes] if isinstance(named, list) else []
     refused = f"the run has no node {', '.join(unknown)}; these it has: {', '.join(run.nodes)}" if unknown else ""
     refused = refused or ("" if run.nodes else "no node has answered yet")
+    if command.args.get("tier") == "deep" and run.live_attempt:
+        refused = refused or f"its ranks need the nodes: pause it first, opt-launch pause {run.name}"
     return evolve(command, args={**command.args, "refused": refused}) if refused else command
 
 

@@ -17,15 +17,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.events import Tier, Verdict
 from launcher.health.checks import of_tier
-from launcher.health.context import Context, SiteCheck
+from launcher.health.context import Context, Heard, SiteCheck
 from launcher.health.finding import WORST, Finding, worst
+from launcher.health.gpu import given, on_bus
 from launcher.health.lasting import Lasting
 from launcher.health.runner import Examination
 from launcher.sections import RunSpec
+from launcher.terms import Tier, Verdict
+from launcher.xid_watch import XidWatch
 
+IDLE_S = 120.0  # a node that may be needed at once is left alone
 NICENESS = 10  # ranks come first; a check still gets a tenth of a processor, so that none is late for want of it
+LAST = 19  # niceness of what loads an idle node: whoever else is there comes first
 SOON_S = 10.0  # until the next look at what may have been a matter of a moment
 AGAIN_S = 5.0  # between looks that failing ranks ask for
 MOST_TOLD = 32  # findings of one examination
@@ -40,10 +44,24 @@ class _Asked:
 
 
 class Examiner:
-    """`every_s`: between fast examinations; None for none but those asked for. `tell(message)` takes what is found."""
+    """`every_s`: between fast examinations; None for none but those asked for. `tell(message)` takes what is found.
 
-    def __init__(self, at: Context, every_s: float | None, tell: Callable[[dict[str, Any]], None]) -> None:
-        self._at, self._every_s, self._tell = at, every_s, tell
+    `burn_every_s`: between deep examinations of a node that is idle, which load it; None for none.
+    """
+
+    def __init__(
+        self,
+        at: Context,
+        every_s: float | None,
+        tell: Callable[[dict[str, Any]], None],
+        burn_every_s: float | None = None,
+    ) -> None:
+        self._at, self._every_s, self._tell, self._burn_every_s = at, every_s, tell, burn_every_s
+        self._idle_since: float | None = None
+        self._burnt_at: float | None = None
+        self._ended = threading.Event()  # of the deep one that goes on
+        self._has_begun = False
+        self._xids: XidWatch | None = None
         self._due: deque[_Asked] = deque()
         self._ids: set[str] = set()
         self._is_busy = False
@@ -74,16 +92,43 @@ class Examiner:
             self._looked_at[tier] = now
             self.ask(tier)
 
-    def turn(self) -> None:
-        """Begin what is due. Called several times a second, in the agent's loop."""
+    def turn(self, *, is_idle: bool = False) -> None:
+        """Begin what is due. Called several times a second, in the agent's loop. `is_idle`: no ranks need the node."""
+        self._watch_idleness(is_idle)
         if self._is_busy:
             return
         if self._every_s is not None and not self._due and self._is_time(self._every_s):
             self.ask("fast")
+        if self._every_s is not None and not self._has_begun:
+            self._has_begun = True
+            self._xids = XidWatch(self._heard) if on_bus(self._at) or given(self._at) else None
         if self._due:
+            self._at = replace(self._at, heard_since=self._xids.since if self._xids else None)
+            self._ended = threading.Event()
             self._is_busy, self._began_at, self._turn_of = True, time.monotonic(), self._present_turn()
             about = (self._due.popleft(), asyncio.get_running_loop())
             threading.Thread(target=self._examine, args=about, name="examiner", daemon=True).start()
+
+    def _heard(self, xid: Heard) -> None:
+        """At once, and with all others that came with it: one fault is many XIDs."""
+        self._at = replace(self._at, heard=(*self._at.heard, xid)[-MOST_TOLD:])
+        if not self._due:
+            self.ask("fast")
+
+    def make_way(self) -> None:
+        """Ranks need the node: a deep examination ends at once."""
+        self._ended.set()
+        self._due = deque(one for one in self._due if one.tier != "deep")
+
+    def _watch_idleness(self, is_idle: bool) -> None:
+        """A deep examination is due when the node has been idle for a while, and again after long."""
+        now = time.monotonic()
+        self._idle_since = (self._idle_since or now) if is_idle else None
+        if self._burn_every_s is None or self._idle_since is None or now < self._idle_since + IDLE_S:
+            return
+        if self._burnt_at is None or now > self._burnt_at + self._burn_every_s:
+            self._burnt_at = now
+            self.ask("deep")
 
     def _is_time(self, every_s: float) -> bool:
         """All nodes look at the same moment of the clock: what it costs the ranks, it costs all of them at once."""
@@ -95,7 +140,10 @@ class Examiner:
 
     def _examine(self, asked: _Asked, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread: it ends, whatever the checks do."""
-        began, examination = time.monotonic(), Examination(self._at, NICENESS, self._left_behind)
+        is_deep = asked.tier == "deep"
+        ended = self._ended if is_deep else threading.Event()
+        niceness = LAST if is_deep else NICENESS
+        began, examination = time.monotonic(), Examination(self._at, niceness, self._left_behind, ended)
         findings: list[Finding] = []
         try:
             findings.extend(examination.findings(of_tier(asked.tier, self._at.site)))
@@ -147,7 +195,7 @@ def examiner_of(spec: RunSpec, folder: Path, tell: Callable[[dict[str, Any]], No
     )
     named = spec.launch.network.interface
     at = Context(folders=(str(folder),), interface="" if named == "auto" else named, site=site)
-    examiner = Examiner(at, spec.health.every, tell)
+    examiner = Examiner(at, spec.health.every, tell, spec.health.burn_in)
     if (tier := spec.health.before_start) in ("fast", "standard"):
         examiner.ask(tier, AT_START)
     return examiner

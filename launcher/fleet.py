@@ -27,6 +27,7 @@ from launcher.events import (
 from launcher.paths import RunPaths
 from launcher.recovery import Inventory
 from launcher.run import Node, NodeState, Run, RunState
+from launcher.trials import Report
 
 BEAT_S = 1.0  # to agents, which miss us after 3 s
 RESET_GRACE_S = 1.0
@@ -60,6 +61,7 @@ class Contact:
     beat_at: float = 0.0
     cleared: int = 0
     collected: frozenset[str] = frozenset()
+    tried: dict[str, Report] = field(default_factory=dict)
     silent: bool = False
     came_back: bool = False  # and nobody has been told yet
     joined: bool = False
@@ -181,6 +183,9 @@ class Fleet:
                 contact.ranks = {}  # the beats of before the kill are out of date
             if message["type"] == "collected":
                 contact.collected |= {message["decision"]}
+            if message["type"] == "tried":
+                about = {**message["report"], "digests": tuple(message["report"]["digests"])}
+                contact.tried = {message["key"]: Report(**about)}  # of a round that is over nobody asks again
             self._on_message(contact, message)
 
     def _joined(self, contact: Contact, message: Message) -> None:
@@ -201,6 +206,7 @@ class Fleet:
                 sum(rank["alive"] for rank in contact.ranks.values()),
                 contact.cleared,
                 contact.collected,
+                contact.tried,
             )
             for contact in self.contacts.values()
             if contact.link is not None and contact.joined and not contact.silent and contact.beat_at

@@ -7,7 +7,7 @@ from typing import Any
 from launcher.drain import left_out
 from launcher.events import PERSON, RETRY, ActionDone, Decision, IncidentClosed, IncidentOpened
 from launcher.evolve import evolve
-from launcher.examined import no_longer, to_examine
+from launcher.examined import no_longer, tier_of, to_examine
 from launcher.run import ENDING, Incident, Node, NodeState, Note, Run, RunState, keeps_ranks
 from launcher.settings import asked_to_set, asked_to_skip
 from policies.schema import BY_CHECKS
@@ -38,8 +38,7 @@ def decided(run: Run, event: Decision) -> Run:
     if "skip" in event.actions:
         run = asked_to_skip(run, event)
     if "check" in event.actions:
-        tier = "fast" if event.actions["check"] == "fast" else "standard"
-        run = to_examine(run, event.id, tier, event.at, is_command=False)
+        run = to_examine(run, event.id, tier_of(event.actions["check"]), event.at, is_command=False)
     if "run" in event.actions:
         run = evolve(run, errands={**run.errands, event.id: event})
     if keeps_ranks(event):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from launcher import search
 from launcher.fleet import Contact
 from launcher.run import Incident, Run, RunState
 from policies.units import format_duration
@@ -41,6 +42,8 @@ def next_action(run: Run, at: float, *, saves: bool = True) -> str:
     if run.paused_by:
         how = "end the ranks" if run.pause_now else save
         return f"{how}, then pause: {run.paused_by}"
+    if searching := search.told(run):
+        return searching
     if pending is not None:
         wait_s = max(0.0, pending.at + pending.delay_s - at)
         what = ", ".join(pending.actions)

@@ -105,6 +105,11 @@ def defaults(spec: RunSpec, scratch: Path, host: str) -> dict[str, str]:
     return unset if spec.launch.network.interface == "auto" else unset | network
 
 
+def for_ours(env: Mapping[str, str]) -> dict[str, str]:
+    """Variables of ranks, as far as they suit a program of ours: where theirs find modules is not where ours does."""
+    return {**os.environ, **{name: value for name, value in env.items() if not name.startswith("PYTHON")}}
+
+
 def _asked(spec: RunSpec, paths: RunPaths) -> dict[str, str]:
     """The variables of `launch.env`."""
     taken, names = read_variables(paths), wanted(spec)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from launcher import search
 from launcher.abilities import Abilities
 from launcher.checkpoints import NoChoice, choose, tried_before
 from launcher.crew import assign, by_preference, is_to_leave, size_of
@@ -32,6 +33,7 @@ from launcher.events import (
 from launcher.examined import outcome
 from launcher.reporter import SAVE, STOP
 from launcher.run import Asking, Attempt, Node, NodeState, Run, RunState
+from launcher.trials import Report
 
 COLLECT_LIMIT_S = 10.0
 EXAMINE_LIMIT_S = 45.0  # each check has a deadline of its own
@@ -48,6 +50,7 @@ class Inventory:
     ranks_alive: int
     cleared: int = 0
     collected: frozenset[str] = frozenset()  # ids of decisions whose evidence it has written
+    tried: Mapping[str, Report] = field(default_factory=dict)  # by the key of a round of trials, how its part went
 
 
 @dataclass(frozen=True)
@@ -149,10 +152,18 @@ def _examinations(run: Run, fleet: Fleet) -> Iterator[Move]:
             name for name in sorted(asked.left) if name in run.nodes and run.nodes[name].state is not NodeState.LOST
         ]
         if alive and fleet.now < asked.at + EXAMINE_LIMIT_S:
-            message = {"type": "examine", "id": id_, "tier": asked.tier}
+            # What deep adds to standard is the search: ranks may still be there.
+            message = {"type": "examine", "id": id_, "tier": "standard" if asked.tier == "deep" else asked.tier}
             yield from (Send(name, message) for name in alive if name in fleet.answering)
             continue
         ok, told = not asked.left, outcome(run, asked)
+        if asked.tier == "deep":
+            due = search.due(run, id_, asked, fleet.now, fleet.answering)
+            yield from (Send(node, message) for node, message in due.messages.items())
+            yield from map(Emit, due.events)
+            if not due.is_over:
+                continue
+            told = "; ".join(filter(None, (told, due.outcome)))
         if asked.is_command:
             yield Emit(CommandAnswered(at=fleet.now, id=id_, ok=ok, message=told))
         else:

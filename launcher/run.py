@@ -14,10 +14,12 @@ from launcher.events import (
     CommandReceived,
     Decision,
     Json,
-    Tier,
     TrainerDone,
+    TrialPlace,
+    TrialResult,
     Warned,
 )
+from launcher.terms import Tier
 
 ENDING = frozenset({"restart", "hold", "stop"})  # actions that end the attempt
 
@@ -228,10 +230,20 @@ class Drained:
 
 
 @dataclass(frozen=True)
+class Searching:
+    """Nodes that are tried with each other. `rounds`: what came of them so far, the last one at `at`."""
+
+    nodes: tuple[str, ...]
+    at: float
+    rounds: tuple[tuple[TrialResult, ...], ...] = ()
+    places: Mapping[str, TrialPlace] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Examining:
     """Nodes that are to be examined, for an action of a decision or for a command of a person (`is_command`).
 
-    `nodes`: all of them; `left`: those that have not told of it yet.
+    `nodes`: all of them; `left`: those that have not told of it yet. `search`: of the tier deep, once they have.
     """
 
     tier: Tier
@@ -239,6 +251,7 @@ class Examining:
     nodes: tuple[str, ...]
     left: frozenset[str]
     is_command: bool = False
+    search: Searching | None = None
 
 
 @dataclass(frozen=True)

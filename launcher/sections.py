@@ -258,11 +258,13 @@ class OwnCheck(Section):
 class Health(Section):
     """Which checks of nodes run before a start, and how often fast ones do from then on; `checks` are the site's own.
 
+    `burn_in`: how often nodes that have no ranks, spares above all, compute for some seconds what can be compared.
     Virtual nodes are one machine, and are examined only if that is asked for.
     """
 
     before_start: Literal["none", "fast", "standard", "deep"] = "standard"
     every: Annotated[Duration, Field(ge=1)] | None = 60.0
+    burn_in: Annotated[Duration, Field(ge=60)] | None = 1800.0
     checks: Annotated[tuple[OwnCheck, ...], Strict(False)] = ()
 
 
@@ -307,7 +309,7 @@ class RunSpec(Section):
         backend = cluster.get("backend", "local") if isinstance(cluster, dict) else "local"
         if backend != "local" or not isinstance(health, dict):
             return values
-        return values | {"health": {"before_start": "none", "every": None} | health}
+        return values | {"health": {"before_start": "none", "every": None, "burn_in": None} | health}
 
     @property
     def starts_per_node(self) -> int:

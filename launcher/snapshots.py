@@ -43,8 +43,12 @@ FOLDED_BY = (
     "incidents",
     "ledger",
     "lineage",
+    "localize",
     "run",
+    "search",
     "settings",
+    "terms",
+    "trials",
 )
 _BODY = ',"fold":'
 

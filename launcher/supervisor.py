@@ -44,7 +44,6 @@ from launcher.events import (
     Sealed,
     StepDone,
     Tick,
-    Tier,
     Warned,
 )
 from launcher.facts import Facts
@@ -66,6 +65,7 @@ from launcher.spec import read_resolved
 from launcher.succession import Succession
 from launcher.surroundings import Surroundings
 from launcher.takeover import EXIT_PAST_JOB
+from launcher.terms import Tier
 from launcher.testimony import Testimony, examined_of
 from launcher.warm import ENDS_OF_A_JOB, die_with
 from policies.amended import policy_now
@@ -80,7 +80,7 @@ LAST_WRITES_S = 2.0
 LIVE_S = 1.0
 EXAMINED_WITHIN_S = 30.0  # then a first start no longer waits for it
 _POLL_S = 0.7
-_RESEND_S = {"examine": 5.0, "to_rank": 5.0, "collect": 15.0, "store": 2.0, "start": 2.0}
+_RESEND_S = {"examine": 5.0, "trial": 5.0, "to_rank": 5.0, "collect": 15.0, "store": 2.0, "start": 2.0}
 
 log = logging.getLogger("supervisor")
 

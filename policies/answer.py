@@ -207,6 +207,9 @@ def _actions(rung: Rung, rule: Rule, index: int, finding: Finding) -> dict[str, 
         plain.pop("exclude", None)
     if finding.detector in BY_CHECKS and not finding.ranks:
         plain.pop("replace", None)  # nobody need take ranks from it
+    if plain.get("check") == "deep" and finding.blame == "certain":
+        del plain["check"]  # a search takes minutes, and whom it would find is known
+        plain |= {"exclude": "blamed"} if "exclude" in plain else {}
     if not _is_blamed(finding, index):
         plain = {name: value for name, value in plain.items() if (name, value) not in BLAMING}
     return plain

@@ -79,9 +79,7 @@ def not_built(rule: Rule) -> Iterator[Flaw]:
 
 
 def _unbuilt(rung: Rung, whose: str = "") -> Iterator[Flaw]:
-    of, in_ = (f" of {whose}", f" ({whose})") if whose else ("", "")
-    if rung.check == "deep":
-        yield ("check",), f"'check: deep'{of} is not built yet"
+    in_ = f" ({whose})" if whose else ""
     for kind in rung.collect or ():
         if kind != "stacks":
             yield ("collect",), f"to collect '{kind}'{in_} is not built yet"
@@ -211,6 +209,8 @@ def _contradictions(rung: Rung) -> Iterator[Flaw]:
         yield ("hold", "at_most"), "'at_most' says how long to retry: it needs 'retry'"
     elif rung.hold and rung.hold.at_most and rung.hold.retry and rung.hold.at_most < rung.hold.retry:
         yield ("hold", "at_most"), "'at_most' is less than one 'retry': it would never be tried"
+    if rung.check == "deep" and not ends:
+        yield ("check",), "'check: deep' needs the nodes for itself: it goes with 'restart', 'hold' or 'stop'"
     if rung.exclude == "failed" and not rung.check:
         yield ("exclude",), "'exclude: failed' needs a 'check' in the same rung"
     if rung.skip and not rung.restart:

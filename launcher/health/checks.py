@@ -1,14 +1,15 @@
-"""All checks, by tier: fast ones at any time, standard ones before a start and after a failure."""
+"""All checks, by tier: fast ones at any time, standard ones before a start and after a failure, deep ones when idle."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from launcher.events import Remedy, Tier, Verdict
-from launcher.health import gpu, host, network, site, storage, xid
+from launcher.health import burn, gpu, host, network, site, storage, xid
 from launcher.health.context import Context, SiteCheck
 from launcher.health.finding import Finding
+from launcher.terms import Remedy, Tier, Verdict
+from launcher.trials import GRACE_S, START_S
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,18 @@ CHECKS: tuple[Check, ...] = (
     Check("infiniband", network.infiniband),
     Check("space", storage.space, deadline_s=15, stuck="fail", remedy="drain"),
     Check("writing", storage.writing, "standard", deadline_s=15, stuck="fail", remedy="drain"),
+    Check("burn-in", burn.burn_in, "deep", deadline_s=START_S + burn.BURN_S + burn.LIMIT_S + GRACE_S),
 )
+_BY_TIER: dict[Tier, tuple[Tier, ...]] = {
+    "fast": ("fast",),
+    "standard": ("fast", "standard"),
+    "deep": ("fast", "standard", "deep"),
+}
 
 
 def of_tier(tier: Tier, of_site: Sequence[SiteCheck] = ()) -> Sequence[Check]:
     """The checks of a tier and of those below it, the site's own last."""
-    return [one for one in (*CHECKS, *map(_of_site, of_site)) if tier == "standard" or one.tier == "fast"]
+    return [one for one in (*CHECKS, *map(_of_site, of_site)) if one.tier in _BY_TIER[tier]]
 
 
 def by_name(name: str, of_site: Sequence[SiteCheck] = ()) -> Check:

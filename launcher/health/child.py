@@ -19,7 +19,7 @@ from typing import Any
 
 from launcher.health import gpu
 from launcher.health.checks import Check, by_name
-from launcher.health.context import Context, SiteCheck
+from launcher.health.context import Context, Heard, SiteCheck
 from launcher.health.finding import Finding
 from launcher.warm import die_with
 
@@ -64,7 +64,9 @@ def main(argv: list[str]) -> int:
 
 def context_of(asked: dict[str, Any]) -> Context:
     site = tuple(SiteCheck(**{**one, "command": tuple(one["command"])}) for one in asked["site"])
-    return Context(**{**asked, "root": Path(asked["root"]), "folders": tuple(asked["folders"]), "site": site})
+    heard = tuple(Heard(**one) for one in asked["heard"])
+    folders = tuple(asked["folders"])
+    return Context(**{**asked, "root": Path(asked["root"]), "folders": folders, "site": site, "heard": heard})
 
 
 if __name__ == "__main__":

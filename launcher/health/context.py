@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.events import Tier
+from launcher.terms import Tier
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,21 @@ class SiteCheck:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """An XID that the driver itself has told of, `at` seconds since boot. `bus`: as the kernel's log names the GPU."""
+
+    bus: str
+    xid: int
+    at: float
+
+
+@dataclass(frozen=True)
 class Context:
     """`root`: in place of / for /proc and /sys. `folders`: what must be there and have room for `bytes_needed`.
 
     `interface`: the one over which nodes talk; "" if none is named. `site`: checks of the site's own. `before`: what an
-    earlier check of this boot has left, by names of its own; `after` is what this one leaves.
+    earlier check of this boot has left, by names of its own; `after` is what this one leaves. `heard`: XIDs that the
+    driver has told of since `heard_since` (seconds since boot); None: nobody has listened.
     """
 
     root: Path = Path("/")
@@ -40,6 +50,8 @@ class Context:
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
     before: Mapping[str, int | str] = field(default_factory=dict)
     after: dict[str, int | str] = field(default_factory=dict)
+    heard: tuple[Heard, ...] = ()
+    heard_since: float | None = None
 
     def text(self, path: str) -> str:
         """The content of a file under the root, without blanks around. Raises OSError."""

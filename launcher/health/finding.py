@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from launcher.events import CheckFinding as Finding
-from launcher.events import Verdict
+from launcher.terms import Verdict
 
 __all__ = ["NAGIOS", "OPEN_FILES", "WORST", "Finding", "worst", "worst_of"]
 

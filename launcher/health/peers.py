@@ -31,6 +31,7 @@ READINGS = (
     Reading("gpu-versions", "vbios", "VBIOS"),
     Reading("infiniband-count", "ports", "InfiniBand ports", "fail"),
     Reading("cpu-count", "cpus", "CPUs"),
+    Reading("burn-in", "product", "product of the same matrices"),  # of other processors other bits may be right
 )
 
 

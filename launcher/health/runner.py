@@ -9,6 +9,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,7 @@ from launcher.health.finding import Finding
 
 START_S = 30.0  # until the first line: imports, from a slow disk
 DIE_S = 2.0  # after SIGKILL
+ENDED_S = 0.2  # between looks whether it is to end early
 AGAIN_S = 5.0  # until what has failed is looked at once more
 HEALTH = "health"  # the code of what is no check's: that none could be run
 
@@ -35,11 +37,13 @@ class Examination:
 
     `niceness`: by how much others come first, from 0 to 19. `left_behind`: by check, processes of this examination and
     of those before it that not even SIGKILL has ended: while one is there, the check is not run again.
+    `ended`: set from elsewhere, no more is to be found.
     """
 
     at: Context
     niceness: int = 0
     left_behind: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    ended: threading.Event = field(default_factory=threading.Event)
     after: dict[str, int | str] = field(default_factory=dict)
     check_of: dict[str, str] = field(default_factory=dict)
     completed: set[str] = field(default_factory=set)
@@ -57,8 +61,7 @@ class Examination:
             else:
                 self.check_of[finding.key] = name
                 yield finding
-        if failed:
-            time.sleep(AGAIN_S)
+        if failed and not self.ended.wait(AGAIN_S):
             self.completed -= failed
             for name, finding in self._told([check for check in checks if check.name in failed]):
                 if finding.key not in self.check_of:
@@ -89,7 +92,10 @@ class Examination:
         deadline, begun = time.monotonic() + START_S, False
         try:
             while left:
-                line = child.line(deadline)
+                line = child.line(deadline, self.ended)
+                if isinstance(line, str) and self.ended.is_set():
+                    left.clear()
+                    return ""
                 if isinstance(line, str):
                     if not begun:
                         return f"the process for checks could not be started: {line}"
@@ -128,6 +134,8 @@ class Examination:
                 "interface": at.interface,
                 "site": [asdict(one) for one in at.site],
                 "before": dict(at.before),
+                "heard": [asdict(one) for one in at.heard],
+                "heard_since": at.heard_since,
             }
         )
 
@@ -149,12 +157,15 @@ class _Child:
         self._selector.register(self._pipe, selectors.EVENT_READ)
         self._read = b""
 
-    def line(self, deadline: float) -> Mapping[str, Any] | str:
+    def line(self, deadline: float, ended: threading.Event) -> Mapping[str, Any] | str:
         """The next line, or why there is none. `deadline`: monotonic seconds."""
         while b"\n" not in self._read:
             # What has been said in time counts, also if we were stopped and come to read it late.
-            if not self._selector.select(max(0.0, deadline - time.monotonic())):
-                return TOO_LATE
+            left_s = max(0.0, deadline - time.monotonic())
+            if not self._selector.select(min(left_s, ENDED_S)):
+                if left_s <= ENDED_S or ended.is_set():
+                    return TOO_LATE
+                continue
             data = os.read(self._pipe.fileno(), 1 << 16)
             if not data:
                 code = self._exit_code()

@@ -6,9 +6,9 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 
-from launcher.events import Verdict
 from launcher.health.context import Context, SiteCheck
 from launcher.health.finding import Finding
+from launcher.terms import Verdict
 from launcher.warm import die_with
 
 # https://nagios-plugins.org/doc/guidelines.html: OK, WARNING, CRITICAL, UNKNOWN

@@ -1,4 +1,4 @@
-"""XIDs: what the NVIDIA driver writes into the kernel's log when something goes wrong on a GPU.
+"""XIDs: what the NVIDIA driver tells, by events and in the kernel's log, when something goes wrong on a GPU.
 
 What to do about each is NVIDIA's own sorting (its XID catalogue of October 2025, as gpud carries it). A code that is
 not in it is told, and excludes nobody. XIDs that follow from another one, or from a program's mistake, are no fault of
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from launcher.health.context import Context
 from launcher.health.finding import Finding
 from launcher.health.gpu import given, on_bus
-from launcher.health.kernel_log import kernel_log
+from launcher.health.kernel_log import Entry, kernel_log
 from launcher.hosts.records import Remedy, Verdict
 
 LATELY_S = 2 * 3600.0  # as AzNHC looks back
@@ -51,13 +51,16 @@ _ASKED: tuple[tuple[str, Meaning], ...] = (("reboot", _REBOOT), ("reset", _RESET
 
 
 def xids(at: Context) -> Iterator[Finding]:
-    """Of each GPU and code the newest line. Raises PermissionError where the log is not for us: not known, then."""
+    """Of each GPU and code the newest. Raises PermissionError where neither log nor driver tells: not known, then."""
     if not max(on_bus(at), given(at)):
         yield Finding(code="gpu-xid", verdict="skipped", summary="there is no NVIDIA GPU, and none is expected")
         return
     now = float(at.text("proc/uptime").split()[0])
-    newest: dict[tuple[str, int, bool], tuple[float, Meaning, str]] = {}
-    for entry in kernel_log(at.root):
+    newest: dict[tuple[str, int, bool], tuple[float, Meaning, str]] = {
+        (one.bus, one.xid, False): (now - one.at, meaning(one.xid, ""), "") for one in at.heard
+    }
+    log, quiet = _log(at, now)
+    for entry in log:
         if found := _XID.search(entry.text):
             bus, code, text = found[1], int(found[2]), found[3] or ""
             newest[bus, code, False] = (now - entry.at, meaning(code, text), text)
@@ -68,7 +71,17 @@ def xids(at: Context) -> Iterator[Finding]:
         xid, name = None if is_switch else code, f"{'SXid' if is_switch else 'XID'} {code}"
         yield _finding(bus, xid, name, age_s, what, text)
     if not newest:
-        yield Finding(code="gpu-xid", verdict="ok", summary="the kernel's log tells of no XID")
+        yield Finding(code="gpu-xid", verdict="ok", summary=quiet)
+
+
+def _log(at: Context, now: float) -> tuple[list[Entry], str]:
+    """The kernel's log, and what it means that no XID is found. Without it there is what the driver has told since."""
+    try:
+        return kernel_log(at.root), "the kernel's log tells of no XID"
+    except PermissionError:
+        if at.heard_since is None:
+            raise
+        return [], f"no XID for {(now - at.heard_since) / 60:.0f} min, since the driver is listened to"
 
 
 def meaning(code: int, text: str) -> Meaning:

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from annotated_types import Interval
 
-from launcher.events import Remedy, Verdict
+from launcher.terms import Remedy, Verdict
 
 FORMAT = 1
 

@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,22 +37,25 @@ class Question:
     limit_s: float
 
 
-def ask(transport: Transport, hosts: Sequence[str], question: Question) -> Iterator[Answer]:
-    """One answer of each host, as they come."""
-    waiting, results = deque(hosts), queue.SimpleQueue[Answer]()
+def ask(transport: Transport, questions: Mapping[str, Question], parallel: int = PARALLEL) -> Iterator[Answer]:
+    """One answer of each host, as they come. `questions`: by host; so many are asked at the same time."""
+    waiting, results = deque(questions), queue.SimpleQueue[Answer]()
     overdue_at: dict[str, float] = {}
     try:
         while waiting or overdue_at:
-            while waiting and len(overdue_at) < PARALLEL:
+            while waiting and len(overdue_at) < parallel:
                 host = waiting.popleft()
+                question = questions[host]
                 overdue_at[host] = time.monotonic() + question.limit_s + _GRACE_S
                 threading.Thread(target=_ask, args=[transport, host, question, results], daemon=True).start()
-            yield from _next(results, overdue_at, question.limit_s)
+            yield from _next(results, overdue_at, questions)
     finally:
         transport.close()
 
 
-def _next(results: queue.SimpleQueue[Answer], overdue_at: dict[str, float], limit_s: float) -> Iterator[Answer]:
+def _next(
+    results: queue.SimpleQueue[Answer], overdue_at: dict[str, float], questions: Mapping[str, Question]
+) -> Iterator[Answer]:
     """The next answer, and that of those who are overdue."""
     try:
         answer = results.get(timeout=max(0.0, min(overdue_at.values()) - time.monotonic()))
@@ -61,7 +64,7 @@ def _next(results: queue.SimpleQueue[Answer], overdue_at: dict[str, float], limi
     except queue.Empty:
         for host in [host for host, at in overdue_at.items() if at <= time.monotonic()]:
             del overdue_at[host]
-            yield Answer(host, problem=Unreachable(f"no answer within {limit_s:g} s"))
+            yield Answer(host, problem=Unreachable(f"no answer within {questions[host].limit_s:g} s"))
 
 
 def _ask(transport: Transport, host: str, question: Question, results: queue.SimpleQueue[Answer]) -> None:

@@ -39,6 +39,7 @@ class OfRun:
     job: str
     nodes: tuple[str, ...]
     is_virtual: bool = False  # the nodes are processes of one machine
+    trains: bool = False  # ranks need its nodes
 
     @property
     def named(self) -> dict[str, object]:
@@ -50,10 +51,12 @@ def of_run(paths: RunPaths) -> OfRun:
     """What the run's journal says. Raises LaunchError where it cannot be read."""
     run, backend = read_run(paths), read_resolved(paths.spec).cluster.backend
     jobs = {slurm_job(job) for job in (run.job_id, *run.past_jobs, *_submitted(paths))} - {""}
+    trains = run.live_attempt is not None and not run.state.is_terminal
     is_virtual = backend == "local" or (backend == "own" and not jobs)
     if is_virtual:  # it may have been started in a job, which it does not know
-        return OfRun(paths.root.absolute(), (), "", (), is_virtual=True)
-    return OfRun(paths.root.absolute(), tuple(sorted(jobs)), slurm_job(run.job_id), tuple(sorted(run.nodes)))
+        return OfRun(paths.root.absolute(), (), "", (), is_virtual=True, trains=trains)
+    nodes = tuple(sorted(run.nodes))
+    return OfRun(paths.root.absolute(), tuple(sorted(jobs)), slurm_job(run.job_id), nodes, trains=trains)
 
 
 def find_way(

@@ -15,6 +15,7 @@ from launcher.fold import View
 from launcher.journal import newest_epoch
 from launcher.paths import RunPaths
 from launcher.run import HALTED, Incident, Node, NodeState, Run, RunState
+from launcher.search import told
 from launcher.snapshots import read_view
 from launcher.view.unheard import UNSAID, has_begun, is_quiet, since, until, with_standing
 from launcher.view.words import iso
@@ -138,6 +139,8 @@ def _told(run: Run, live: Live) -> str:
 
 def next_action(run: Run, way_on: str = "") -> str:
     """What happens next, as far as the journal tells."""
+    if searching := told(run):
+        return searching
     match run.state:
         case RunState.SUCCEEDED:
             return "nothing: the run is done"

@@ -237,7 +237,7 @@ def test_what_a_held_run_is_to_do_is_said_by_a_person(launch: Launch) -> None:
         ({"restart": {"from": "step 7"}}, "no usable checkpoint at step 7"),
         ({"hold": {}}, "held already"),
         ({"skip": "64 batches"}, "it needs 'restart'"),
-        ({"check": "deep"}, "'check: deep' is not built yet"),
+        ({"check": "deep"}, "'check: deep' needs the nodes for itself"),
     ):
         done, said = command(run.paths, "do", {"actions": asked, "why": "x"})
         assert (done, why_not in said) == (False, True), said

@@ -76,7 +76,7 @@ REFUSED = [
     (training().tell(CommandReceived(at=1.0, id="s", verb="stop", author="bob")), {"save": "now"}, "the run is being stopped, as bob asked"),
     (training().tell(CommandReceived(at=1.0, id="s", verb="hold", author="bob")), {"save": "now"}, "the run is being held: bob: no reason given"),
     (training().tell(JobEnding(at=1.0, reason="the limit")), {"save": "now"}, "the job is ending: the limit"),
-    (training(), {"check": "deep"}, "'check: deep' is not built yet"),
+    (training(), {"check": "deep"}, "'check: deep' needs the nodes for itself: it goes with 'restart', 'hold' or 'stop'"),
     (training(), {}, "a rung without an action"),
 ]  # fmt: skip
 

@@ -36,6 +36,15 @@ findings = st.builds(
 )  # fmt: skip
 
 # Field annotation, as written in events.py -> values of that type.
+trials = st.builds(
+    events.TrialResult,
+    nodes=st.lists(texts, max_size=3).map(tuple),
+    outcome=st.sampled_from(["passed", "failed", "timed_out"]),
+    absent=st.lists(texts, max_size=3).map(tuple),
+    bandwidth=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    said=st.dictionaries(texts, texts, max_size=2),
+)
+places = st.builds(events.TrialPlace, host=texts, port=st.integers(0, 65535), devices=st.integers(1))
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "bool": st.booleans(),
     "int": st.integers(),
@@ -59,7 +68,9 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "tuple[tuple[int, int], ...]": st.lists(st.tuples(st.integers(), st.integers()), max_size=3).map(tuple),
     "tuple[Sealed, ...]": st.lists(sealed, max_size=3).map(tuple),
     "tuple[CheckFinding, ...]": st.lists(findings, max_size=3).map(tuple),
-    "Tier": st.sampled_from(["fast", "standard"]),
+    "tuple[TrialResult, ...]": st.lists(trials, max_size=3).map(tuple),
+    "dict[str, TrialPlace]": st.dictionaries(texts, places, max_size=3),
+    "Tier": st.sampled_from(["fast", "standard", "deep"]),
     "Verdict": st.sampled_from(["ok", "warn", "fail", "unknown", "skipped"]),
     "CheckpointId | None": st.none() | checkpoint_ids,
     "Branch | None": st.none() | st.builds(events.Branch, run=texts, step=st.integers(0), attempt=st.integers(1)),

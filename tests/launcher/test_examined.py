@@ -14,13 +14,13 @@ from launcher.events import (
     CommandReceived,
     NodeExamined,
     NodeExcluded,
-    Verdict,
 )
 from launcher.examined import checked
 from launcher.hosts.of_run import blamed, found, suspicions
 from launcher.hosts.records import Blamed
 from launcher.recovery import Emit, Send, plan
 from launcher.run import RunState
+from launcher.terms import Verdict
 
 EXAMINES = replace(LIMITS, examined_within_s=20.0)
 HOT = CheckFinding(

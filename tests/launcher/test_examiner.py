@@ -11,7 +11,9 @@ from typing import Any
 
 import psutil
 import pytest
+from simulated_driver import HEALTHY, built, written
 
+from launcher import examiner as examiner_module
 from launcher.examiner import MOST_TOLD, Examiner, examiner_of
 from launcher.health.context import Context, SiteCheck
 from launcher.health.site import found
@@ -21,17 +23,24 @@ Children = Callable[[], list[psutil.Process]]
 LIMIT_S = 30.0
 
 
+def running(children: Children) -> list[psutil.Process]:
+    return [one for one in children() if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
 class Node:
     """An examiner over a made-up machine, one check of whose site says what the file `says` says."""
 
-    def __init__(self, folder: Path, every_s: float | None = None, deadline_s: float = 10.0) -> None:
+    def __init__(
+        self, folder: Path, every_s: float | None = None, deadline_s: float = 10.0, burn_every_s: float | None = None
+    ) -> None:
         (folder / "proc").mkdir()
         (folder / "proc" / "meminfo").write_text("MemTotal: 2000000 kB\nMemAvailable: 1900000 kB\n")
         self.says = folder / "says"
         self.says.write_text("exit 0")
         check = SiteCheck("own", ("/bin/sh", str(self.says)), nagios=True, tier="fast", deadline_s=deadline_s)
         self.told: list[dict[str, Any]] = []
-        self.examiner = Examiner(Context(root=folder, folders=(str(folder),), site=(check,)), every_s, self.told.append)
+        at = Context(root=folder, folders=(str(folder),), site=(check,))
+        self.examiner = Examiner(at, every_s, self.told.append, burn_every_s)
 
     async def until(self, count: int) -> float:
         """Turn the loop until so many examinations have been told of; the longest that it stood still."""
@@ -113,6 +122,77 @@ def test_a_failing_rank_has_its_node_looked_at_and_many_failing_ranks_no_more_of
     assert [one["id"] for one in node.told] == ["", "end"]
 
 
+def test_an_xid_is_told_at_once_also_where_the_log_of_the_kernel_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, children: Children
+) -> None:
+    says = tmp_path / "driver.txt"
+    lines = written({**HEALTHY, "1.events": 1, "1.pci": "00000000:3B:00.0"})
+    says.write_text(lines + "xid.0=1 48\n")  # before anybody listened
+    monkeypatch.setenv("FAKE_NVML", str(says))
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(built(tmp_path / "driver")))
+    node = Node(tmp_path, every_s=3600)
+    for number in range(2):
+        device = tmp_path / f"sys/bus/pci/devices/0000:{number:02x}:00.0"
+        device.mkdir(parents=True)
+        (device / "vendor").write_text("0x10de\n")
+        (device / "class").write_text("0x030200\n")
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "kmsg").write_text("")
+    (tmp_path / "proc" / "uptime").write_text(f"{time.clock_gettime(time.CLOCK_BOOTTIME)} 1.0\n")
+
+    async def story() -> None:
+        node.examiner.ask("fast", "start")
+        await node.until(1)
+        watch = node.examiner._xids
+        assert watch is not None
+        while watch.since is None:
+            await asyncio.sleep(0.01)
+        assert node.verdicts("gpu-xid") == []
+        with says.open("a") as file:
+            file.write("xid.1=1 79\n")
+        await node.until(2)
+        watch.close()
+
+    asyncio.run(asyncio.wait_for(story(), LIMIT_S))
+    (told,) = [one for one in node.told[1]["findings"] if one["code"] == "gpu-xid"]
+    assert (told["verdict"], told["subject"], told["remedy"]) == ("fail", "0000:3b:00 XID 79", "reboot_node")
+    assert children() == []
+
+
+def test_a_node_that_is_idle_is_burnt_in_after_a_while_and_makes_way_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, children: Children
+) -> None:
+    monkeypatch.setattr(examiner_module, "IDLE_S", 0.5)
+    node = Node(tmp_path, burn_every_s=3600)
+
+    async def story() -> None:
+        began = time.monotonic()
+        while not any("launcher.health.collective" in " ".join(one.cmdline()) for one in running(children)):
+            node.examiner.turn(is_idle=True)
+            await asyncio.sleep(0.05)
+        assert time.monotonic() - began > 0.5
+        began = time.monotonic()
+        node.examiner.make_way()
+        while node.examiner._is_busy:
+            node.examiner.turn()
+            await asyncio.sleep(0.05)
+        assert time.monotonic() - began < 5
+
+    asyncio.run(asyncio.wait_for(story(), 60))
+    assert node.verdicts("burn-in") == []
+    assert children() == []
+
+
+def test_a_node_with_ranks_is_never_burnt_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examiner_module, "IDLE_S", 0.0)
+    examiner = Node(tmp_path, burn_every_s=60).examiner
+    for _ in range(3):
+        examiner._watch_idleness(False)
+    assert not examiner._due
+    examiner._watch_idleness(True)
+    assert [one.tier for one in examiner._due] == ["deep"]
+
+
 def test_the_first_examination_is_told_and_later_ones_only_if_they_are_news(tmp_path: Path) -> None:
     node = Node(tmp_path, every_s=1)
 
@@ -162,7 +242,7 @@ def test_the_first_examination_is_the_one_that_the_run_asks_for(
 def test_virtual_nodes_are_examined_only_if_that_is_asked_for() -> None:
     asked = {"name": "r", "command": ["x"]}
     spec = RunSpec.model_validate(asked)
-    assert (spec.health.before_start, spec.health.every) == ("none", None)
+    assert (spec.health.before_start, spec.health.every, spec.health.burn_in) == ("none", None, None)
     spec = RunSpec.model_validate(asked | {"health": {"every": "5s"}})
     assert (spec.health.before_start, spec.health.every) == ("none", 5)
     spec = RunSpec.model_validate(asked | {"cluster": {"backend": "own"}})

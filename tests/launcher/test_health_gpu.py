@@ -74,7 +74,10 @@ def test_the_simulated_driver_has_the_shapes_that_nvidia_ml_py_declares(driver: 
     library = ctypes.CDLL(str(driver / SONAME))
     library.fake_size_of_field.restype = ctypes.c_ulong
     assert library.fake_size_of_field() == ctypes.sizeof(pynvml.c_nvmlFieldValue_t)
-    shapes = {"fabric": "c_nvmlGpuFabricInfo_v2_t", "memory": "c_nvmlMemory_v2_t", "process": "c_nvmlProcessInfo_v3_t"}
+    shapes = {
+        "fabric": "c_nvmlGpuFabricInfo_v2_t", "memory": "c_nvmlMemory_v2_t", "process": "c_nvmlProcessInfo_v3_t",
+        "pci": "nvmlPciInfo_t", "event": "c_nvmlEventData_t",
+    }  # fmt: skip
     for name, shape in shapes.items():
         size = getattr(library, f"fake_size_of_{name}")
         size.restype = ctypes.c_ulong

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.health.checks import by_name
-from launcher.health.context import Context
+from launcher.health.context import Context, Heard
 from launcher.health.finding import Finding
 from launcher.health.kernel_log import kernel_log
 from launcher.health.runner import Examination
@@ -102,6 +102,28 @@ def test_a_log_that_may_not_be_read_is_not_known(node: Path) -> None:
     [one] = Examination(Context(root=node, environment={})).findings([by_name("xids")])
     assert (one.code, one.verdict) == ("xids", "unknown")
     assert one.summary.startswith("not permitted: ")
+
+
+def test_what_the_driver_has_told_counts_as_if_it_stood_in_the_log(node: Path) -> None:
+    (node / "dev" / "kmsg").write_text("")
+    heard = (Heard("0000:3b:00", 79, UPTIME_S - 60), Heard("0000:3c:00", 13, UPTIME_S - 30))
+    told = {one.subject: one for one in xids(Context(root=node, environment={}, heard=heard, heard_since=1.0))}
+    assert {key: one.verdict for key, one in told.items()} == {"0000:3b:00 XID 79": "fail", "0000:3c:00 XID 13": "ok"}
+
+
+def test_what_log_and_driver_both_tell_is_one_finding_with_the_text_of_the_log(node: Path) -> None:
+    found(node, (50, xid(79, "it has fallen off")))
+    at = Context(root=node, environment={}, heard=(Heard("0000:3b:00", 79, UPTIME_S - 60),), heard_since=1.0)
+    [one] = xids(at)
+    assert (one.subject, one.evidence["text"]) == ("0000:3b:00 XID 79", "it has fallen off")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_who_listens_to_the_driver_needs_no_log(node: Path) -> None:
+    (node / "dev" / "kmsg").write_text("")
+    (node / "dev" / "kmsg").chmod(0)
+    [one] = xids(Context(root=node, environment={}, heard_since=UPTIME_S - 600.0))
+    assert (one.verdict, one.summary) == ("ok", "no XID for 10 min, since the driver is listened to")
 
 
 def test_the_log_of_this_kernel_can_be_read_or_says_why_not() -> None:

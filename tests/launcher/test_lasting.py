@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from launcher.events import CheckFinding, Verdict
+from launcher.events import CheckFinding
 from launcher.health.lasting import Lasting
+from launcher.terms import Verdict
 
 
 def look(verdict: Verdict, gpu: str = "GPU-0", celsius: int = 91, reasons: str = "0x40") -> list[CheckFinding]:

@@ -19,6 +19,7 @@ OURS = COMMANDS | {"launcher", "model", "policies"}
 PURE = [
     "launcher.settings", "launcher.verdicts", "policies.questions", "policies.why_not",
     "policies.surroundings", "policies.amended", "policies.patterns",
+    "launcher.terms",
     "launcher.evolve", "launcher.events", "launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance",
     "launcher.accounting", "launcher.ledger", "launcher.codec", "launcher.fold",
     "launcher.crew", "launcher.drain", "launcher.examined", "launcher.replacement", "launcher.recovery",
@@ -26,7 +27,8 @@ PURE = [
     "launcher.abilities", "launcher.telemetry", "launcher.binding",
     "launcher.doctor.checks", "launcher.doctor.cluster_checks", "launcher.doctor.show",
     "launcher.hosts.records", "launcher.hosts.fold", "launcher.hosts.standing", "launcher.hosts.guard",
-    "launcher.hosts.of_run", "launcher.localize", "launcher.health.finding", "launcher.health.peers",
+    "launcher.hosts.of_run", "launcher.localize", "launcher.trials", "launcher.search",
+    "launcher.health.finding", "launcher.health.peers",
     "launcher.health.lasting",
     "launcher.checkpoints", "policies.schema", "policies.when", "policies.units", "policies.detectors",
     "policies.engine", "policies.exits", "policies.silence", "policies.explain", "policies.finding",
@@ -42,6 +44,7 @@ IMPURE = {
 
 # From the bottom up: a module imports of ours only what stands in its own line or above it.
 LAYERS = [
+    ["launcher.terms"],
     ["launcher.evolve", "launcher.events", "launcher.errors", "launcher.reporter", "launcher.warm"],
     ["launcher.abilities", "launcher.telemetry"],
     [
@@ -60,6 +63,9 @@ LAYERS = [
         "launcher.run",
         "launcher.settings",
         "launcher.drain",
+        "launcher.localize",
+        "launcher.trials",
+        "launcher.search",
         "launcher.examined",
         "launcher.incidents",
         "launcher.lineage",
@@ -91,9 +97,12 @@ LAYERS = [
     ["launcher.line_watch", "launcher.storage_probe"],
     ["launcher.hosts"],
     ["launcher.rank_log", "launcher.rank_socket", "launcher.program", "launcher.machine", "launcher.warm_process"],
+    ["launcher.doctor.checks"],
     ["launcher.health"],
     [
         "launcher.examiner",
+        "launcher.tryout",
+        "launcher.xid_watch",
         "launcher.recovery",
         "launcher.saves",
         "launcher.found",
@@ -119,8 +128,10 @@ SHARED = {
     "launcher.errors",
     "launcher.events",
     "launcher.evolve",
+    "launcher.terms",
     "policies.units",
 }
+COMPUTES = "launcher.health.collective"  # needs torch, and runs as a child
 STDLIB_ONLY = ["launcher.reporter", "launcher.warm"]
 
 
@@ -201,11 +212,15 @@ def test_packages_keep_their_distance(module: str) -> None:
         assert not {name for name in imported if name.split(".")[0] == "model"}
     if package == "policies":
         assert "launcher" not in {name.split(".")[0] for name in ours(module) - SHARED}
-    if package in ("launcher", "policies") and module != "launcher.warm":
+    if package in ("launcher", "policies") and module not in ("launcher.warm", COMPUTES):
         assert "torch" not in {name.split(".")[0] for name in imported}
     if package == "model":
         others = {name for name in ours(module) if name.split(".")[0] != "model"}
         assert others <= {"launcher.reporter"}
+
+
+def test_what_needs_torch_is_imported_by_nobody() -> None:
+    assert not [module for module in MODULES if COMPUTES in imports(module)]
 
 
 @pytest.mark.parametrize("module", STDLIB_ONLY)

@@ -65,7 +65,7 @@ def test_a_change_is_journaled_with_its_place_and_what_was_before(
         ("user-error.when.exit={}", "user-error.when.exit: the rule can never fire: rule 'user-error' before it takes every exit"),
         ("hang.do.0.notify=nobody", "hang.do.0.notify: channel 'nobody' is not in 'notify' of RUN.yaml"),
         ("non-finite.when.non_finite.metrics=[los]", "non-finite.when.non_finite.metrics: our trainer reports no metric 'los' (did you mean 'loss'?)"),
-        ("non-finite.do.0.check=deep", "non-finite.do.0.check: 'check: deep' of rule 'non-finite' is not built yet"),
+        ("non-finite.do.0.collect=[logs]", "non-finite.do.0.collect: to collect 'logs' (rule 'non-finite') is not built yet"),
         ("budget.restarts=many", "budget.restarts: 'many' is not a rate: write for example 10 per run or 2 per 24h"),
         ("budget.lives=9", "budget.lives: unknown key 'lives'"),
     ],

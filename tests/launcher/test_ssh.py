@@ -19,6 +19,7 @@ from launcher.remote.answer import Answer, Output
 from launcher.remote.ask import Question, ask
 from launcher.remote.examined import examined
 from launcher.remote.ssh import Ssh
+from launcher.remote.trials import search
 
 LIMIT_S = 60.0
 CHECK = {"tier": "fast", "folders": [], "interface": ""}
@@ -51,7 +52,7 @@ class Client:
 
     def asks(self, config: Path, *names: str, limit_s: float = LIMIT_S, python: str = sys.executable) -> list[Answer]:
         question = Question("check", CHECK, python, limit_s)
-        return sorted(ask(Ssh(config), names, question), key=lambda one: one.host)
+        return sorted(ask(Ssh(config), dict.fromkeys(names, question)), key=lambda one: one.host)
 
     def refused(self, config: Path, name: str, limit_s: float = LIMIT_S) -> LaunchError:
         [answer] = self.asks(config, name, limit_s=limit_s)
@@ -77,6 +78,26 @@ def test_many_hosts_are_examined_at_once(client: Client) -> None:
     assert [one.host for one in found] == names
     assert [one.problem for one in found] == [None] * len(names)
     assert all({"cpu-count", "memory-available"} <= {finding.code for finding in one.findings} for one in found)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_hosts_are_tried_with_each_other_and_one_that_cannot_be_reached_takes_no_part(
+    client: Client,
+) -> None:
+    config = client.config("a", "b", "c", more=f"Host dead\nHostName 127.0.0.1\nPort {free_port()}\n")
+    seen: list[str] = []
+
+    def watch(answers: Iterator[Answer], total: int, what: str) -> Iterator[Answer]:
+        seen.append(f"{what} ({total})")
+        return answers
+
+    told = search(Ssh(config), ["a", "b", "c", "dead"], sys.executable, "", watch)
+    assert {host: one.verdict for host, one in told.items()} == {"a": "ok", "b": "ok", "c": "ok", "dead": "unknown"}
+    assert told["dead"].summary == "took no part: it refuses connections: no ssh server is there"
+    assert seen == [
+        "round 1: each alone (4)", "round 2: 1 pairs (2)", "round 3: 1 pairs (2)", "round 4: 3 together (3)",
+    ]  # fmt: skip
 
 
 def test_a_host_whose_key_is_not_known_is_not_talked_to(client: Client) -> None:
@@ -146,7 +167,7 @@ def test_a_dead_or_slow_host_keeps_no_other_waiting(client: Client, silent: int)
     config = client.config("a", "b", more=f"Host dead\nHostName 127.0.0.1\nPort {silent}\n")
     question = Question("check", CHECK, sys.executable, 8.0)
     began = time.monotonic()
-    hosts = [one.host for one in ask(Ssh(config), ["dead", "a", "b"], question)]
+    hosts = [one.host for one in ask(Ssh(config), dict.fromkeys(["dead", "a", "b"], question))]
     assert hosts[2] == "dead"
     assert time.monotonic() - began < 20
     problem = client.refused(config, "dead", limit_s=2.0)
@@ -255,5 +276,5 @@ class Slow:
 
 def test_a_call_that_never_comes_back_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.remote.ask._GRACE_S", 0.1)
-    [answer] = ask(Slow(), ["a"], Question("check", CHECK, "python", 0.2))
+    [answer] = ask(Slow(), {"a": Question("check", CHECK, "python", 0.2)})
     assert (answer.host, str(answer.problem)) == ("a", "no answer within 0.2 s")

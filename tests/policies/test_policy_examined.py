@@ -13,8 +13,8 @@ from launcher.events import (
     Decision,
     NodeExamined,
     RunSubmitted,
-    Verdict,
 )
+from launcher.terms import Verdict
 from policies.examined import SETTLE_S
 from policies.load import load_policy
 from policies.meaning import RunFacts
@@ -255,10 +255,39 @@ def test_nobody_is_left_out_that_the_run_cannot_do_without(tmp_path: Path) -> No
     assert told.why.endswith("without them nodes are lacking: none is left out")
 
 
-def test_a_second_hang_has_the_nodes_examined() -> None:
+def test_a_second_hang_has_the_nodes_examined_and_a_third_one_has_them_tried_with_each_other() -> None:
     policy = load_policy(["infra"])
     (hang,) = [rule for rule in policy.rules if rule.name == "hang"]
-    assert [rung.check for rung in hang.do] == [None, "standard", None]
+    assert [rung.check for rung in hang.do] == [None, "standard", "deep", None]
+
+
+SEARCHED = """
+rules:
+  - name: gone
+    when: {node_lost: {}}
+    do:
+      - {check: deep, exclude: failed, restart: {from: latest}}
+  - name: ends
+    when: {exit: {}}
+    do:
+      - {check: deep, exclude: failed, restart: {from: latest}}
+"""
+
+
+def test_a_restart_waits_for_no_search_where_it_is_known_who_is_at_fault(tmp_path: Path) -> None:
+    story = Examined(policy_of(tmp_path, SEARCHED)).all_well()
+    story.training(5)
+    story.silent("n1")
+    (lost,) = story.down("n1")
+    assert (lost.blame, [*lost.actions]) == ("certain", ["exclude", "restart"])
+    assert lost.actions["exclude"] == "blamed"
+
+
+def test_where_it_is_not_known_the_nodes_are_searched(tmp_path: Path) -> None:
+    story = Examined(policy_of(tmp_path, SEARCHED)).all_well()
+    story.training(5)
+    (ended,) = story.exits(0, -9)
+    assert (ended.blame, ended.actions["check"], ended.actions["exclude"]) == ("none", "deep", "failed")
 
 
 # ---------------------------------------------------------------- what a rule may ask for
@@ -281,6 +310,8 @@ def fault(code: str, **evidence: int) -> CheckFinding:
         ("gpu_fault: {xid: [48], ecc_uncorrected: 1}", fault("gpu-ecc", uncorrected=3), True),
         ("check: {}", fault("space"), True),
         ("check: {}", fault("gpu-links"), False),
+        ("check: {}", fault("burn-in"), True),
+        ("check: {}", fault("collective"), True),
         ("check: {codes: [site-scratch]}", fault("site-scratch"), True),
         ("check: {codes: [site-scratch]}", fault("space"), False),
         ("check: {codes: [gpu-links]}", fault("gpu-links"), True),

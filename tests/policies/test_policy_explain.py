@@ -14,7 +14,7 @@ def test_a_hang_tells_its_rule_place_numbers_rung_and_budget() -> None:
     place = next(one.place for one in policy.rules if one.name == "hang")
     assert explain(policy, decision) == (
         "incident 1, attempt 1, at step 30: no rank moved for 120.0 s, limit 120.0 s; rank 2 on n1 is behind (likely)\n"
-        f"  rule:    hang ({place}), rung 1 of 3, 1 per 1d\n"
+        f"  rule:    hang ({place}), rung 1 of 4, 1 per 1d\n"
         "  about:   rank 2 on n1 (likely)\n"
         "  numbers: stood_s 120.0, limit_s 120.0\n"
         "  does:    collect stacks, shrink if need be, restart from latest\n"

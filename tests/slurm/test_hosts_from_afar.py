@@ -12,6 +12,8 @@ import pytest
 from cluster import Cluster
 from slurm_run import SlurmRun, opt_launch
 
+from launcher.control import command
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 Launch = Callable[..., SlurmRun]
@@ -41,6 +43,24 @@ def test_the_nodes_of_a_run_are_examined_and_it_trains_on(launch: Launch, cluste
     told = opt_launch(cluster, "hosts", "check", "node99", "--run", run.paths.name, "--via", "srun")
     assert (told.returncode, told.stdout) == (2, "")
     assert "node99" in told.stderr
+
+
+def test_the_nodes_of_a_paused_run_are_burnt_in_and_tried_with_each_other(launch: Launch, cluster: Cluster) -> None:
+    run = launch(steps=100_000, spares=1)
+    run.saved(10)
+    refused = opt_launch(cluster, "hosts", "check", "--run", run.paths.name, "--tier", "deep")
+    assert "it trains, and a deep check needs its nodes for itself" in refused.stderr
+    assert command(run.paths, "pause", {"reason": "to look at the nodes"})[0]
+    run.wait("a pause", lambda now: now.state == "PAUSED")
+
+    found = checked(cluster, "--run", run.paths.name, "--tier", "deep")
+    told = {one["host"]: {f["code"]: f for f in one["findings"]} for one in found["hosts"]}
+    assert [*told] == sorted(run.run.nodes)
+    for of in told.values():
+        assert (of["burn-in"]["verdict"], of["collective"]["verdict"]) == ("ok", "ok")
+        assert of["collective"]["summary"] == "all-reduces with others pass"
+    command(run.paths, "unpause", {})
+    run.wait("another attempt", lambda now: len(now.attempts) == 2 and now.state == "RUNNING")
 
 
 def test_a_node_that_does_not_answer_is_named_and_its_step_is_ended(launch: Launch, cluster: Cluster) -> None:

@@ -2,6 +2,8 @@
  *
  *   count=8   0.temperature=41   0.field.230=0   1.handle=!15   0.ecc=block
  *
+ * "xid.0=1 79" is the first event, of GPU 1: told to who has registered before it was written.
+ *
  * "%n" in the name of the file is the node of the Slurm job that asks.
  *
  * "!15" is the return code 15, "block" never returns, and what is not written is NOT_SUPPORTED: nothing is well unless
@@ -245,7 +247,51 @@ int nvmlDeviceGetFieldValues(uintptr_t device, int32_t count, struct field *fiel
     return SUCCESS;
 }
 
+struct pci { char legacy[16]; uint32_t domain, bus, device, id, subsystem; char name[32]; };
+
+int nvmlDeviceGetPciInfo_v3(uintptr_t device, struct pci *pci) {
+    return text_of_device(device, "pci", pci->name, sizeof pci->name);
+}
+
+static unsigned told; /* events */
+
+static int event(char *text, size_t size) {
+    char key[32];
+    snprintf(key, sizeof key, "xid.%u", told);
+    return look(key, text, size);
+}
+
+int nvmlEventSetCreate(uintptr_t *set) {
+    char text[256];
+    *set = 1;
+    while (event(text, sizeof text) == SUCCESS) told++;
+    return SUCCESS;
+}
+
+int nvmlDeviceRegisterEvents(uintptr_t device, unsigned long long types, uintptr_t set) {
+    unsigned long long ignored;
+    (void)types, (void)set;
+    return of_device(device, "events", &ignored);
+}
+
+struct event { uintptr_t device; unsigned long long type, data; uint32_t gpu_instance, compute_instance; };
+
+int nvmlEventSetWait_v2(uintptr_t set, struct event *data, uint32_t timeout_ms) {
+    char text[256];
+    unsigned gpu, xid;
+    (void)set;
+    for (uint32_t waited = 0; waited <= timeout_ms; waited += 20, usleep(20000))
+        if (event(text, sizeof text) == SUCCESS && sscanf(text, "%u %u", &gpu, &xid) == 2) {
+            told++;
+            *data = (struct event){.device = gpu + 1, .type = 8 /* nvmlEventTypeXidCriticalError */, .data = xid};
+            return SUCCESS;
+        }
+    return 10; /* NVML_ERROR_TIMEOUT */
+}
+
 /* For a test that compares them with what nvidia-ml-py declares. */
+unsigned long fake_size_of_pci(void) { return sizeof(struct pci); }
+unsigned long fake_size_of_event(void) { return sizeof(struct event); }
 unsigned long fake_size_of_field(void) { return sizeof(struct field); }
 unsigned long fake_size_of_fabric(void) { return sizeof(struct fabric); }
 unsigned long fake_size_of_memory(void) { return sizeof(struct memory); }
