@@ -32,7 +32,7 @@ PURE = [
     "policies.ladder", "policies.meaning", "policies.observe", "policies.state", "policies.baseline", "policies.spike",
     "policies.scale", "policies.trend", "policies.pace", "policies.watch", "policies.numerics",
     "policies.answer", "policies.built_in", "policies.infrastructure", "policies.person", "policies.corruption",
-    "policies.hearing",
+    "policies.hearing", "policies.habit", "policies.relapse",
 ]  # fmt: skip
 IMPURE = {
     "os", "time", "socket", "subprocess", "random", "threading", "multiprocessing", "asyncio", "signal", "io",
