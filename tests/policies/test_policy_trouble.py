@@ -212,6 +212,22 @@ def test_two_rules_that_see_trouble_at_once_tell_one_story(story: Story) -> None
     assert "healed" not in states(story)
 
 
+@pytest.mark.parametrize(("scale", "updates"), [(4.0, 8), (65536.0, 0)])
+def test_a_scale_that_goes_on_as_it_was_is_judged_from_the_first_update_of_an_attempt(scale, updates) -> None:
+    """One that a restart begins anew has to find its size first."""
+    story = Story(load_policy(["numerics"]))
+    story.start()
+    story.steps(250, loss_scale=4.0)
+    for at in range(8):
+        story.steps(1, loss_scale=4.0 / 2**at, skipped=1.0)
+    (decision,) = story.decisions
+    assert decision.rule == "scale-collapse"
+    story.start(restore=240)
+    for at in range(14):
+        story.steps(1, loss_scale=scale / 2**at, skipped=1.0)
+    assert [one.evidence["updates skipped in a row"] for one in story.decisions[1:]] == [updates] * (updates > 0)
+
+
 def test_what_the_engine_remembers_of_trouble_survives_a_snapshot(story: Story) -> None:
     for metrics in (
         {"loss": 5.0, "grad_norm": 4.0},
