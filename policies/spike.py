@@ -170,7 +170,7 @@ def gone_back(memory: SpikeMemory, restored: int) -> SpikeMemory:
 
 
 def _returned(memory: SpikeMemory, restored: int, trace: tuple[Past, ...]) -> Return | None:
-    """What a run that goes back is held to: the level it had there, the highest of its last ones."""
+    """What a run that goes back is held to: the level it had there, as the mean of the last ones remembered."""
     back, trouble = memory.back, memory.trouble
     noise = back.noise if back else memory.loss.noise
     if trouble and trouble.is_due and restored <= trouble.step:
@@ -179,7 +179,8 @@ def _returned(memory: SpikeMemory, restored: int, trace: tuple[Past, ...]) -> Re
         cause = back.trouble
     else:
         return back  # it begins anew for another reason
-    return Return(restored, max(past.loss for past in trace[-RECENT:]), noise, cause) if trace else None
+    levels = [past.loss for past in trace[-RECENT:]]
+    return Return(restored, math.fsum(levels) / len(levels), noise, cause) if levels else None
 
 
 def _learn(memory: SpikeMemory, step: int, loss: float, log_norm: float | None) -> SpikeMemory:
