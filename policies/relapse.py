@@ -40,6 +40,16 @@ class Return:
     rows: tuple[tuple[int, float], ...] = ()
     is_due: bool = False
 
+    @property
+    def median(self) -> float:
+        """The loss of its rows."""
+        return sorted(loss for _, loss in self.rows)[len(self.rows) // 2]
+
+    def limit(self, detector: Spike) -> float:
+        """A median above it is worse than the level was."""
+        noise, share = detector.above * self.noise, detector.at_least * abs(self.level)
+        return self.level + max(WORSE * noise, WORSE_SHARE * share)
+
 
 def followed(detector: Spike, back: Return, event: StepDone, loss: float) -> Return | None:
     """The return with one row more; None once the run does as well as it did."""
@@ -49,7 +59,7 @@ def followed(detector: Spike, back: Return, event: StepDone, loss: float) -> Ret
     back = evolve(back, rows=rows, begun=back.begun or (event.step, event.at))
     if event.step - back.step < detector.heal_within or len(rows) < LEVEL_OF:
         return back
-    if _median(back) <= _limit(detector, back):
+    if back.median <= back.limit(detector):
         return None if event.step >= back.trouble + detector.heal_within else evolve(back, is_due=False)
     above = [(step, loss - back.level) for step, loss in rows]
     return evolve(back, is_due=back.is_due or not is_healing(above, detector.heal_within))
@@ -59,11 +69,9 @@ def relapse(detector: Spike, back: Return, event: StepDone) -> Word:
     """What is said of a return that has not helped."""
     assert back.begun is not None
     step, at = back.begun
-    median, limit = _median(back), _limit(detector, back)
-    why = (
-        f"{median:.4g} at step {event.step}, since the run went back to step {back.step}; it was {back.level:.4g} there"
-    )
-    evidence: dict[str, Json] = {"step": event.step, "level": back.level, "limit": limit, "median": median}
+    now, limit = back.median, back.limit(detector)
+    why = f"{now:.4g} at step {event.step}, after the run went back to step {back.step}, where it was {back.level:.4g}"
+    evidence: dict[str, Json] = {"step": event.step, "level": back.level, "limit": limit, "median": now}
     return Word("finding", step, at, f"{why}, limit {limit:.4g}", evidence)
 
 
@@ -78,12 +86,3 @@ def is_healing(above: Sequence[tuple[int, float]], within: int) -> bool:
 
 def _mean(rows: Sequence[tuple[int, float]]) -> tuple[float, float]:
     return sum(step for step, _ in rows) / len(rows), sum(value for _, value in rows) / len(rows)
-
-
-def _median(back: Return) -> float:
-    return sorted(loss for _, loss in back.rows)[len(back.rows) // 2]
-
-
-def _limit(detector: Spike, back: Return) -> float:
-    noise, share = detector.above * back.noise, detector.at_least * abs(back.level)
-    return back.level + max(WORSE * noise, WORSE_SHARE * share)
