@@ -16,7 +16,12 @@ Root = Annotated[Path, typer.Option(envvar="OPT_LAUNCH_ROOT", help="The folder o
 Policies = Annotated[list[str] | None, typer.Option(help="A shipped policy or a file; may be repeated.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+RunOrSweep = Annotated[str, typer.Argument(metavar="RUN", help="As everywhere, or a sweep: all runs of it.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="trainer.lr=2e-4")]
+Nodes = Annotated[int | None, typer.Option(help="Nodes that train.")]
+Spares = Annotated[int | None, typer.Option(help="Nodes in reserve.")]
 RUNS = Path("runs")
+LEFT_BY_CTRL_C = 130
 
 
 def print_text(text: str, end: str = "\n", *, flush: bool = False) -> None:
@@ -77,3 +82,10 @@ def confirm(question: str, yes: bool, what: str) -> None:
         raise WrongUse("nobody can be asked: no terminal", what, "add --yes")
     if not yes:
         typer.confirm(question, abort=True, err=True)
+
+
+def sweep_of(root: Path, name: str) -> Any:
+    """The sweep of this name; None where there is none, or a run is called so."""
+    from launcher.sweep.record import find_record
+
+    return None if (root / name).exists() else find_record(root, name)

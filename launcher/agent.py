@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import gc
 import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,12 +28,14 @@ from launcher.evidence import collect
 from launcher.foreground import GENTLE, Foreground
 from launcher.line_watch import watched_by
 from launcher.machine import binding_of
+from launcher.other_agents import OtherAgents
 from launcher.paths import RunPaths, write_atomically
 from launcher.program import program_of
+from launcher.rank_env import rank_env
 from launcher.ranks import Message, Ranks
-from launcher.sightings import Sightings
 from launcher.spec import read_resolved
 from launcher.storage_probe import StorageProbe
+from launcher.takeover import Finding, Takeover
 from launcher.warm import die_with
 from policies.load import read_policy
 
@@ -43,15 +43,10 @@ SAMPLE_S = 0.25
 BEAT_S = 0.5
 STEPS_S = 1.0  # ordinary steps are told together so often
 LATE_S = 2.0
-TAKEOVER_S = 3.0  # times (index + 1)
-ALONE_S = 60.0  # wait so long when no other agent can be reached and none refused, and nobody writes
 LAST_WAITS_S = 30.0  # for the other agents to leave an allocation that is given up
 LAST_WORDS_S = 2.0  # how long a reader may take to read what is left
-STARTING_S = 30.0  # how long a supervisor may take from its start to its first word
 END_GRACE_S = 1.0  # for a first node that is just leaving
-_UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN)  # nobody there has answered
 EXIT_ABANDONED = 75
-EXIT_PAST_JOB = 76  # of a supervisor whose job another has taken the place of
 
 
 class Agent:
@@ -67,8 +62,8 @@ class Agent:
         self.scratch = Path(tempfile.mkdtemp(prefix=f"opt-launch-{os.getpid()}-{node}-", dir=parent))
         self._spec = read_resolved(paths.spec)
         access.share(self._spec.access)  # supervisor and ranks, our children, have it from us
-        self._sightings = Sightings(paths.live)
-        self._lately_s = min(ALONE_S, self._spec.cluster.unsupervised / 2)
+        self._others = OtherAgents(paths, node, self.job_id, self.secret)
+        self._takeover = Takeover(paths, node, index, self._others, self._spec.cluster.unsupervised)
         self._backend, self._in_a_job = backend_of(self._spec), has_scheduler(self._spec)
         program = program_of(self._spec, paths, node, self.scratch, self.host)
         self.binding = binding_of(self._spec)
@@ -79,17 +74,12 @@ class Agent:
         self._foreground = foreground
         self.epoch = 0
         self.link: wire.Link | None = None
-        self.heard_at = time.monotonic()  # or when we last did something about not having heard
-        self._supervised_at = self.heard_at  # when there was a supervisor, whether or not we could hear it
-        self.peers: list[Message] = []
         self._outbox: dict[int, Message] = {}
         self._sent_at = 0.0
         self._said = self._sent = 0  # how many messages there were, and the last one that this link has carried
         self._first_step_of = 0  # the newest attempt of which a step was told
         self._beat_at = 0.0
         self._stopped = False  # whether the ranks stood still at the last beat
-        self._starting: tuple[subprocess.Popen[bytes], float, int] | None = None  # since when, and the epoch then
-        self._asking = False  # whether the other agents are being asked for a supervisor
         self._leaving = asyncio.Event()
         self._ending = False  # the run is over, and we leave
         self._ended_by_scheduler = False
@@ -106,7 +96,7 @@ class Agent:
             self.say({"type": "warned", "text": f"{self.node}: ranks are not bound to CPUs: {self.binding.why}"})
         self._announce()
         if starts_supervisor:
-            self._start_supervisor()
+            self._takeover.start(self.epoch)
         loop = asyncio.get_running_loop()
         for number in GENTLE if self._foreground else (signal.SIGTERM,):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as with nohup, or in the background of a script
@@ -175,8 +165,7 @@ class Agent:
         now = time.monotonic()
         if now - expected > LATE_S:
             self.ranks.shift(now - expected)
-            self.heard_at += now - expected
-            self._supervised_at += now - expected
+            self._takeover.shift(now - expected)
         self.ranks.sample()
         still_s, storage_s = self.ranks.still_s(), self._storage.waits_s()
         stopped = still_s > 1.0 and still_s > stop_threshold(self.ranks.gap_p99())
@@ -200,7 +189,7 @@ class Agent:
         if hello is None:
             return
         if hello["type"] == "ask":
-            hears = self.link is not None and time.monotonic() - self.heard_at < TAKEOVER_S
+            hears = self.link is not None and self._takeover.hears
             link.send({"type": "hears", "hears": hears, "epoch": self.epoch})
             await link.flush()
         elif hello["type"] == "supervisor":
@@ -213,14 +202,14 @@ class Agent:
         if self.link is not None:
             self.link.close()
         self.link, self.epoch = link, epoch
-        self.heard_at = self._supervised_at = time.monotonic()
+        self._takeover.heard()
         inventory = {"attempt": self.ranks.attempt, "ranks": self.ranks.progress(), "environment": self.environment}
         link.send({"type": "inventory", **self._address(), **inventory})
         self._sent = 0
         self._send_outbox()
         try:
             while (message := await link.receive()) is not None and self.link is link:
-                self.heard_at = self._supervised_at = time.monotonic()
+                self._takeover.heard()
                 self._handle(message)
         finally:
             if self.link is link:
@@ -232,7 +221,7 @@ class Agent:
                 for said in message["acks"]:
                     self._outbox.pop(said, None)
             case "peers":
-                self.peers = message["peers"]
+                self._others.told = message["peers"]
             case "store":
                 self._spawn(self._store(message["attempt"]))
             case "start":
@@ -268,42 +257,12 @@ class Agent:
 
     async def _leave(self) -> None:
         """The run is over. An allocation that lost its first node does not end by itself: see to it."""
-        first = next((peer for peer in self._other_agents() if peer["index"] == 0), None)
-        if first is not None and await self._ask(first) in ("refused", "timeout"):
+        first = next((peer for peer in self._others.all() if peer["index"] == 0), None)
+        if first is not None and await self._others.ask(first) in ("refused", "timeout"):
             await asyncio.sleep(END_GRACE_S)
             if self.paths.agent(first["node"]).exists():  # it did not leave: it was lost
                 await asyncio.to_thread(self._backend.end, self.job_id)
         self._leaving.set()
-
-    async def _abandon(self) -> None:
-        """No supervisor can be had: leave. The first of the agents that are left does so last, and gives the job back.
-
-        Not if there is one that we cannot reach: then the job is not ours to give back.
-        """
-        self._exit_code = EXIT_ABANDONED
-        await self.ranks.end()
-        deadline = time.monotonic() + LAST_WAITS_S
-        while answering := await self._answering():
-            if min(answering) < self.index or time.monotonic() > deadline:
-                return self._leaving.set()
-            await asyncio.sleep(END_GRACE_S)
-        if not self._sightings.is_there(time.monotonic(), self._lately_s):
-            await self._give_back()
-        return self._leaving.set()
-
-    async def _answering(self) -> list[int]:
-        """The indices of the other agents that are there."""
-        peers = self._other_agents()
-        answers = await asyncio.gather(*map(self._ask, peers))
-        return [peer["index"] for peer, said in zip(peers, answers, strict=True) if said in ("hears", "deaf")]
-
-    async def _give_back(self) -> None:
-        """Have the job begin anew, or end: nothing works in it."""
-        if self._spec.cluster.continue_by != "requeue":
-            await asyncio.to_thread(self._backend.end, self.job_id)
-        elif self._in_a_job:
-            self._backend.requeue(self.job_id, ())
-            await asyncio.sleep(LAST_WAITS_S)  # what asks for it ends with us, and Slurm ends us
 
     async def _store(self, attempt: int) -> None:
         with contextlib.suppress(asyncio.CancelledError, TimeoutError):
@@ -312,42 +271,7 @@ class Agent:
                 self.link.send({"type": "store", "attempt": attempt, "host": self.host, "port": port})
 
     async def _start(self, message: Message) -> None:
-        shared = {
-            "WORLD_SIZE": str(message["world_size"]),
-            "ROLE_WORLD_SIZE": str(message["world_size"]),
-            "LOCAL_WORLD_SIZE": str(len(message["ranks"])),
-            "GROUP_RANK": str(message["group_rank"]),
-            "GROUP_WORLD_SIZE": str(message["group_world_size"]),
-            "NODE_RANK": str(message["group_rank"]),
-            "NNODES": str(message["group_world_size"]),
-            "MASTER_ADDR": message["master_addr"],
-            "MASTER_PORT": str(message["master_port"]),
-            "TORCHELASTIC_RUN_ID": f"{self.paths.name}.{message['attempt']}",
-            "TORCHELASTIC_RESTART_COUNT": str(message["attempt"] - 1),
-            "OPT_LAUNCH_RUN": self.paths.name,
-            "OPT_LAUNCH_ATTEMPT": str(message["attempt"]),
-            "OPT_LAUNCH_NODE": self.node,
-            "OPT_LAUNCH_TRAINER": str(self.paths.trainer),
-            "OPT_LAUNCH_CHECKPOINTS": str(self.paths.checkpoints),
-            "OPT_LAUNCH_RESTORE": message["restore"],
-            "OPT_LAUNCH_RESTORE_DIGEST": message["restore_digest"],
-            "OPT_LAUNCH_SETTINGS": json.dumps(message["settings"]),
-            "OPT_LAUNCH_SKIPS": json.dumps(message["skips"]),
-        }
-        if self.ranks.program.starts_ranks:
-            shared["OPT_LAUNCH_RANKS_PER_NODE"] = str(self.ranks.program.starts_ranks)
-        if self.ranks.program.target:
-            shared["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-        envs = {
-            rank: {
-                **shared,
-                "RANK": str(rank),
-                "ROLE_RANK": str(rank),
-                "OPT_LAUNCH_RANK": str(rank),
-                "LOCAL_RANK": str(local),
-            }
-            for local, rank in enumerate(message["ranks"])
-        }
+        envs = rank_env(message, self.paths, self.node, self.ranks.program)
         cpus = {rank: self.binding.of(rank) for rank in envs}
         log = self.paths.log(message["attempt"], self.node)
         await self.ranks.start(message["attempt"], envs, log, tuple(message["args"]), cpus)
@@ -370,90 +294,43 @@ class Agent:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    # ------------------------------------------------------------ succession
+    # ------------------------------------------------------------ without a supervisor
 
     def _watch_supervisor(self, now: float) -> None:
-        """See to it that there is a supervisor: ask the others, start one, or leave in the end."""
-        silent_s = now - self.heard_at
-        if self._starting is not None and self._starting[0].poll() == EXIT_PAST_JOB:
-            self._leaving.set()  # the run has gone on in another job
-        elif now - self._supervised_at > self._spec.cluster.unsupervised and not self._ending:
-            self._given_up(now)
-        elif silent_s > TAKEOVER_S * (self.index + 1) and not self._asking and not self._supervisor_starts():
-            self._asking = True
-            self._spawn(self._succeed())
+        if self._ending:
+            return
+        match self._takeover.look(now, self.epoch, self.ranks.still_s() if self.ranks.by_rank else None):
+            case Finding.SUCCEED:
+                self._spawn(self._takeover.succeed(self.epoch))
+            case Finding.GIVE_UP:
+                self._ending = True
+                self._spawn(self._abandon())
+            case Finding.LEAVE:
+                self._leaving.set()
 
-    def _given_up(self, now: float) -> None:
-        """For too long no supervisor: leave, unless the work shows that one is there and takes us for alive."""
-        is_there = self._sightings.is_there(now, self._lately_s)
-        if is_there and self.ranks.by_rank and self.ranks.still_s() < self._lately_s:
-            self._supervised_at = now
-        else:
-            self._ending = True
-            self._spawn(self._abandon())
+    async def _abandon(self) -> None:
+        """No supervisor can be had: leave. The first of the agents that are left does so last, and gives the job back.
 
-    async def _succeed(self) -> None:
-        self._sightings.look(time.monotonic(), self._supervised_at)
-        try:
-            answers = await self._ask_peers()
-        finally:
-            self._asking = False
-        if any(answer == "hears" for answer in answers):
-            self._supervised_at = time.monotonic()
-            self.heard_at = self._supervised_at - TAKEOVER_S * self.index  # only our own link is broken: ask again
-        elif not answers or any(answer != "timeout" for answer in answers) or self._is_alone():
-            self._start_supervisor()
-            self.heard_at = time.monotonic()
+        Not if there is one that we cannot reach: then the job is not ours to give back.
+        """
+        self._exit_code = EXIT_ABANDONED
+        await self.ranks.end()
+        deadline = time.monotonic() + LAST_WAITS_S
+        while answering := await self._others.answering():
+            if min(answering) < self.index or time.monotonic() > deadline:
+                return self._leaving.set()
+            await asyncio.sleep(END_GRACE_S)
+        if not self._takeover.is_sighted(time.monotonic()):
+            await self._give_back()
+        return self._leaving.set()
 
-    def _is_alone(self) -> bool:
-        """Whether nobody is there, as far as can be told by one who may be cut off: nobody writes either."""
-        return self._sightings.is_nobody(time.monotonic(), ALONE_S)
-
-    async def _ask_peers(self) -> list[str]:
-        """ "hears", "deaf", "refused" or "timeout" for each other agent of this job."""
-        return list(await asyncio.gather(*(self._ask(peer) for peer in self._other_agents())))
-
-    def _other_agents(self) -> list[Message]:
-        known = {peer["node"]: peer for peer in self.peers}
-        for file in self.paths.agents.glob("*.json"):
-            with contextlib.suppress(OSError, ValueError):
-                peer = json.loads(file.read_text())
-                if peer["job_id"] == self.job_id:
-                    known[peer["node"]] = peer
-        known.pop(self.node, None)
-        return list(known.values())
-
-    async def _ask(self, peer: Message) -> str:
-        try:
-            link = await wire.dial(peer["host"], peer["port"], self.secret, timeout_s=2.0)
-        except TimeoutError:
-            return "timeout"
-        except OSError as error:
-            return "timeout" if error.errno in _UNREACHABLE else "refused"
-        try:
-            link.send({"type": "ask"})
-            answer = await asyncio.wait_for(link.receive(), 2.0)
-        except TimeoutError:
-            return "timeout"
-        finally:
-            link.close()
-        return "hears" if answer and answer["hears"] else "deaf"
-
-    def _start_supervisor(self) -> None:
-        """Start a supervisor as our child: it dies with us. An older one of ours is fenced off by its epoch."""
-        command = [sys.executable, "-P", "-m", "launcher.supervisor", str(self.paths.root), self.node]
-        with self.paths.supervisor_log(self.node).open("ab") as log:
-            started = subprocess.Popen(  # in a group of its own: Slurm signals ours
-                [*command, str(os.getpid())], stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
-            )
-        self._starting = started, time.monotonic(), self.epoch
-
-    def _supervisor_starts(self) -> bool:
-        """Whether the one we started has not spoken yet, and may: another would only take over from it."""
-        if self._starting is None:
-            return False
-        process, since, epoch = self._starting
-        return process.poll() is None and self.epoch == epoch and time.monotonic() - since < STARTING_S
+    async def _give_back(self) -> None:
+        """Have the job begin anew, or end: nothing works in it."""
+        if self._spec.cluster.continue_by != "requeue":
+            await asyncio.to_thread(self._backend.end, self.job_id)
+        elif self._in_a_job:
+            self._backend.requeue(self.job_id, ())
+            await asyncio.sleep(LAST_WAITS_S)  # what asks for it ends with us, and Slurm ends us
 
 
 def stop_threshold(gap_p99: float) -> float:

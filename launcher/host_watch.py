@@ -72,7 +72,7 @@ class HostWatch:
             self._served_at = now
             if hours := serving(run, run.live_attempt, time.time(), self._by):
                 self._jobs.put(partial(self._write, *hours))
-        return changes(run, self._left_out, time.time(), settled=settled)
+        return changes(run, self._left_out, time.time(), settled=settled) if self._done else iter(())
 
     def durable(self, run: Run, event: Event) -> None:
         """Remember what an event says of hosts."""

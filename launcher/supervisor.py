@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from launcher import wire
-from launcher.agent import EXIT_PAST_JOB
 from launcher.backends.choice import backend_of
 from launcher.backends.report import drain_changes
 from launcher.commands import Commands, Grounds
@@ -36,17 +35,14 @@ from launcher.events import (
     Decision,
     EpochStarted,
     Event,
-    LineMatched,
     NodeDown,
     Notified,
-    RankExited,
     RunHeld,
     RunPaused,
     RunResumed,
-    SettingsApplied,
+    Sealed,
     StepDone,
     Tick,
-    TrainerDone,
     Warned,
 )
 from launcher.facts import Facts
@@ -58,15 +54,17 @@ from launcher.keepers import keeper_of
 from launcher.live import live_view
 from launcher.news import news
 from launcher.paths import RunPaths, owner_of, write_atomically
+from launcher.reader import Damage
 from launcher.recovery import Emit, Errand, Inspect, Limits, Requeue, Search, Send, plan
 from launcher.recovery import Fleet as FleetView
 from launcher.run import ENDING, NodeState, Run, RunState
-from launcher.settings import asked_by
 from launcher.sizes import smaller
 from launcher.snapshots import Snapshots, policy_version, read_fold, read_run
 from launcher.spec import read_resolved
 from launcher.succession import Succession
 from launcher.surroundings import Surroundings
+from launcher.takeover import EXIT_PAST_JOB
+from launcher.testimony import Testimony
 from launcher.warm import ENDS_OF_A_JOB, die_with
 from policies.amended import policy_now
 from policies.load import read_policy
@@ -98,8 +96,8 @@ class Supervisor:
             cluster.wait_for_node, cluster.continue_by, self.spec.abilities, smaller(self.spec),
             begins_smaller=cluster.backend == "own",
         )  # fmt: skip
-        self.done_codes = frozenset(self.spec.can.codes("done"))
         self.fold = Fold(self.policy)
+        self.testimony = Testimony(lambda: self.run_, frozenset(self.spec.can.codes("done")))
         self.snapshots = Snapshots(paths, policy_version(paths))
         self.over = asyncio.Event()
         self.started_at = time.monotonic()
@@ -108,8 +106,6 @@ class Supervisor:
         self._acks: dict[int, tuple[str, int]] = {}  # seq -> who to acknowledge to, once durable
         self._sent: dict[tuple[str, str], float] = {}
         self._store: tuple[int, str, int] | None = None
-        self._last_step: dict[int, int] = {}
-        self._exits: set[tuple[int, int]] = set()
         self._down: set[str] = set()
         facts = facts_of(self.spec)
         grounds = Grounds(self.spec.abilities, facts, self._policy_now, owner_of(paths.root))
@@ -144,38 +140,14 @@ class Supervisor:
         The processes of a job that another has taken the place of, stopped perhaps and woken much later, must not
         take the run away from it.
         """
-        loop = self._loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         if self.job_id in read_run(self.paths, steps=False).past_jobs:
             log.warning("job %s is a matter of the past", self.job_id)
             return EXIT_PAST_JOB
         self.epoch = claim_epoch(self.paths)
         sealed = seal(self.paths, self.epoch)
-        self.fold, damaged = read_fold(self.paths, self.policy, sealed)
-        self._remember_all()
-        self.fleet = Fleet(
-            self.paths, self.epoch, self.job_id, self.spec.cluster.silence, self.emit, self._from_agent,
-            lambda: self._lost(RuntimeError("an agent obeys a higher epoch")),
-            proves=not (self.spec.telemetry and self.spec.telemetry.by_lines),
-        )  # fmt: skip
-        self.keeper = keeper_of(self.spec, self.paths, self.emit, self.fleet.acknowledge, self.fleet.send)
-        self.writer = JournalWriter(
-            self.paths,
-            self.epoch,
-            on_durable=lambda events: _from_thread(loop, self._durable, events),
-            on_lost=lambda error: _from_thread(loop, self._lost, error),
-            soon=loop.call_soon,
-        )
-        started = EpochStarted(
-            at=time.time(), host=socket.gethostname(), pid=os.getpid(), node=self.node, job_id=self.job_id,
-            sealed=sealed,
-        )  # fmt: skip
-        self.emit(started)
-        if begun_anew := bool(self.run_.nodes) and self.run_.job_id != self.job_id and not self.run_.state.is_terminal:
-            self._begin_anew(self.run_)
-        for damage in damaged:
-            self.emit(Warned(at=time.time(), text=f"{damage.file} at byte {damage.offset}: {damage.reason}"))
-        for judgement in self.fold.unsaid():
-            self.emit(judgement)
+        damaged = self._take_over(sealed)
+        begun_anew = self._begin(sealed, damaged)
         server = await wire.serve(self.host, 0, self.paths.secret.read_bytes(), self.commands.serve)
         address = {"host": self.host, "port": server.sockets[0].getsockname()[1], "pid": os.getpid(), "node": self.node}
         write_atomically(self.paths.supervisor_address(self.epoch), json.dumps(address))
@@ -191,6 +163,41 @@ class Supervisor:
         self.snapshots.close()
         return 0
 
+    def _take_over(self, sealed: tuple[Sealed, ...]) -> list[Damage]:
+        """Be where the predecessors were, and open a journal; what of theirs could not be read."""
+        loop = self._loop
+        self.fold, damaged = read_fold(self.paths, self.policy, sealed)
+        self._remember_all()
+        self.fleet = Fleet(
+            self.paths, self.epoch, self.job_id, self.spec.cluster.silence, self.emit, self._from_agent,
+            lambda: self._lost(RuntimeError("an agent obeys a higher epoch")),
+            proves=not (self.spec.telemetry and self.spec.telemetry.by_lines),
+        )  # fmt: skip
+        self.keeper = keeper_of(self.spec, self.paths, self.emit, self.fleet.acknowledge, self.fleet.send)
+        self.writer = JournalWriter(
+            self.paths,
+            self.epoch,
+            on_durable=lambda events: _from_thread(loop, self._durable, events),
+            on_lost=lambda error: _from_thread(loop, self._lost, error),
+            soon=loop.call_soon,
+        )
+        return damaged
+
+    def _begin(self, sealed: tuple[Sealed, ...], damaged: list[Damage]) -> bool:
+        """Say who we are, what is damaged and what was decided and not said; whether our job is a new one."""
+        started = EpochStarted(
+            at=time.time(), host=socket.gethostname(), pid=os.getpid(), node=self.node, job_id=self.job_id,
+            sealed=sealed,
+        )  # fmt: skip
+        self.emit(started)
+        if begun_anew := bool(self.run_.nodes) and self.run_.job_id != self.job_id and not self.run_.state.is_terminal:
+            self._begin_anew(self.run_)
+        for damage in damaged:
+            self.emit(Warned(at=time.time(), text=f"{damage.file} at byte {damage.offset}: {damage.reason}"))
+        for judgement in self.fold.unsaid():
+            self.emit(judgement)
+        return begun_anew
+
     def _begin_anew(self, former: Run) -> None:
         """The scheduler has begun the job anew: the processes that the journal knows are gone. A halt stays."""
         self.emit(RunResumed(at=time.time(), author="the scheduler"))
@@ -202,20 +209,14 @@ class Supervisor:
 
     def _remember_all(self) -> None:
         """What the predecessors had journaled, and may be told again."""
-        for attempt in self.run_.attempts:
-            self._exits |= {(attempt.number, rank) for rank in attempt.exits}
-            if attempt.first_step_at is not None:
-                self._last_step[attempt.number] = attempt.last_step - 1
+        self.testimony.remember_all(self.run_)
         for id_ in self.fold.memory.commands:
             self.commands.remember(id_)
 
     def _remember(self, event: Event) -> None:
         """What is needed to recognise a message that is said twice."""
-        if isinstance(event, StepDone):
-            self._last_step[event.attempt] = event.step
-        elif isinstance(event, RankExited):
-            self._exits.add((event.attempt, event.rank))
-        elif isinstance(event, CommandReceived):
+        self.testimony.remember(event)
+        if isinstance(event, CommandReceived):
             self.commands.remember(event.id)
 
     # ------------------------------------------------------------ the journal
@@ -433,7 +434,7 @@ class Supervisor:
 
     def _event_of(self, node: str, message: Message) -> Event | None:
         """The event of an agent's message; None if it is out of date or was said before."""
-        attempt, at = message.get("attempt", 0), message["at"]
+        at = message["at"]
         if message["type"] == "warned":
             return Warned(at=at, text=message["text"])
         if message["type"] == "job_ending":
@@ -441,38 +442,8 @@ class Supervisor:
         if message["type"] == "unkillable":
             return NodeDown(at=at, node=node, reason=f"processes {message['pids']} survive SIGKILL")
         if message["type"] == "checkpoint_rejected":
-            return self._rejection(attempt, message)
-        live = self.run_.live_attempt
-        if live is None or attempt != live.number:
-            return None
-        match message["type"]:
-            case "line_matched":
-                about = {key: message[key] for key in ("rank", "rule", "line")}
-                return LineMatched(at=at, attempt=attempt, node=node, **about)
-            case "step_done" if message["step"] > self._last_step.get(attempt, -1):
-                samples = tuple(message["samples"]) if message["samples"] else None
-                metrics = {key: float(value) for key, value in message["metrics"].items()}
-                checksums = {
-                    what: {int(rank): number for rank, number in of.items()}
-                    for what, of in message.get("checksums", {}).items()
-                }
-                return StepDone(
-                    at=at, attempt=attempt, step=message["step"], metrics=metrics, samples=samples,
-                    step_s=message["step_s"], blocked_s=message["blocked_s"],
-                    compute_s=tuple(message.get("compute_s", ())), checksums=checksums,
-                )  # fmt: skip
-            case "rank_exited" if (attempt, message["rank"]) not in self._exits and self.run_.pending is None:
-                about = {key: message[key] for key in ("rank", "step", "error_type", "error")}
-                code = 0 if message["code"] in self.done_codes else message["code"]
-                return RankExited(at=at, attempt=attempt, node=node, code=code, **about)
-            case "settings_applied" if asked := asked_by(self.run_, message["id"] or ""):
-                about = {key: message[key] for key in ("step", "effective", "problem")}
-                return SettingsApplied(at=at, attempt=attempt, id=message["id"] or "", asked=asked, **about)
-            case "done" if live.done is None:
-                result = {key: float(value) for key, value in message["result"].items()}
-                digest = message["final_digest"]
-                return TrainerDone(at=at, attempt=attempt, step=message["step"], final_digest=digest, result=result)
-        return None
+            return self._rejection(message["attempt"], message)
+        return self.testimony.event_of(node, message)
 
     def _rejection(self, attempt: int, message: Message) -> Event | None:
         """A rank's word counts even if its attempt has ended meanwhile; once per checkpoint is enough."""

@@ -25,7 +25,7 @@ from launcher.paths import RunPaths
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-STEPS = 60
+STEPS = 120
 SWEEP = """
 name: three
 run:
@@ -56,9 +56,6 @@ class Sweep:
 
     def __init__(self, folder: Path) -> None:
         self.root, self.file = folder / "runs", folder / "SWEEP.yaml"
-        command = [sys.executable, str(COUNTING), "--steps", str(STEPS), "--run", str(self.root)]
-        group = grp.getgrgid(os.getegid()).gr_name
-        self.file.write_text(SWEEP.replace("COMMAND", json.dumps(command)).replace("GROUP", group))
 
     def call(self, *arguments: object) -> str:
         """What the command printed; it must succeed."""
@@ -69,7 +66,10 @@ class Sweep:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def start(self, *flags: object) -> list[SweptRun]:
+    def start(self, *flags: object, steps: int = STEPS) -> list[SweptRun]:
+        command = [sys.executable, str(COUNTING), "--steps", str(steps), "--run", str(self.root)]
+        group = grp.getgrgid(os.getegid()).gr_name
+        self.file.write_text(SWEEP.replace("COMMAND", json.dumps(command)).replace("GROUP", group))
         return [SweptRun(self.root, name) for name in self.call("sweep", self.file, *flags).split()]
 
     def states(self) -> dict[str, int]:
@@ -104,7 +104,7 @@ def sweep(tmp_path: Path) -> Iterator[Sweep]:
 
 
 def test_a_sweep_is_held_and_stopped_as_a_whole_and_what_waits_never_begins(sweep: Sweep) -> None:
-    first, second, third = sweep.start()
+    first, second, third = sweep.start(steps=100_000)
     first.wait("training", lambda run: run.state == "RUNNING")
 
     sweep.call("hold", "three", "--reason", "let me look")

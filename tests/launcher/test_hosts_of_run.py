@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +12,13 @@ from tale import Tale
 
 from launcher.advance import advance
 from launcher.events import NodeAllowed, NodeExcluded, RunHeld
+from launcher.host_watch import HostWatch
+from launcher.hosts.ledger import Ledger
 from launcher.hosts.of_run import blamed, changes, seen, served, serving, suspicions
 from launcher.hosts.records import Blamed, Excluded
 from launcher.recovery import Emit, plan
 from launcher.run import RunState
+from launcher.spec import load_spec
 
 RESTART = {"restart": {"from": "latest", "save_first": False}}
 WITHOUT = {"exclude": "blamed"} | RESTART
@@ -62,6 +67,26 @@ def test_it_is_told_once_and_told_when_the_host_is_allowed_again() -> None:
     assert [*changes(tale.run, left_out("n0"), tale.at, settled=True)] == []
     assert [*changes(tale.run, {}, 5.0, settled=True)] == [NodeAllowed(at=5.0, node="n0")]
     assert excluded(told(tale, {})) == {}
+
+
+def test_a_new_supervisor_allows_nobody_before_it_has_read_the_ledger(tmp_path: Path) -> None:
+    told(tale := Tale(), out := left_out("n0"))
+    ledger = tmp_path / "hosts"
+    Ledger(ledger).append(*out.values())
+    file = tmp_path / "RUN.yaml"
+    file.write_text(
+        f"name: tale\ncommand: [train]\ncluster: {{backend: slurm, nodes: 2}}\nhosts: {{ledger: {ledger}}}\n"
+    )
+    watch = HostWatch(load_spec(file).spec, tell=print)
+
+    found, deadline = [], time.monotonic() + 30
+    while not watch.is_ready:
+        assert time.monotonic() < deadline
+        found += watch.changes(tale.run, {}, settled=True)
+    found += watch.changes(tale.run, {}, settled=True)
+    watch.close(5)
+
+    assert found == []
 
 
 def test_an_agent_that_is_started_anew_is_still_of_an_excluded_host() -> None:

@@ -13,7 +13,7 @@ import pytest
 from launcher.snapshots import FOLDED_BY
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = {"cli", "cli_examine", "cli_hosts", "cli_policy", "cli_shared"}
+COMMANDS = {"cli", "cli_examine", "cli_hosts", "cli_look", "cli_policy", "cli_shared", "cli_start", "cli_steer"}
 OURS = COMMANDS | {"launcher", "model", "policies"}
 
 PURE = [
@@ -95,13 +95,16 @@ LAYERS = [
         "launcher.found",
         "launcher.chores",
         "launcher.ranks",
+        "launcher.rank_env",
+        "launcher.other_agents",
+        "launcher.takeover",
         "launcher.evidence",
         "launcher.environment",
     ],
     ["launcher.backends", "launcher.agent", "launcher.control"],
     ["launcher"],
     ["cli_shared"],
-    ["cli_hosts", "cli_policy"],
+    ["cli_hosts", "cli_look", "cli_policy", "cli_start", "cli_steer"],
     ["cli_examine"],
     ["cli"],
 ]

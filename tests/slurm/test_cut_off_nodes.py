@@ -10,7 +10,7 @@ import pytest
 from cluster import Cluster
 from slurm_run import SlurmRun
 
-from launcher.agent import ALONE_S
+from launcher.takeover import ALONE_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

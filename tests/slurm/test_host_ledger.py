@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ Launch = Callable[..., SlurmRun]
 
 
 @pytest.fixture
-def ledger(cluster: Cluster, request: pytest.FixtureRequest) -> Path:
+def ledger(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Path]:
     """The one that the cluster's users share, for this test."""
-    ledger = cluster.runs / f".hosts.{request.node.name}"
+    ledger, before = cluster.runs / f".hosts.{request.node.name}", cluster.site.read_text()
     cluster.site.write_text(f"hosts: {{ledger: {ledger}}}\n")
-    return ledger
+    yield ledger
+    cluster.site.write_text(before)
 
 
 @pytest.fixture

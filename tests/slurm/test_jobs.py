@@ -105,7 +105,7 @@ def test_a_suspended_job_goes_on_where_it_was(launch: Launch) -> None:
 
 
 def test_a_stop_from_the_login_node_saves_and_a_resumed_run_loses_no_step(launch: Launch) -> None:
-    run = launch(steps=120, save_every=1000)
+    run = launch(steps=300, save_every=1000)
     run.trains_on(20)
 
     stopped = run.call("stop", "--yes")
