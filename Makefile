@@ -10,7 +10,7 @@ TEST_PROCESSES ?= 3
 UNPRIVILEGED_TESTS ?= tests/launcher tests/chaos
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
@@ -35,12 +35,13 @@ dev: .venv/.installed-dev
 
 # torch by itself and first: the build that fits the machine is the one pip chooses.
 .venv/.installed: pyproject.toml constraints.txt | .venv/.python
-	$(PIP) $(TORCH)
-	$(PIP) -e .
+	@echo 'installing $(TORCH) and what else is needed into .venv: this takes minutes'
+	@$(PIP) $(TORCH)
+	@$(PIP) -e .
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed
-	$(PIP) -e '.[dev]'
+	@$(PIP) -e '.[dev]'
 	@touch $@
 
 # A real Slurm for the tests. Where it cannot be installed they say so, and fail in CI.

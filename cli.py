@@ -31,7 +31,7 @@ class Outermost(TyperGroup):
             print_text("", end="", flush=True)
             return done
         except KeyboardInterrupt:
-            tell("\nleft by Ctrl-C: runs go on without you (opt-launch status; opt-launch stop RUN ends one)")
+            tell("\nleft by Ctrl-C: runs go on (opt-launch status; opt-launch stop RUN ends one)")
             raise typer.Exit(LEFT_BY_CTRL_C) from None
         except BrokenPipeError:
             drop_output()

@@ -13,7 +13,7 @@ from cli_hosts import author, host_ledger, hosts_app
 from cli_shared import RUNS, AsJson, Root, Yes, confirm, print_json, print_text, seconds_of, tell
 
 SomeNodes = Annotated[
-    list[str] | None, typer.Argument(metavar="[NODES]", help="Names, or lists as Slurm writes them: gpu-[01-04].")
+    list[str] | None, typer.Argument(metavar="NODES", help="Names, or lists as Slurm writes them: gpu-[01-04].")
 ]
 OfRun = Annotated[str | None, typer.Option("--run", help="The nodes of this run, or some of them.")]
 TheRun = Annotated[str, typer.Option("--run", help="The run: its name, a unique prefix of it, or - for the newest.")]
@@ -137,7 +137,7 @@ def clean(
 
 @hosts_app.command()
 def record(
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Else standard output.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="Else standard output.")] = None,
 ) -> None:
     """Write down what the GPU driver of this machine says, for tests that simulate it."""
     from launcher.health.here import profile

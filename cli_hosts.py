@@ -16,7 +16,7 @@ Nodes = Annotated[list[str], typer.Argument(metavar="NODES", help="Names, or lis
 
 @hosts_app.command(name="list")
 def list_(
-    nodes: Annotated[list[str] | None, typer.Argument(metavar="[NODES]", help="Only these.")] = None,
+    nodes: Annotated[list[str] | None, typer.Argument(metavar="NODES", help="Only these.")] = None,
     everyone: Annotated[bool, typer.Option("--all", help="Also those of which there is nothing to tell.")] = False,
     as_json: AsJson = False,
 ) -> None:

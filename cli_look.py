@@ -27,7 +27,7 @@ look_app = typer.Typer()
 
 @look_app.command()
 def status(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Without it: all runs, a line each.")] = None,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Without it: all runs, a line each.")] = None,
     once: Annotated[bool, typer.Option("--once", help="Show it once and leave.")] = False,
     watch: Annotated[str | None, typer.Option(metavar="5s", help="Print what changed, every so often.")] = None,
     as_json: AsJson = False,
@@ -71,11 +71,13 @@ def logs(
     import time
 
     from launcher.view.locate import find_run
-    from launcher.view.logs import Follower, Wanted, check_wanted, merged
+    from launcher.view.logs import Follower, Wanted, check_wanted, merged, why_none
 
     began = time.time() - seconds_of(since, "--since") if since else None
     paths, wanted = find_run(root, run), Wanted(node, rank, attempt, began)
     check_wanted(paths, wanted)
+    if why := why_none(paths, wanted):
+        tell(why)
     colours = os.isatty(1) and not os.environ.get("NO_COLOR")
     for line in Follower(paths, wanted).follow() if follow else merged(paths, wanted):
         print_text(line.shown(colours=colours), flush=follow)
@@ -129,10 +131,11 @@ def doctor(
     verdicts = [*examination.examine_here(root, asked[0])]
     if probe:
         try:
-            verdicts += examination.examine_nodes(root, asked[1], timeout_s, tell)
+            nodes = examination.examine_nodes(root, asked[1], timeout_s, tell)
         except KeyboardInterrupt:
             tell("\nleft by Ctrl-C: the job of the probe was cancelled")
             raise typer.Exit(LEFT_BY_CTRL_C) from None
+        verdicts = examination.with_answers(verdicts, nodes)
     if as_json:
         print_json(show.json_of(verdicts))
     else:

@@ -23,7 +23,7 @@ def validate(files: Annotated[list[str], typer.Argument(metavar="FILES", help="F
 @policy_app.command()
 def explain(
     run: RunName,
-    incident: Annotated[int | None, typer.Argument(metavar="[ID]", help="The number of an incident.")] = None,
+    incident: Annotated[int | None, typer.Argument(metavar="ID", help="The number of an incident.")] = None,
     root: Root = RUNS,
 ) -> None:
     """Why a rule fired: of an incident. Or why each rule did not: what it sees now, and what its ladder has left."""

@@ -80,8 +80,16 @@ def confirm(question: str, yes: bool, what: str) -> None:
         from launcher.errors import WrongUse
 
         raise WrongUse("nobody can be asked: no terminal", what, "add --yes")
-    if not yes:
-        typer.confirm(question, abort=True, err=True)
+    if yes:
+        return
+    try:
+        agreed = typer.confirm(question, err=True)
+    except typer.Abort as error:  # click makes one of Ctrl-C and of the end of the input
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    if not agreed:
+        raise typer.Abort
 
 
 def sweep_of(root: Path, name: str) -> Any:

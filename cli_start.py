@@ -16,9 +16,11 @@ from cli_shared import (
     Policies,
     Root,
     RunName,
+    RunOrSweep,
     Spares,
     print_text,
     seconds_of,
+    sweep_of,
     tell,
 )
 
@@ -30,7 +32,7 @@ ThroughHold = Annotated[bool, typer.Option("--through-hold", help="Wait on while
 
 @start_app.command()
 def submit(
-    file: Annotated[Path | None, typer.Argument(metavar="[RUN.yaml]", help="May be left out with --from.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="RUN.yaml", help="May be left out with --from.")] = None,
     backend: Annotated[Literal["local", "slurm"] | None, typer.Option(help="Where.")] = None,
     policy: Policies = None,
     nodes: Nodes = None,
@@ -146,11 +148,16 @@ def resume(
 
 
 @start_app.command(name="wait")
-def wait_(run: RunName, timeout: Timeout = None, through_hold: ThroughHold = False, root: Root = RUNS) -> None:
-    """Wait for the end: 0 SUCCEEDED, 1 FAILED or STOPPED, 6 HELD, 124 timeout."""
+def wait_(run: RunOrSweep, timeout: Timeout = None, through_hold: ThroughHold = False, root: Root = RUNS) -> None:
+    """Wait for the end: 0 SUCCEEDED, 1 FAILED or STOPPED, 6 HELD, 124 timeout. Of a sweep: the highest of its runs."""
     from launcher.view.locate import find_run
 
     limit_s = seconds_of(timeout, "--timeout") if timeout else None
+    if (record := sweep_of(root, run)) is not None:
+        from launcher.sweep.record import runs_of
+        from launcher.view.waiting import Patience, wait_all
+
+        raise typer.Exit(wait_all(runs_of(root, record), Patience(limit_s, through_hold), tell))
     _wait_for(find_run(root, run), limit_s, through_hold=through_hold)
 
 
@@ -175,9 +182,8 @@ def _tell_code(paths: Any) -> None:
 
 
 def _wait_for(paths: Any, timeout_s: float | None, *, through_hold: bool) -> None:
-    from launcher.backends.choice import is_alive
     from launcher.view.waiting import Patience, outcome_text, wait
 
-    code, run = wait(paths, Patience(timeout_s, through_hold), is_alive)
+    code, run = wait(paths, Patience(timeout_s, through_hold))
     tell(outcome_text(run, code))
     raise typer.Exit(code)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,7 @@ from cli_shared import (
 )
 
 steer_app = typer.Typer()
+_VERDICTS = ("approve", "hold", "release", "note")
 
 
 @steer_app.command()
@@ -48,7 +49,7 @@ def stop(
         return stop_all(left, author, now=now, tell=tell)
     paths = find_run(root, run)
     confirm(f"Stop run {paths.name}{how}?", yes, f"stop {paths.name}")
-    return tell(end(paths, author, now=now, tell=tell))
+    return tell(f"{paths.name}: {end(paths, author, now=now, tell=tell)}")
 
 
 @steer_app.command()
@@ -129,11 +130,12 @@ def do_(
 @steer_app.command()
 def incidents(
     run: RunName,
-    verb: Annotated[
-        Literal["approve", "hold", "release", "note"] | None, typer.Argument(metavar="[approve|hold|release|note]")
+    what: Annotated[
+        str | None,
+        typer.Argument(metavar="ID|approve|hold|release|note", help="Show only this one, or say something of one."),
     ] = None,
-    incident: Annotated[int | None, typer.Argument(metavar="[ID]", help="The number of an incident.")] = None,
-    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Of a note.")] = None,
+    incident: Annotated[int | None, typer.Argument(metavar="ID", help="Of which: its number.")] = None,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Of a note.")] = None,
     as_json: AsJson = False,
     root: Root = RUNS,
 ) -> None:
@@ -142,13 +144,18 @@ def incidents(
     approve: do what was asked about. hold: leave it, or end a restart in a hold. release: take that back. note: add
     your words, also when the run has ended.
     """
-    from launcher.view.incidents import incidents_of, incidents_text
+    from launcher.view.incidents import incident_of, incidents_of, incidents_text
     from launcher.view.locate import find_run
 
-    if verb is not None:
-        return _say_of_incident(root, run, verb, incident, text)
-    found = incidents_of(find_run(root, run))
-    return print_json(found) if as_json else print_text(incidents_text(found))
+    if what in _VERDICTS:
+        return _say_of_incident(root, run, what, incident, text)
+    if what is None:
+        found = incidents_of(find_run(root, run))
+        return print_json(found) if as_json else print_text(incidents_text(found))
+    if not what.isdecimal() or incident is not None:
+        raise typer.BadParameter(f"{what!r} is neither a number nor {', '.join(_VERDICTS)}", param_hint="ID")
+    one = incident_of(find_run(root, run), int(what))
+    return print_json(one) if as_json else print_text(incidents_text([one]))
 
 
 def _say_of_incident(root: Path, name: str, verb: str, incident: int | None, text: str | None) -> None:

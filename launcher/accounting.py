@@ -9,7 +9,7 @@ checkpoint   steps blocked by a save (of kept and thrown away steps alike)
 hang         from the last step to the decision that something is lost or stuck: nothing moved
 starting     from the first attempt of an allocation to its first step
 restarting   from a decision to go back, or the end of an attempt, to the first new step
-unobserved   a command ran and told of no step, in the whole run
+unobserved   a command ran and told of no step, in the whole run: how much of it is kept is not known
 queue        from submit (or resume) to the first attempt: no ranks yet
 paused       a person wanted no ranks for a while
 held         waiting for a person
@@ -102,8 +102,9 @@ class Account:
 
     @property
     def ettr(self) -> float | None:
-        """The share of the time since submit that went into kept steps; None before any time has passed."""
-        return self.parts_us["useful"] / self.total_us if self.total_us else None
+        """The share of the time since submit that went into kept steps; None where that cannot be known."""
+        is_known = self.total_us and not self.parts_us["unobserved"]
+        return self.parts_us["useful"] / self.total_us if is_known else None
 
     @property
     def median_step_s(self) -> float | None:

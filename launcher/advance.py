@@ -3,7 +3,7 @@
 state       event                                              becomes
 ----------  -------------------------------------------------  ----------
 PENDING     attempt_started                                    STARTING
-STARTING    step_done of the attempt                           RUNNING
+STARTING    step_done of the attempt, or ranks_up              RUNNING
 RUNNING     node_silent (active node), steps_stopped           SUSPECT
 SUSPECT     node_back, steps_moving, when nothing else is amiss RUNNING
 STARTING, RUNNING, SUSPECT, PENDING
@@ -58,6 +58,7 @@ from launcher.events import (
     NodeSilent,
     NodeUndrained,
     RankExited,
+    RanksUp,
     RunAmended,
     RunEnded,
     RunHeld,
@@ -270,7 +271,7 @@ def _agent_joined(run: Run, event: AgentJoined) -> Run:
 
 def _node_silent(run: Run, event: NodeSilent) -> Run:
     node = run.nodes.get(event.node)
-    if node is None or node.state is NodeState.LOST:
+    if node is None or node.state is NodeState.LOST or run.state.is_terminal:
         return run
     return _look(_with_node(run, evolve(node, state=NodeState.SUSPECT, silent_since=event.since)))
 
@@ -283,8 +284,9 @@ def _node_back(run: Run, event: NodeBack) -> Run:
 
 
 def _node_down(run: Run, event: NodeDown) -> Run:
+    """A node that leaves because the run is over is not lost."""
     node = run.nodes.get(event.node)
-    if node is None:
+    if node is None or run.state.is_terminal:
         return run
     return _look(_with_node(run, evolve(node, state=NodeState.LOST)))
 
@@ -348,10 +350,12 @@ def _attempt_started(run: Run, event: AttemptStarted) -> Run:
     run = no_more_asked(_end_attempt(run, event.at, "superseded"))
     base = event.restore[0] if event.restore else 0
     attempt = Attempt(
-        event.attempt, event.at, event.slots, event.incarnations, event.restore, event.resumes_itself, event.settings,
-        event.skips, last_step=base,
+        event.attempt, event.at, event.slots, event.incarnations, event.restore, event.resumes_itself, event.observed,
+        event.settings, event.skips, from_step=None if event.resumes_itself else base, last_step=base,
     )  # fmt: skip
-    if not event.resumes_itself:
+    if run.is_unobserved:
+        run = evolve(run, step=base)  # what is lost nobody knows
+    elif not event.resumes_itself:
         run = _set_back(run, base)
     nodes = {name: evolve(node, excluded="") for name, node in run.nodes.items()}  # it held for this choice
     return evolve(
@@ -360,7 +364,6 @@ def _attempt_started(run: Run, event: AttemptStarted) -> Run:
         state=run.state if run.state in HALTED or run.state.is_terminal else RunState.STARTING,
         attempts=(*run.attempts, attempt),
         head=event.restore,
-        restarts=run.restarts + (1 if run.attempts else 0),
         nodes=nodes,
         pending=None,
         pending_done=frozenset(),
@@ -381,7 +384,8 @@ def _set_back(run: Run, base: int) -> Run:
     incidents = tuple(
         evolve(i, lost_steps=lost) if i.state == "OPEN" and i.lost_steps is None else i for i in run.incidents
     )
-    return evolve(run, step=base, lost_steps=run.lost_steps + lost, incidents=incidents)
+    metrics = {} if lost else run.metrics  # they were of a step that is no more
+    return evolve(run, step=base, lost_steps=run.lost_steps + lost, incidents=incidents, metrics=metrics)
 
 
 def _environment_changed(run: Run, event: EnvironmentChanged) -> Run:
@@ -393,6 +397,13 @@ def _environment_changed(run: Run, event: EnvironmentChanged) -> Run:
 def _warned(run: Run, event: Warned) -> Run:
     others = tuple(one for one in run.warnings if one.text != event.text)
     return evolve(run, warnings=(*others[1 - _WARNINGS :], event))
+
+
+def _ranks_up(run: Run, event: RanksUp) -> Run:
+    if not _is_current(run, event.attempt) or run.state is not RunState.STARTING or not run.is_unobserved:
+        return run
+    run = _with_attempt(run, evolve(run.attempts[-1], up_since=event.since))
+    return evolve(recovered(run, event.since), state=RunState.RUNNING)
 
 
 def _rank_exited(run: Run, event: RankExited) -> Run:
@@ -439,6 +450,7 @@ def _step_done(run: Run, event: StepDone) -> Run:
     attempt = evolve(
         attempt,
         first_step_at=event.at if first else attempt.first_step_at,
+        from_step=event.step if first and attempt.resumes_itself else attempt.from_step,
         last_step=completed,
         last_step_at=event.at,
     )
@@ -476,7 +488,7 @@ def _command(run: Run, event: CommandReceived) -> Run:
     if event.verb == "pause" and "refused" not in event.args and run.state is not RunState.HELD:
         now, since = event.args.get("now") is True, run.pause_requested_at if run.paused_by else event.at
         run = evolve(run, paused_by=str(event.args.get("reason")), pause_requested_at=since, pause_now=now)
-    if event.verb == "save":
+    if event.verb == "save" and "refused" not in event.args:
         run = evolve(run, save_requested_at=event.at, save_beyond=run.step)
     return run
 
@@ -511,6 +523,7 @@ _HANDLERS = {
     StepsMoving: _steps_moving,
     AttemptStarted: _attempt_started,
     EnvironmentChanged: _environment_changed,
+    RanksUp: _ranks_up,
     RankExited: _rank_exited,
     AttemptEnded: _attempt_ended,
     StepDone: _step_done,

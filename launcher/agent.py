@@ -250,7 +250,10 @@ class Agent:
             self._ended_by_scheduler = True
             self._job_ends("Slurm ends the job", True)
         elif self._foreground and is_first and not (self._in_a_job and number == signal.SIGTERM):
-            self._foreground.tell("stopping after a last checkpoint; a second signal ends it at once")
+            has_told = any(rank.socket for rank in self.ranks.by_rank.values())
+            saves = self._spec.abilities.known(has_told=has_told).saves != "never"
+            how = "after a last checkpoint" if saves else "without a checkpoint: the script cannot be told to save"
+            self._foreground.tell(f"stopping {how}; a second signal ends it at once")
             control.leave(self.paths, f"signal-{self.job_id}", "stop")
         else:
             self._leaving.set()

@@ -38,9 +38,10 @@ class Amended:
 def amend(paths: RunPaths, run: Run, overrides: Sequence[str], flags: Mapping[str, Any], author: str) -> Amended:
     """The run's spec as it is to go on. Raises ConfigError with the mistakes, also for what may not change in a run."""
     old = read_resolved(paths.spec)
-    moment = time.strftime("%Y-%m-%d %H:%M:%S")
-    new = respecified(paths, overrides, flags, f"resume by {author}, {moment}", read_variables(paths))
-    mistakes = [Mistake(_origin_of(new, key), message) for key, message in _refusals(run, old, new.spec)]
+    who = f"resume by {author}, {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    new = respecified(paths, overrides, flags, who, read_variables(paths))
+    refusals = _refusals(run, old, new.spec)
+    mistakes = [Mistake(_origin_of(new, key).removesuffix(f"; {who}"), message) for key, message in refusals]
     if mistakes:
         raise ConfigError(mistakes)
     return Amended(new, changes(old, new.spec))

@@ -22,6 +22,7 @@ from launcher.events import (
     RunResumed,
     RunUnpaused,
 )
+from launcher.evolve import evolve
 from launcher.paths import RunPaths
 from launcher.run import Run, RunState
 from policies.amended import key_of
@@ -51,10 +52,14 @@ class Commands:
         grounds: Grounds,
     ) -> None:
         self._paths, self._run, self._emit = paths, run, emit
-        self._trainer, self._grounds = grounds.trainer, grounds
+        self._grounds = grounds
         self._known: dict[str, wire.Link | None] = {}  # who waits for the answer, if anybody does by wire
         self._saves: set[str] = set()  # commands that are answered when it is done
         self._pauses: set[str] = set()
+
+    @property
+    def _trainer(self) -> Abilities:
+        return self._grounds.trainer.known(has_told=self._run().has_told)
 
     def remember(self, id_: str) -> None:
         """A command of the journal, already executed or about to be."""
@@ -94,6 +99,8 @@ class Commands:
             event = verdicts.checked(event, self._run())
         elif event.verb == "pause":
             event = pausing.checked(event, self._run(), self._trainer)
+        elif event.verb == "save" and (refusal := self._trainer.refusal):
+            event = evolve(event, args={"refused": refusal})
         self._emit(event)
 
     # ------------------------------------------------------------ done
@@ -116,8 +123,6 @@ class Commands:
                 self._say(command.id, True, "stopping at once" if run.stop_now else f"stopping {self._how}")
             case "save" if run.live_attempt is None or state is RunState.RECOVERING:
                 self._say(command.id, False, f"nothing to save: the run is {state}")
-            case "save" if self._trainer.refusal:
-                self._say(command.id, False, self._trainer.refusal)
             case "save":
                 self._saves.add(command.id)
             case policy_set.SET:
@@ -178,7 +183,8 @@ class Commands:
 
     @staticmethod
     def _paused(run: Run) -> str:
-        return f"paused at step {run.step:,}; the nodes are kept"
+        where = "" if run.is_unobserved else f" at step {run.step:,}"
+        return f"paused{where}; the nodes are kept"
 
     def _answer_all(self, waiting: set[str], ok: bool, message: str) -> None:
         for id_ in sorted(waiting):

@@ -57,7 +57,7 @@ def command(paths: RunPaths, verb: str, args: dict[str, Any], timeout_s: float =
     raise Unreachable(
         f"no supervisor answered '{verb}' within {timeout_s:.0f}s",
         where=f"run {paths.name}",
-        hint=f"if its processes are gone, start it again: opt-launch resume {paths.name}",
+        hint=f"opt-launch status {paths.name} tells whether its processes live",
     )
 
 

@@ -89,9 +89,9 @@ class ConfigError(LaunchError):
 
     def __init__(self, mistakes: Sequence[Mistake], hint: str = "") -> None:
         self.mistakes = tuple(mistakes)
-        places = sorted({mistake.where for mistake in self.mistakes})
-        count = f"{len(self.mistakes)} mistake{'' if len(self.mistakes) == 1 else 's'}"
-        super().__init__("\n".join([*map(str, self.mistakes), f"{count} in {', '.join(places)}"]), hint=hint)
+        places, count = sorted({mistake.where for mistake in self.mistakes}), len(self.mistakes)
+        total = [f"{count} mistakes in {', '.join(places)}"] if count > 1 else []
+        super().__init__("\n".join([*map(str, self.mistakes), *total]), hint=hint)
 
 
 class WrongUse(LaunchError):

@@ -355,7 +355,8 @@ class StepsMoving(Event):
 class AttemptStarted(Event):
     """A set of ranks is about to be started together; journaled before the deed.
 
-    `resumes_itself`: where it begins only the trainer knows, and its first step will tell. `settings`: those that are
+    `resumes_itself`: where it begins only the trainer knows, and its first step will tell. `observed`: else nothing is
+    declared of how its steps are told, and as long as none is they are not known. `settings`: those that are
     to be other than the run was asked for; `skips`: half-open ranges of absolute sample indices that are left out.
     """
 
@@ -365,8 +366,20 @@ class AttemptStarted(Event):
     restore: CheckpointId | None
     why: str
     resumes_itself: bool = False
+    observed: bool = True
     settings: dict[str, Json] = field(default_factory=dict)
     skips: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RanksUp(Event):
+    """All ranks of an attempt that is not observed have run for a while, the last of them since `since`.
+
+    Of a trainer that tells no steps no more can be known of a start.
+    """
+
+    attempt: int
+    since: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from launcher.events import (
     NodeBack,
     NodeSilent,
     RankProgress,
+    RanksUp,
     StepsMoving,
     StepsStopped,
     StorageBack,
@@ -29,6 +30,7 @@ from launcher.run import Node, NodeState, Run, RunState
 
 BEAT_S = 1.0  # to agents, which miss us after 3 s
 RESET_GRACE_S = 1.0
+UP_S = 30.0  # ranks that have run for so long, and tell no steps, are taken to train
 STORAGE_S = 15.0  # a look at a folder that takes so long is told
 _REDIAL_S = 0.2
 _SCAN_S = 0.5
@@ -71,6 +73,12 @@ class Contact:
         moved = [rank["moved_s"] for rank in self.ranks.values() if rank["alive"]]
         return min(moved) + (now - self.beat_at) if moved else None
 
+    def up_s(self, now: float) -> float:
+        """Seconds for which all ranks of the node have run; 0 where one does not, or tells of itself."""
+        up = [rank["up_s"] if rank["alive"] and not rank["heard"] else 0.0 for rank in self.ranks.values()]
+        least = min(up, default=0.0)
+        return least + (now - self.beat_at) if least else 0.0
+
 
 class Fleet:
     """All contacts. `emit` journals an event, `on_message(contact, message)` takes what agents report.
@@ -97,6 +105,7 @@ class Fleet:
         self.contacts: dict[str, Contact] = {}
         self.changed = False  # other ranks than before: viewers should see them
         self._stopped = False
+        self._told_up = 0  # the attempt whose ranks were told to be up
         self._scanned_at = self._beaten_at = 0.0
 
     # ------------------------------------------------------------ finding and dialling agents
@@ -238,6 +247,7 @@ class Fleet:
             self._watch_silence(contact, now)
             self._watch_storage(contact)
         self._watch_steps(run, now)
+        self._watch_start(run, now)
         for contact in self.contacts.values():
             if contact.came_back:  # told only after what its ranks did meanwhile
                 contact.came_back = False
@@ -320,6 +330,17 @@ class Fleet:
                     usual_s=usual_s, ranks=ranks,
                 )
             )  # fmt: skip
+
+    def _watch_start(self, run: Run, now: float) -> None:
+        """Emit `ranks_up` for an attempt whose first step nobody need ever tell."""
+        attempt = run.live_attempt
+        if attempt is None or run.state is not RunState.STARTING or not run.is_unobserved:
+            return
+        contacts = [self.contacts.get(node) for node in attempt.slots]
+        up_s = min(c.up_s(now) if c and not c.silent and c.attempt == attempt.number else 0.0 for c in contacts)
+        if up_s >= UP_S and self._told_up != attempt.number:
+            self._told_up = attempt.number
+            self._emit(RanksUp(at=time.time(), attempt=attempt.number, since=time.time() - up_s))
 
     def attempt_changed(self) -> None:
         """A new attempt begins: nothing is known of its steps."""

@@ -167,6 +167,7 @@ def abilities_of(telemetry: Telemetry | None, can: Capabilities, checkpoints: Ch
     by_signal = how if isinstance(how, SaveNow) else None
     by_reporter = how is None and (telemetry is None or not telemetry.by_lines)
     saves = by_signal.then if by_signal else "goes_on" if by_reporter else "never"
+    told = can.settings or can.skip == "reporter"  # who can be told so uses the reporter
     return Abilities(
         saves=saves,
         signal=by_signal.signal if by_signal else "",
@@ -177,5 +178,6 @@ def abilities_of(telemetry: Telemetry | None, can: Capabilities, checkpoints: Ch
         done_step=can.done.step if can.done else None,
         settings=can.settings,
         skips=can.skip == "reporter",
+        observed=telemetry is not None or bool(told),
         refusal={"goes_on": "", "exits": SAVE_ENDS, "never": NO_SAVE}[saves],
     )

@@ -50,6 +50,7 @@ def decided(run: Run, event: Decision) -> Run:
         keeps_ranks=False,
         holding=None,
         recovering_since=event.at,
+        restarts=run.restarts + ("restart" in event.actions and event.rule != PERSON),
     )
 
 
@@ -96,7 +97,8 @@ def _replacement_begun(run: Run, event: ActionDone) -> Run:
     incidents = tuple(
         evolve(i, state="OPEN", opened_at=event.at) if event.decision in i.decisions else i for i in run.incidents
     )
-    return evolve(run, replacing_since=event.at, incidents=incidents)
+    restarts = run.restarts + (run.replace.rule != PERSON)
+    return evolve(run, replacing_since=event.at, incidents=incidents, restarts=restarts)
 
 
 def spared(run: Run, node: str) -> Run:

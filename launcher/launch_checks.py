@@ -5,6 +5,7 @@ A check that is about a machine is made only where the run will be on this one.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -61,7 +62,17 @@ def _here(spec: RunSpec, environment: Mapping[str, str]) -> Iterator[Problem]:
     first, key = (launch.prefix[0], "launch.prefix.0") if launch.prefix else (launch.python, "launch.python")
     if first and "{" not in first and shutil.which(first, path=path) is None:
         yield f"{first}: no such program", (key,)
+    yield from _command(spec, path)
     interface = launch.network.interface
     if interface != "auto" and interface not in (known := addresses()):
         message = f"no interface {interface!r} with an IPv4 address here, only {', '.join(known)}"
         yield message, ("launch.network.interface",)
+
+
+def _command(spec: RunSpec, path: str | None) -> Iterator[Problem]:
+    """Behind a prefix programs may be others; and a path that is relative is so to the folder of the ranks."""
+    program = spec.command[0] if spec.command and not spec.launch.prefix else ""
+    is_name = program == os.path.basename(program)
+    if program and (is_name or os.path.isabs(program)) and shutil.which(program, path=path) is None:
+        where = " in PATH: correct it, or write its whole path" if is_name else " that can be run: correct its path"
+        yield f"{program}: no such program{where}", ("command.0",)

@@ -65,6 +65,7 @@ class Ledger:
     attempt: int | None = None  # whose ranks may be alive
     fresh: bool = False  # no step of the attempt yet
     resumes_itself: bool = False  # from where, its first step will tell
+    observed: bool = True  # else its steps need not be told
     first: bool = True  # of the attempts in this allocation
     ended: bool = False
     completed: int = 0
@@ -85,7 +86,7 @@ class Ledger:
         if isinstance(event, StepDone):
             self._step(event)
         elif isinstance(event, AttemptStarted):
-            self.resumes_itself = event.resumes_itself
+            self.resumes_itself, self.observed = event.resumes_itself, event.observed
             if not self.resumes_itself:
                 self._roll_back(event.restore[0] if event.restore else 0)
             if self.phase == "stopped" and not self.ended:
@@ -114,7 +115,7 @@ class Ledger:
 
     def _turn(self, phase: Part, was: Part = "hang") -> None:
         """Assign the time up to now to the present phase, or to `was` where ranks had been training."""
-        part = was if self.phase == _STEPPING else self.phase
+        part = was if self.phase == _STEPPING else "unobserved" if self._is_unobserved() else self.phase
         self._count(part, self._elapsed())
         self.phase = phase
 
@@ -140,6 +141,8 @@ class Ledger:
             self._roll_back(min(self.completed, event.step))
         if event.step < self.completed:
             return
+        if not self._has_told():
+            self._start_was_all()
         if self.phase == _STEPPING or (self.phase in _BEGINNING and self.fresh):
             elapsed = self._elapsed()
             took = min(elapsed, max(0, _us(event.step_s))) if self.fresh else elapsed
@@ -203,10 +206,24 @@ class Ledger:
             self.phase = "unobserved"
             self._turn("stopped")
 
+    def _has_told(self) -> bool:
+        return bool(self.kept or self.lost)
+
+    def _is_unobserved(self) -> bool:
+        """Whether ranks may have trained all the while since they were started."""
+        begun = self.attempt is not None and self.phase in _BEGINNING and self.fresh
+        return begun and not self.observed and not self._has_told()
+
     def _tells_nothing(self) -> bool:
         """Whether an attempt is under way, or has just ended by itself, in a run that has told of no step ever."""
-        told = bool(self.kept or self.lost)
-        return self.fresh and not told and self.submitted is not None and self.submitted.target_step is None
+        has_goal = self.submitted is not None and self.submitted.target_step is not None
+        return self.fresh and not self._has_told() and not (has_goal and self.observed)
+
+    def _start_was_all(self) -> None:
+        """It does tell of steps: what went before the first one was no training."""
+        for books in (self.parts, self.slots_us):
+            books["starting"] += books["unobserved"]
+            books["unobserved"] = 0
 
     def copied(self) -> Ledger:
         """The same, to be written on by another."""

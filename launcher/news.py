@@ -27,8 +27,11 @@ def news(event: Event, name: str) -> str:
     """The line for an event of the run of this name; "" if it is no news."""
     match event:
         case AttemptStarted():
-            restored = f"from step {event.restore[0]:,}" if event.restore else "from the start"
-            return f"attempt {event.attempt} {restored} on {', '.join(event.slots)}"
+            start = "as the script resumes by itself" if event.resumes_itself else "from the start"
+            begins = f"from step {event.restore[0]:,}" if event.restore else start
+            return f"attempt {event.attempt} {begins} on {', '.join(event.slots)}"
+        case Decision() if event.mode == "act" and event.actions.keys() & {"hold", "stop"}:
+            return ""  # what comes of it tells why too
         case Decision():
             advised = {"advise": " (advise only)", "ask": f" (opt-launch incidents {name} approve {event.incident}?)"}
             deeds = ", ".join(event.actions) or "nothing is done"

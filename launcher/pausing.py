@@ -27,7 +27,7 @@ def _why_not(run: Run, trainer: Abilities, *, now: bool) -> str:
     if ending := what_ends(run):
         return ending
     attempt = run.live_attempt
-    if now or attempt is None or attempt.first_step_at is None:
+    if now or attempt is None or not (attempt.has_begun or run.is_unobserved):
         return ""
     lost = why_steps_would_be_lost(run, trainer)
     return f"{lost}: --now pauses it all the same" if lost else ""

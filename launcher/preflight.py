@@ -95,8 +95,8 @@ def _cluster(spec: RunSpec) -> Iterator[Problem]:
     ranks = cluster.nodes * cluster.ranks_per_node
     if fsdp * tensor != ranks:
         yield (
-            f"fsdp {fsdp} x tensor {tensor} is {fsdp * tensor} ranks, but {cluster.nodes} nodes x "
-            f"{cluster.ranks_per_node} ranks are {ranks}",
+            f"fsdp {fsdp} x tensor {tensor} is {fsdp * tensor}, but nodes {cluster.nodes} x ranks_per_node "
+            f"{cluster.ranks_per_node} is {ranks}",
             ("trainer.parallel", "cluster.nodes", "cluster.ranks_per_node"),
         )
 

@@ -50,6 +50,7 @@ class Rank:
     phase: str = "start"
     phase_at: float = 0.0
     moved_at: float = field(default_factory=time.monotonic)
+    up_at: float | None = None
     error_type: str = ""
     error: str = ""
     socket: RankSocket | None = None
@@ -106,7 +107,7 @@ class Ranks:
         if message["type"] == "ready" and message["cold"]:
             self._say({"type": "warned", "text": f"{self.node}: ranks start cold: {message['cold']}"})
         elif message["type"] == "forked" and rank:
-            rank.pid = sender
+            rank.pid, rank.up_at = sender, time.monotonic()
         elif message["type"] == "exited" and rank:
             rank.code = message["code"]
             self._tell_exit(rank)
@@ -417,12 +418,17 @@ class Ranks:
         return time.monotonic() - max(moved) if moved else 0.0
 
     def progress(self) -> dict[str, Message]:
-        """Per rank: where it is, since when (seconds), and of one that stands still the kernel's state letter."""
+        """Per rank: where it is, since when (seconds), and of one that stands still the kernel's state letter.
+
+        `heard`: whether it tells of itself, else step and phase say nothing.
+        """
         now = time.monotonic()
         return {
             str(rank.rank): {
                 "pid": rank.pid,
                 "alive": rank.alive,
+                "up_s": now - rank.up_at if rank.up_at else 0.0,
+                "heard": self._is_heard(rank),
                 "step": rank.step,
                 "section": rank.section,
                 "phase": rank.phase,
@@ -432,6 +438,9 @@ class Ranks:
             }
             for rank in self.by_rank.values()
         }
+
+    def _is_heard(self, rank: Rank) -> bool:
+        return rank.socket is not None or (self._telemetry is not None and self._telemetry.rank == rank.rank)
 
     def gap_p99(self) -> float:
         """The 99th percentile of the seconds between two movements of a counter on this node."""

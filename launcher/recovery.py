@@ -8,13 +8,14 @@ move made twice is harmless.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from launcher.abilities import Abilities
 from launcher.checkpoints import Choice, NoChoice, choose, choose_undecided, tried_before
 from launcher.crew import assign, by_preference, is_to_leave, size_of
 from launcher.events import (
+    PERSON,
     ActionDone,
     AttemptEnded,
     AttemptStarted,
@@ -124,6 +125,7 @@ Move = Emit | Send | Inspect | Search | Requeue | Errand
 
 def plan(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     """The moves that are due now."""
+    limits = replace(limits, trainer=limits.trainer.known(has_told=run.has_told))
     if run.state.is_terminal:
         return [*_errands(run), *(Send(node, {"type": "leave", "state": run.state.value}) for node in fleet.answering)]
     return [*_errands(run), *_stray_ranks(run, fleet), *_next(run, fleet, limits)]
@@ -249,7 +251,7 @@ def lost_nodes(run: Run) -> tuple[str, ...]:
 
 def _make_way(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities, since: float) -> list[Move]:
     """A spare is to take the place of a node that still works: have the trainer save and end."""
-    why = f"{run.replace.rule}: {run.replace.why}"[:500] if run.replace else "a node was to be replaced"
+    why = _told(run.replace) if run.replace else "a node was to be replaced"
     limit_s = trainer.save_s if trainer.signal else GENTLE_LIMIT_S
     return _end_gently(run, attempt, fleet, trainer, since, why, limit_s)
 
@@ -263,7 +265,7 @@ def _end_gently(
     failing = any(code != 0 for code in attempt.exits.values())
     if finished and fleet.committing and not overdue:
         return []  # what was just saved is not there to go on from yet
-    nothing_to_save = attempt.first_step_at is None or run.state is RunState.HELD or run.pending
+    nothing_to_save = not attempt.has_begun or run.state is RunState.HELD or run.pending
     saved = bool(trainer.signal) and trainer.saves == "goes_on" and _saved_since(run, since)
     if finished or overdue or failing or nothing_to_save or saved or trainer.saves == "never":
         return _clear(run, fleet, reason)
@@ -304,7 +306,7 @@ def _carry_out(run: Run, fleet: Fleet, limits: Limits, decision: Decision) -> li
     if (save_first or "save" in decision.actions) and "save" not in run.pending_done and live:
         return _save_first(run, live, fleet, limits.trainer, decision)
     if live:
-        return _clear(run, fleet, f"{decision.rule}: {decision.why}"[:500])
+        return _clear(run, fleet, _told(decision))
     if "hold" in decision.actions:
         return [Emit(RunHeld(at=fleet.now, reason=_reason(decision, "hold")))]
     if "stop" in decision.actions:
@@ -312,6 +314,12 @@ def _carry_out(run: Run, fleet: Fleet, limits: Limits, decision: Decision) -> li
     if fleet.now < decision.at + decision.delay_s:
         return []
     return _start(run, fleet, limits)
+
+
+def _told(decision: Decision) -> str:
+    """Why an attempt ends; of what a person had done, what that was."""
+    who = f"{', '.join(decision.actions)} by" if decision.rule == PERSON else f"{decision.rule}:"
+    return f"{who} {decision.why}"[:500]
 
 
 def _reason(decision: Decision, action: str) -> str:
@@ -381,7 +389,7 @@ def _all_ended(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) -> 
 
 def _save(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities, asked_at: float) -> list[Move]:
     """A checkpoint was asked for, and training goes on. A signal that nothing comes of is forgotten."""
-    if trainer.saves != "goes_on" or (trainer.signal and attempt.first_step_at is None):
+    if trainer.saves != "goes_on" or (trainer.signal and not attempt.has_begun):
         return []  # before its first step, a process may not be ready for the signal
     if trainer.signal and fleet.now > asked_at + trainer.save_s:
         reason = f"no checkpoint within {trainer.save_s:.0f}s of {trainer.signal}"
@@ -470,6 +478,7 @@ def _start(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         restore=choice.restore,
         why=choice.why,
         resumes_itself=limits.trainer.resumes_itself and choice.restore is None,
+        observed=limits.trainer.observed,
         settings=dict(run.settings),
         skips=run.skips,
     )

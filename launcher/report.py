@@ -37,7 +37,7 @@ def report(paths: RunPaths, now: float | None = None) -> dict[str, Any]:
         "effective_loss": [{"step": step, "attempt": at, "loss": loss} for step, at, loss in books.loss_curve],
         "time": time_account(books),
         "code": _code(paths),
-        "attempts": [_attempt(one, journal.events) for one in run.attempts],
+        "attempts": [attempt_account(one, journal.events) for one in run.attempts],
         "amendments": [*_amendments_of(journal.events)],
         "drains": [_drain(event) for event in journal.events if isinstance(event, DrainDone | DrainUndone)],
         "warnings": [{"at": iso(one.at), "text": one.text} for one in journal.events if isinstance(one, Warned)],
@@ -72,7 +72,8 @@ def _code(paths: RunPaths) -> dict[str, Any] | None:
     return asdict(code) | {"label": code.label} if code else None
 
 
-def _attempt(attempt: Attempt, events: Sequence[Event]) -> dict[str, Any]:
+def attempt_account(attempt: Attempt, events: Sequence[Event]) -> dict[str, Any]:
+    """What became of an attempt. Steps: from how many, None where its first one has yet to tell, to how many."""
     started = (event for event in events if isinstance(event, AttemptStarted) and event.attempt == attempt.number)
     return {
         "attempt": attempt.number,
@@ -81,8 +82,8 @@ def _attempt(attempt: Attempt, events: Sequence[Event]) -> dict[str, Any]:
         "ended_at": iso(attempt.ended_at or 0.0),
         "start_s": attempt.first_step_at - attempt.started_at if attempt.first_step_at else None,
         "restore": list(attempt.restore) if attempt.restore else None,
-        "from_step": attempt.restore[0] if attempt.restore else 0,
-        "last_step": attempt.last_step,
+        "from_step": attempt.from_step,
+        "last_step": None if attempt.first_step_at is None and attempt.from_step is None else attempt.last_step,
         "nodes": list(attempt.slots),
         "ranks": attempt.ranks,
         "why": next((event.why for event in started), ""),

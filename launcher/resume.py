@@ -119,14 +119,18 @@ def check_that_it_is_ours(paths: RunPaths) -> None:
 
 
 def check_that_nothing_lives(runs: Sequence[RunPaths]) -> None:
-    """Give what has ended, or was killed, the time to be gone. Raises LaunchError for a run that is alive."""
+    """Give what has ended, or was killed, the time to be gone.
+
+    Raises LaunchError for a run that is alive, Unreachable where nobody can tell.
+    """
     ended = any(read_run(paths).state.is_terminal for paths in runs)
     deadline = time.monotonic() + (ENDING_S if ended else DYING_S)
-    while (alive := living(runs, at_once=True)) and time.monotonic() < deadline:
+    while (alive := living(runs)) and time.monotonic() < deadline:
         time.sleep(_PAUSE_S)
-    if alive:
-        name, where = alive[0].name, str(alive[0].root)
-        raise LaunchError(f"run '{name}' is alive", where=where, hint=f"opt-launch status {name}")
+    for paths, standing in alive.items():
+        told = f": {standing.waiting}" if standing.waiting else ""
+        hint = f"opt-launch status {paths.name}"
+        raise LaunchError(f"run '{paths.name}' is alive{told}", where=str(paths.root), hint=hint)
 
 
 def _check_that_something_is_left(paths: RunPaths, run: Run, spec: RunSpec, amended: Amended | None) -> None:

@@ -98,7 +98,11 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One set of ranks started together. `last_step`: steps completed, counted from the start of the run."""
+    """One set of ranks started together. `last_step`: steps completed, counted from the start of the run.
+
+    `from_step`: those that were done before it, None where its first step has yet to tell. `up_since`: of one that is
+    not observed, when its ranks were found to run.
+    """
 
     number: int
     started_at: float
@@ -106,10 +110,13 @@ class Attempt:
     incarnations: Mapping[str, str]
     restore: CheckpointId | None
     resumes_itself: bool = False
+    observed: bool = True  # else steps need not be told, and are not known until they are
     settings: Mapping[str, Json] = field(default_factory=dict)
     skips: tuple[tuple[int, int], ...] = ()
     told_settings: bool = False  # whether the trainer has said that it began with them
+    up_since: float | None = None
     first_step_at: float | None = None
+    from_step: int | None = 0
     last_step: int = 0
     last_step_at: float | None = None
     ended_at: float | None = None
@@ -121,6 +128,11 @@ class Attempt:
     @property
     def ranks(self) -> int:
         return sum(len(ranks) for ranks in self.slots.values())
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it trains, as far as can be known: its first step is done, or its ranks have run for a while."""
+        return self.first_step_at is not None or self.up_since is not None
 
 
 @dataclass(frozen=True)
@@ -268,7 +280,7 @@ class Run:
     )  # nodes that were, for us, and have not been used since
     drain_refused: str = ""  # in this allocation: we may drain no node
     recovering_since: float | None = None  # since when nodes are waited for; in a new allocation: for the others
-    restarts: int = 0
+    restarts: int = 0  # that the policy has decided; what a person asked for is none
     lost_steps: int = 0
     ended_reason: str = ""
     warnings: tuple[Warned, ...] = ()  # the newest, each text once, oldest first
@@ -282,6 +294,16 @@ class Run:
     def live_attempt(self) -> Attempt | None:
         """The attempt whose ranks may be alive."""
         return self.attempt if self.attempt and self.attempt.ended_at is None else None
+
+    @property
+    def has_told(self) -> bool:
+        """Whether a step was told of ever."""
+        return any(one.first_step_at is not None for one in self.attempts)
+
+    @property
+    def is_unobserved(self) -> bool:
+        """Whether ranks ran of whose steps nobody has told, nor need ever tell: then no number of steps is known."""
+        return self.attempt is not None and not self.attempt.observed and not self.has_told
 
     @property
     def sound_until(self) -> float:

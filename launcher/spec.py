@@ -121,6 +121,8 @@ def _resolved(
     values, misplaced = sources.values()
     mistakes = [*found, *misplaced]
     spec, findings = validated(RunSpec, _with_absolute_paths(values, sources))
+    if spec is None and isinstance(values, dict) and any(place == ("name",) for place, _ in findings):
+        spec, _ = validated(RunSpec, _with_absolute_paths({**values, "name": "stand-in"}, sources))
     policy = None
     if spec is not None:
         wrong = [".".join(map(str, place)) for place, _ in findings]

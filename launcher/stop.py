@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from launcher.backends.choice import give_back, is_waiting
+from launcher.backends.choice import give_back, waiting
 from launcher.control import ANSWER_S
 from launcher.errors import Unreachable
 from launcher.events import AttemptEnded, Event, RunEnded
@@ -25,7 +25,7 @@ def stop(paths: RunPaths, author: str, *, now: bool, tell: Callable[[str], None]
     So is one whose supervisor does not answer, but only `now`: what is trained since the last checkpoint is lost.
     """
     check_that_it_goes_on(paths, "stop")
-    if is_waiting(paths):
+    if (queued := waiting(paths)) is not None and queued.is_ours:
         return _end(paths, author, "its job was waiting in the queue")
     if is_deserted(paths):
         return _end(paths, author, "none of its processes was alive")
@@ -44,10 +44,10 @@ def _end(paths: RunPaths, author: str, why: str) -> str:
     give_back(paths)
     run = read_run(paths)
     if run.state.is_terminal:
-        return f"{paths.name} has ended: {run.state.value}"
+        return f"ended: {run.state.value}"
     reason = f"stopped by {author}: {why}"
     ending: list[Event] = [RunEnded(at=time.time(), state="STOPPED", reason=reason)]
     if run.live_attempt is not None:
         ending.insert(0, AttemptEnded(at=time.time(), attempt=run.live_attempt.number, reason=reason))
     write_first_epoch(paths, [login_epoch(), *ending])
-    return f"{paths.name} has ended: {why}"
+    return f"ended: {why}"

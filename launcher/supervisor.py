@@ -348,7 +348,8 @@ class Supervisor:
     def _write_live(self) -> None:
         with contextlib.suppress(OSError):
             contacts, job = self.fleet.contacts.values(), self.succession.told
-            text = json.dumps(live_view(self.run_, self.epoch, contacts, job, time.time()))
+            saves = self.limits.trainer.known(has_told=self.run_.has_told).saves != "never"
+            text = json.dumps(live_view(self.run_, self.epoch, contacts, job, time.time(), saves=saves))
             self._live_draft.write_bytes(text.encode())
             self._live_draft.replace(self.paths.live)
 

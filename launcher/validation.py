@@ -21,6 +21,7 @@ M = TypeVar("M", bound=BaseModel)
 Finding = tuple[Path_, str]  # where in the values, and what is wrong
 
 PUT_IN_QUOTES = ": put it in quotes"
+_OF_WORDS = ("command", "prefix", "run")  # lists of the words of a command
 _UNQUOTED = ": write it without quotes"
 _MAX_ROUNDS = 8  # more than any grammar of ours is deep in required keys
 _EXPECTED = {
@@ -171,7 +172,7 @@ def _message(model: type[BaseModel], path: Path_, error: Mapping[str, Any]) -> s
         near = f" (did you mean {meant!r}?)" if meant else did_you_mean(str(given), options)
         return f"{shown(given)} is not one of {', '.join(options)}{near}"
     if kind in _EXPECTED:
-        return f"{_EXPECTED[kind]}, not {shown(given)}" + (_quote(kind, given) or _written(model, path, given))
+        return f"{_EXPECTED[kind]}, not {shown(given)}" + (_quote(kind, key, given) or _written(model, path, given))
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
         return f"{key} {words} {context[name]:g}, not {shown(given)}"
@@ -205,13 +206,14 @@ def _literals(expected: str) -> list[str]:
     return [word.strip().strip("'") for word in expected.replace(" or ", ", ").split(",")]
 
 
-def _quote(kind: str, given: object) -> str:
+def _quote(kind: str, key: object, given: object) -> str:
     if kind == "string_type" and isinstance(given, (int, float, bool)):
         return PUT_IN_QUOTES
     if kind in ("int_type", "float_type") and isinstance(given, str) and (number := _number(given)) is not None:
         return f": write {number:g}"
     if kind in ("list_type", "tuple_type") and isinstance(given, (str, int)) and not isinstance(given, bool):
-        return f": write [{given}]" if len(str(given)) < 40 else ": put it in [ ]"
+        items = str(given).split() if key in _OF_WORDS else [given]
+        return f": write [{', '.join(map(str, items))}]" if len(str(given)) < 40 else ": put it in [ ]"
     if kind == "bool_type" and str(given).lower() in ("yes", "no", "on", "off"):
         return f": write {'true' if str(given).lower() in ('yes', 'on') else 'false'}"
     return ""

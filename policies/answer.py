@@ -14,7 +14,7 @@ from policies.watch import NUMERICS
 
 ENDS = frozenset({"restart", "hold", "stop"})
 KEEPS_RANKS = "keeps_ranks"  # of a hold that leaves the ranks waiting
-BUILT_IN = "engine"  # the rule of decisions that no policy has to make
+NO_RULE = "no-rule"  # the name in decisions about failures that no rule handles
 
 Outcome = tuple[EngineState, tuple[Decision, ...]]
 

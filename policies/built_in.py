@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from launcher.events import RETRY, AttemptEnded, Event, Json, SettingsApplied
 from launcher.evolve import evolve
-from policies.answer import BUILT_IN, Outcome, decided, hold
+from policies.answer import Outcome, decided, hold
 from policies.finding import Finding
 from policies.ladder import without_progress
 from policies.schema import Policy
 from policies.state import EngineState
 
 SETTINGS_DIFFER = "settings-differ"
+EARLY_END = "early-end"
 
 
 def rejected_checkpoint(_policy: Policy, state: EngineState, event: Event) -> Outcome:
@@ -39,9 +40,9 @@ def early_end(policy: Policy, state: EngineState, event: Event) -> Outcome:
     )
     state, exhausted = without_progress(policy, state)
     if exhausted:
-        return hold(state, event, finding, BUILT_IN, f"{event.reason}; {exhausted}")
+        return hold(state, event, finding, EARLY_END, exhausted)
     actions: dict[str, Json] = {"restart": {"from": "latest", "save_first": False}}
-    return decided(state, event, finding, "early-end", actions, counts=False)
+    return decided(state, event, finding, EARLY_END, actions, counts=False)
 
 
 def settings_differ(_policy: Policy, state: EngineState, event: Event) -> Outcome:

@@ -46,6 +46,8 @@ def hang(state: EngineState, detector: Hang, for_s: float = 0.0) -> Answer:
     if attempt is None or state.pending or attempt.ended or attempt.exits or suspects(state, attempt):
         return NOTHING
     stopped = state.stopped
+    if attempt.is_up and not attempt.has_stepped:
+        return NOTHING  # it tells nothing by which a hang could be known
     if not attempt.has_stepped:
         limit, what, since = detector.first_step or FIRST_STEP_S, "no first step", attempt.started_at
     elif stopped and not _is_deaf(stopped):

@@ -63,7 +63,7 @@ def _is_everywhere(attempt: Attempt, cause: RankExited) -> bool:
 def _has_moved(state: EngineState, cause: RankExited) -> bool:
     """Whether the same error ended an earlier attempt before its first step on another node: it is the script's."""
     attempt = state.attempt
-    if attempt is None or attempt.has_stepped or cause.code < 0:
+    if attempt is None or attempt.has_begun or cause.code < 0:
         return False
     told = (cause.error_type, cause.error)
     return any(one.node != cause.node and (one.error_type, one.error) == told for one in state.failed_early)
@@ -84,7 +84,7 @@ def _exit_finding(
     evidence |= {"code": cause.code} | ({"signal": name} if cause.code < 0 else {})
     evidence |= {"error_type": cause.error_type, "error": line} if told else {}
     evidence["failed_ranks"] = attempt.exit_count
-    evidence |= {"before_first_step": not attempt.has_stepped, "everywhere": everywhere}
+    evidence |= {"before_first_step": not attempt.has_begun, "everywhere": everywhere}
     # Being killed from outside, or losing a peer, says nothing about what the next attempt will do.
     repeats = cause.code not in (-9, -15) and not is_broken_link(cause)
     return Finding(
@@ -98,7 +98,7 @@ def _exit_finding(
         onset_at=attempt.exits[0].at,
         onset_step=cause.step,
         error=(kind_of_exit(cause), line, cause.step) if repeats and attempt.has_stepped else None,
-        is_first_step=not attempt.has_stepped,
+        is_first_step=not attempt.has_begun,
     )
 
 

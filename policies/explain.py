@@ -8,11 +8,11 @@ from policies.schema import Policy, Rule
 from policies.units import format_duration
 
 _BUILT_IN = {
-    "engine": "built in: a failure that no rule handles is held",
+    "no-rule": "built in: a failure that no rule handles is held",
     "checkpoint-rejected": "built in: a damaged checkpoint is passed over, uncounted",
     "settings-differ": "built in: settings that the trainer did not take are not trained with",
     "hold-retry": "built in: a hold with 'retry' is tried again, uncounted",
-    "early-end": "built in: ranks that end before the goal are started again, uncounted",
+    "early-end": "built in: ranks that end before the goal are started again, uncounted, as long as they get further",
     "person": "a person",
 }
 
@@ -20,11 +20,12 @@ _BUILT_IN = {
 def explain(policy: Policy, decision: Decision) -> str:
     """The story of a decision: what was seen, which rule, which rung, what is done, at what cost."""
     rule = next((one for one in policy.rules if one.name == decision.rule), None)
-    lines = [f"incident {decision.incident}, attempt {decision.attempt}: {decision.why or decision.detector}"]
+    place = f"incident {decision.incident}, attempt {decision.attempt}{_at_step(decision)}"
+    lines = [f"{place}: {decision.why or decision.detector}"]
     lines.append(f"  rule:    {_rule(rule, decision)}")
     if decision.ranks or decision.nodes:
         lines.append(f"  about:   {_whom(decision)}")
-    numbers = {key: value for key, value in decision.evidence.items() if key != "budget"}
+    numbers = {key: value for key, value in decision.evidence.items() if key not in ("budget", "step")}
     if numbers:
         lines.append(f"  numbers: {', '.join(f'{key} {_short(value)}' for key, value in numbers.items())}")
     deed = {"advise": "would", "ask": "asks"}.get(decision.mode, "does")
@@ -42,6 +43,12 @@ def explain(policy: Policy, decision: Decision) -> str:
         lines.append(f"  budget:  {budget}")
     lines += [f"  not:     {text}" for text in _passed_over(policy, decision)]
     return "\n".join(lines)
+
+
+def _at_step(decision: Decision) -> str:
+    """How many steps were done, as everywhere; trainers count them from 0."""
+    step = decision.evidence.get("step")
+    return f", at step {step + 1:,}" if isinstance(step, int) and step >= 0 else ""
 
 
 def _rule(rule: Rule | None, decision: Decision) -> str:

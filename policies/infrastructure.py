@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from launcher.events import Decision, Event
 from launcher.evolve import evolve
-from policies.answer import BUILT_IN, Outcome, answer, asked_by, decision_of, hold
+from policies.answer import NO_RULE, Outcome, answer, asked_by, decision_of, hold
 from policies.detectors import look
 from policies.exits import failed_rank
 from policies.finding import Finding
@@ -41,8 +41,7 @@ def infrastructure(policy: Policy, state: EngineState, event: Event) -> Outcome:
         if detector == "exit":
             unhandled = unhandled or failed_rank(state)[0]
         if unhandled and detector in ("node_lost", "exit"):
-            reason = f"no rule handles this {detector}: {unhandled.why}"
-            state, more = hold(state, event, unhandled, BUILT_IN, reason)
+            state, more = hold(state, event, unhandled, NO_RULE, f"no rule handles this {detector}")
             return state, decisions + more
     return state, decisions
 
@@ -56,6 +55,6 @@ def _joined(policy: Policy, state: EngineState, event: Event) -> Outcome:
         return state, ()
     incident = state.pending.incident
     pending = evolve(state.pending, lost=state.pending.lost | set(finding.nodes))
-    name = rules[0].name if rules else BUILT_IN
+    name = rules[0].name if rules else NO_RULE
     decision = decision_of(state, event, finding, name, {"exclude": "blamed"}, incident=incident, counts=False)
     return evolve(state, pending=pending, decisions=state.decisions + 1), (decision,)

@@ -92,10 +92,12 @@ def lost_s(state: EngineState, per_s: float) -> float:
 
 
 def without_progress(policy: Policy, state: EngineState) -> tuple[EngineState, str]:
-    """Count the attempt if nothing came of it; what is used up if that was once too often."""
+    """Count the attempt if nothing came of it, as far as is known; what is used up if that was once too often."""
     attempt = state.attempt
     progressed = attempt is not None and (
-        attempt.committed > attempt.committed_before or attempt.step >= attempt.best_before + PROGRESS_STEPS
+        attempt.committed > attempt.committed_before
+        or attempt.step >= attempt.best_before + PROGRESS_STEPS
+        or (attempt.is_up and not attempt.has_stepped)
     )
     fruitless = 0 if progressed else state.fruitless + 1
     if fruitless > policy.budget.no_progress:

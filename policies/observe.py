@@ -25,6 +25,7 @@ from launcher.events import (
     NodeSilent,
     NodeUndrained,
     RankExited,
+    RanksUp,
     RunAmended,
     RunEnded,
     RunHeld,
@@ -245,7 +246,7 @@ def _(event: AttemptStarted, state: EngineState) -> EngineState:
         restored=restored,
     )
     before = state.attempt
-    if before is not None and not before.has_stepped:
+    if before is not None and not before.has_begun:
         own = (one for one in before.exits if not is_broken_link(one))
         state = evolve(state, failed_early=(*state.failed_early, *own)[-FIRST_EXITS:])
     if event.restore is not None or event.resumes_itself:
@@ -303,6 +304,14 @@ def _(event: AttemptEnded, state: EngineState) -> EngineState:
     if attempt is None or attempt.number != event.attempt:
         return state
     return evolve(state, attempt=evolve(attempt, ended=True), stopped=None)
+
+
+@_observe.register
+def _(event: RanksUp, state: EngineState) -> EngineState:
+    attempt = state.attempt
+    if attempt is None or attempt.number != event.attempt:
+        return state
+    return evolve(state, attempt=evolve(attempt, is_up=True), first_step_failures=0, failed_early=())
 
 
 def _with_step(state: EngineState, event: StepDone) -> EngineState:

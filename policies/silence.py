@@ -136,5 +136,5 @@ def _lost_finding(state: EngineState, attempt: Attempt, lost: Mapping[str, str])
         blame="certain",
         onset_at=onset_at,
         onset_step=attempt.step,
-        is_first_step=not attempt.has_stepped,
+        is_first_step=not attempt.has_begun,
     )

@@ -39,7 +39,10 @@ class Agent:
 
 @dataclass(frozen=True)
 class Attempt:
-    """The current attempt. `exits` are its first failures by arrival; `exit_kinds` all (node, error) pairs."""
+    """The current attempt. `exits` are its first failures by arrival; `exit_kinds` all (node, error) pairs.
+
+    `is_up`: its ranks run, and nobody need ever tell a step of them.
+    """
 
     number: int
     slots: Mapping[str, tuple[int, ...]]
@@ -49,6 +52,7 @@ class Attempt:
     committed_before: int
     step: int = -1
     has_stepped: bool = False
+    is_up: bool = False
     committed: int = -1
     exits: tuple[RankExited, ...] = ()
     exit_kinds: frozenset[tuple[str, str]] = frozenset()
@@ -64,6 +68,11 @@ class Attempt:
     def world_size(self) -> int:
         """Ranks of the attempt."""
         return sum(map(len, self.slots.values()))
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it is past what may go wrong at a start."""
+        return self.has_stepped or self.is_up
 
 
 @dataclass(frozen=True)

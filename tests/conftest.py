@@ -1,12 +1,15 @@
 """For all tests: what whoever runs them has set for runs of their own does not count."""
 
 import os
+import sys
 from collections.abc import Callable
 
 import psutil
 import pytest
 
 os.environ["OPT_LAUNCH_SITE"] = ""
+# Commands begin with `python`, and not every machine has a program of that name.
+os.environ["PATH"] = os.pathsep.join(filter(None, [os.path.dirname(sys.executable), os.environ.get("PATH")]))
 
 Children = Callable[[], list[psutil.Process]]
 

@@ -177,7 +177,7 @@ def test_ctrl_c_leaves_the_view_and_says_that_the_run_goes_on(tmp_path: Path, ro
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout
-    assert process.stdout.readline().startswith("run a  HELD")
+    assert process.stdout.readline().startswith("run a  GONE")
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=20)
     assert process.returncode == 130
@@ -221,6 +221,33 @@ def test_a_run_that_has_ended_takes_no_commands(tmp_path: Path, root: Path, verb
     assert outcome.err == f"error: run a has ended: STOPPED\n  while: {verb} a\n  try:   opt-launch resume a\n"
 
 
+def started_by_run(paths: RunPaths, job: str) -> None:
+    """As the first node of `opt-launch run` says so; its process is gone, or Slurm knows the job no more."""
+    about = {"backend": "own", "job_id": "own+x", "job": job, "life": job, "step": "x", "host": "elsewhere", "pid": 1}
+    paths.allocation.write_text(json.dumps(about | {"started": 0.0}))
+
+
+@pytest.mark.parametrize(
+    ("job", "way"), [("", "the same command again, with --name a"), ("8", "the same script, or the same command again")]
+)
+def test_what_opt_launch_run_has_started_goes_on_by_the_same_command(
+    tmp_path: Path, root: Path, job: str, way: str
+) -> None:
+    started_by_run(make_run(root, "a", ended("FAILED")), job)
+    assert f"next: nothing, until a person says: {way}" in call("status", "a", cwd=tmp_path).out
+    assert f"  try:   {way}" in call("save", "a", cwd=tmp_path).err
+
+
+def test_logs_of_a_run_that_has_printed_nothing_say_so_and_why(tmp_path: Path, root: Path) -> None:
+    make_run(root, "a")
+    outcome = call("logs", "a", cwd=tmp_path)
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err == (
+        "nothing was printed yet: run a is GONE: none of its processes lives; "
+        "next: nothing, until a person says: opt-launch resume a\n"
+    )
+
+
 # ---------------------------------------------------------------- what is printed
 
 
@@ -247,7 +274,7 @@ def test_a_run_of_which_no_process_lives_is_not_shown_as_well(tmp_path: Path, ro
     snap = json.loads(call("status", "a", "--json", cwd=tmp_path).out)
     saved = call("save", "a", cwd=tmp_path)
 
-    assert text.startswith("run a  RUNNING  (none of its processes lives)\n")
+    assert text.startswith("run a  GONE  (none of its processes lives)\n")
     assert "next: nothing, until a person says: opt-launch resume a" in text
     assert (snap["alive"], {node["state"] for node in snap["nodes"]}) == (False, {"GONE"})
     assert (saved.code, "opt-launch resume a" in saved.err) == (1, True)
@@ -257,7 +284,7 @@ def test_status_of_all_runs_is_a_line_each(tmp_path: Path, root: Path) -> None:
     make_run(root, "a", ended("FAILED"))
     make_run(root, "b")
     outcome = call("status", "--root", root, cwd=tmp_path)
-    assert [line.split()[:2] for line in outcome.out.splitlines()] == [["a", "FAILED"], ["b", "RUNNING"]]
+    assert [line.split()[:2] for line in outcome.out.splitlines()] == [["a", "FAILED"], ["b", "GONE"]]
     assert [one["run"] for one in json.loads(call("status", "--json", cwd=tmp_path).out)] == ["a", "b"]
     nowhere = call("status", cwd=tmp_path, OPT_LAUNCH_ROOT=str(tmp_path / "none"))
     assert (nowhere.code, nowhere.out) == (0, "")
@@ -298,7 +325,7 @@ def read_until(master: int, text: str, shown: str = "") -> str:
 
 
 @pytest.mark.parametrize(
-    ("args", "seen"), [(("status", "a"), "RUNNING"), (("wait", "a", "--through-hold"), "a  HELD  step 1 / 3")]
+    ("args", "seen"), [(("status", "a"), "GONE"), (("wait", "a", "--through-hold"), "a  HELD  step 1 / 3")]
 )
 def test_ctrl_c_on_a_terminal_leaves_it_as_it_was(tmp_path: Path, root: Path, args: tuple[str, ...], seen: str) -> None:
     make_run(root, "a", *([RunHeld(at=AT + 4, reason="x")] if args[0] == "wait" else []))
@@ -313,6 +340,50 @@ def test_ctrl_c_on_a_terminal_leaves_it_as_it_was(tmp_path: Path, root: Path, ar
     assert shown.count("\x1b[?1049h") == shown.count("\x1b[?1049l")
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h")
     os.close(master)
+
+
+def test_q_leaves_the_screen_and_the_run_goes_on(tmp_path: Path, root: Path) -> None:
+    make_run(root, "a")
+    process, master = started_on_a_terminal(tmp_path, "status", "a")
+    shown = read_until(master, "q or Ctrl-C leaves")
+    os.write(master, b"q")
+    shown = read_until(master, "\x1b[?1049l", shown)
+    assert "GONE" in read_until(master, "CHECKPOINTS")  # the last state stays
+    assert process.wait(20) == 0
+    os.close(master)
+
+
+@pytest.mark.parametrize(("answer", "code"), [(b"\x03", 130), (b"n\n", 1)])
+def test_ctrl_c_at_a_question_is_no_answer(tmp_path: Path, root: Path, answer: bytes, code: int) -> None:
+    paths = make_run(root, "a")
+    process, master = started_on_a_terminal(tmp_path, "stop", "a")
+    read_until(master, "[y/N]:")
+    os.write(master, answer)
+    read_until(master, "runs go on" if code == 130 else "Aborted")
+    assert process.wait(20) == code
+    assert not [*paths.control.iterdir()]
+    os.close(master)
+
+
+def started_on_a_terminal(folder: Path, *args: str) -> tuple[subprocess.Popen[bytes], int]:
+    """A command whose own terminal, of 80 x 24, is the one behind this descriptor: Ctrl-C typed there is a signal."""
+    master, slave = pty.openpty()
+    variables = environment() | {"COLUMNS": "80", "LINES": "24"}
+    command = [sys.executable, "-c", "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+               "os.execv(sys.executable, [sys.executable, '-m', 'cli', *sys.argv[1:]])", *args]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=folder, env=variables, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+    )
+    os.close(slave)
+    return process, master
+
+
+def test_names_of_any_length_keep_the_columns_of_the_list(tmp_path: Path, root: Path) -> None:
+    long = "train-gpt-20261125-134251-a1b2c3d4"
+    for name in ("a", long):
+        make_run(root, name, ended("FAILED"))
+    lines = call("status", "--root", root, cwd=tmp_path).out.splitlines()
+    assert [line.index("FAILED") for line in lines] == [len(long) + 2] * 2
 
 
 def test_the_root_comes_from_the_environment(tmp_path: Path, root: Path) -> None:
@@ -514,6 +585,10 @@ def test_incidents_tell_the_story_of_every_decision(tmp_path: Path, root: Path) 
     found = json.loads(call("incidents", "a", "--json", cwd=tmp_path).out)
     assert found[0]["rule"] == "rank-exit"
     assert len(found[0]["explain"]) == 1
+    assert call("incidents", "a", "1", cwd=tmp_path).out == text
+    assert json.loads(call("incidents", "a", "1", "--json", cwd=tmp_path).out) == found[0]
+    for number, code in (("2", 1), ("aprove", 2)):
+        assert call("incidents", "a", number, cwd=tmp_path).code == code
 
 
 def test_reports(tmp_path: Path, root: Path) -> None:

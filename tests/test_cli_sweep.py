@@ -10,8 +10,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from test_cli import call, ended, make_run
+from test_cli import AT, call, ended, make_run
 
+from launcher.events import RunHeld
 from launcher.paths import RunPaths
 from launcher.sweep.record import Record, folder_of, write_record
 
@@ -45,7 +46,6 @@ def test_a_swept_key_that_does_not_exist_is_told_with_its_place_and_nothing_is_m
         "error: SWEEP.yaml:6:3: unknown key 'sede' (did you mean 'seed'?)\n"
         "    6 |   trainer.sede: [1, 2]\n"
         "      |   ^^^^^^^^^^^^\n"
-        "1 mistake in SWEEP.yaml\n"
     )
     assert not root.exists()
 
@@ -146,6 +146,31 @@ def test_the_runs_of_a_sweep_stand_together_in_the_list_of_all(tmp_path: Path, t
     assert {one["run"]: one["sweep"] for one in told} == {"alone": None} | {f"lrs.{name}": "lrs" for name in "abc"}
 
 
+def test_who_waits_for_a_sweep_waits_for_all_its_runs_and_is_told_of_the_worst(tmp_path: Path, root: Path) -> None:
+    make_sweep(root, "lrs", {"lrs.a": {}, "lrs.b": {}, "lrs.c": {}})
+    make_run(root, "lrs.a", ended("FAILED"))
+    make_run(root, "lrs.b", ended("SUCCEEDED"))
+    assert call("wait", "lrs", cwd=tmp_path).code == 1
+
+    make_run(root, "lrs.c", RunHeld(at=AT + 4, reason="two nodes are needed"))
+    outcome = call("wait", "lrs", cwd=tmp_path)
+    assert (outcome.code, outcome.out) == (6, "")
+    assert [line for line in outcome.err.splitlines() if line.startswith("lrs.")] == [
+        "lrs.a: FAILED at step 1: so it goes",
+        "lrs.b: SUCCEEDED at step 1: so it goes",
+        "lrs.c: HELD at step 1: two nodes are needed",
+    ]
+    assert call("wait", "lrs", "--through-hold", "--timeout", "1s", cwd=tmp_path).code == 124
+
+
+@pytest.mark.parametrize("verb", ["logs", "report", "resume", "incidents"])
+def test_who_means_one_run_and_names_a_sweep_is_told_its_runs(tmp_path: Path, three_runs: Path, verb: str) -> None:
+    outcome = call(verb, "lrs", cwd=tmp_path)
+    assert (outcome.code, outcome.out) == (4, "")
+    assert outcome.err.startswith("error: lrs is a sweep: take one of its runs\n")
+    assert outcome.err.endswith("  try:   one of: lrs.a, lrs.b, lrs.c\n")
+
+
 def test_a_sweep_is_stopped_only_with_a_persons_yes_who_is_told_how_many_runs_it_is(tmp_path: Path, root: Path) -> None:
     make_sweep(root, "lrs", {"lrs.a": {}, "lrs.b": {}, "lrs.c": {}})
     make_run(root, "lrs.a")
@@ -158,7 +183,7 @@ def test_a_sweep_is_stopped_only_with_a_persons_yes_who_is_told_how_many_runs_it
     stopped = call("stop", "lrs", "--yes", cwd=tmp_path)
 
     assert (stopped.code, stopped.out) == (0, ""), stopped.err
-    ends = [f"{name}: {name} has ended: none of its processes was alive" for name in ("lrs.a", "lrs.c")]
+    ends = [f"{name}: ended: none of its processes was alive" for name in ("lrs.a", "lrs.c")]
     assert stopped.err.splitlines() == ends
     assert call("stop", "lrs", "--yes", cwd=tmp_path).err == "sweep lrs: nothing to stop\n"
 

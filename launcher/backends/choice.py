@@ -9,6 +9,8 @@ from typing import Protocol
 
 from launcher.backends import local, own, slurm, slurm_jobs
 from launcher.backends.report import NodeReport
+from launcher.backends.standing import Standing, Waiting
+from launcher.errors import Unreachable
 from launcher.paths import RunPaths
 from launcher.sections import RunSpec
 
@@ -22,7 +24,9 @@ class NodeStates(Protocol):
 
     job_state: str
     ends_at: float | None
-    away_since: float | None
+
+    @property
+    def away_since(self) -> float | None: ...
 
     def read(self) -> dict[str, NodeReport]: ...
 
@@ -34,9 +38,7 @@ class Backend(Protocol):
 
     def script(self, paths: RunPaths, spec: RunSpec, /) -> str: ...
 
-    def is_alive(self, paths: RunPaths, /, *, at_once: bool = False) -> bool: ...
-
-    def is_waiting(self, paths: RunPaths, /) -> bool: ...
+    def standing(self, paths: RunPaths, /, *, at_once: bool = False) -> Standing: ...
 
     def give_back(self, paths: RunPaths, /) -> None: ...
 
@@ -66,33 +68,39 @@ def has_scheduler(spec: RunSpec) -> bool:
     return spec.cluster.backend == "slurm" or (spec.cluster.backend == "own" and "SLURM_JOB_ID" in os.environ)
 
 
-def how_ended(paths: RunPaths) -> str:
-    """What the scheduler said of the end of a run's last job; "" if it said nothing."""
-    try:
-        return str(json.loads(paths.job_state.read_text()).get("how", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""
-
-
-def is_alive(paths: RunPaths, *, at_once: bool = False) -> bool:
-    """Whether an allocation of the run waits or lives; `at_once`: now, not as of a moment ago."""
-    return bool(living([paths], at_once=at_once))
-
-
-def living(runs: Sequence[RunPaths], *, at_once: bool = False) -> list[RunPaths]:
-    """Those that are alive. Slurm is asked about all of them at once."""
+def standings(runs: Sequence[RunPaths], *, at_once: bool = False) -> dict[RunPaths, Standing]:
+    """How the allocations of these runs stand; `at_once`: now, not as of a moment ago. Slurm is asked once for all."""
     backends = {paths: _backend_of_allocation(paths) for paths in runs}
-    alive = slurm_jobs.living([paths for paths in runs if backends[paths] is slurm], at_once=at_once)
+    found = slurm_jobs.standings([paths for paths in runs if backends[paths] is slurm], at_once=at_once)
     for paths, backend in backends.items():
-        if backend not in (None, slurm) and backend.is_alive(paths, at_once=at_once):
-            alive.add(paths)
-    return [paths for paths in runs if paths in alive]
+        if backend not in (None, slurm):
+            found[paths] = backend.standing(paths, at_once=at_once)
+    return {paths: found.get(paths, Standing(False)) for paths in runs}
 
 
-def is_waiting(paths: RunPaths) -> bool:
-    """Whether the run's allocation waits for its turn, so that no process of it can live."""
-    backend = _backend_of_allocation(paths)
-    return backend is not None and backend.is_waiting(paths)
+def may_live(paths: RunPaths) -> bool:
+    """Whether an allocation of the run waits or lives, or nobody knows."""
+    return standings([paths])[paths].may_live
+
+
+def living(runs: Sequence[RunPaths]) -> dict[RunPaths, Standing]:
+    """Those of which an allocation waits or lives now. Raises Unreachable where the scheduler does not say."""
+    found = standings(runs, at_once=True)
+    for paths, one in found.items():
+        if one.lives is None:
+            told = f"job {one.jobs[0]} is" if len(one.jobs) == 1 else f"jobs {', '.join(one.jobs)} are"
+            raise Unreachable(f"Slurm does not answer: whether {told} gone is not known", str(paths.root), "try again")
+    return {paths: one for paths, one in found.items() if one.lives}
+
+
+def waiting(paths: RunPaths) -> Waiting | None:
+    """For what the run's allocation waits now, so that no process of it can live; None where it does not."""
+    return standings([paths], at_once=True)[paths].waiting
+
+
+def way_on(paths: RunPaths) -> str:
+    """What a person says for a run to go on that has ended, or of which nothing lives."""
+    return own.way_on(paths) if _backend_of_allocation(paths) is own else f"opt-launch resume {paths.name}"
 
 
 def give_back(paths: RunPaths) -> None:

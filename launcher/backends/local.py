@@ -27,6 +27,7 @@ import psutil
 
 from launcher.backends.report import NodeReport
 from launcher.backends.scratch import make_scratch, sweep_scratch
+from launcher.backends.standing import Standing, Waiting
 from launcher.errors import LaunchError, Unreachable
 from launcher.network import reachable_address
 from launcher.paths import RunPaths, write_atomically
@@ -139,7 +140,7 @@ def end(_job_id: str) -> None:
     """The allocation leaves by itself when its agents have left."""
 
 
-def is_alive(paths: RunPaths, *, at_once: bool = False) -> bool:  # noqa: ARG001 - asking costs nothing here
+def is_alive(paths: RunPaths) -> bool:
     """Whether the run's allocation or any agent of it lives, as far as this machine can tell."""
     try:
         body = json.loads(paths.allocation.read_text())
@@ -155,6 +156,11 @@ def is_waiting(paths: RunPaths) -> bool:
     with contextlib.suppress(OSError, ValueError):
         return json.loads(paths.allocation.read_text())["token"] == WAITING
     return False
+
+
+def standing(paths: RunPaths, *, at_once: bool = False) -> Standing:  # noqa: ARG001 - asking costs nothing here
+    """How the run's allocation stands."""
+    return Standing(is_alive(paths), waiting=Waiting() if is_waiting(paths) else None)
 
 
 def give_back(paths: RunPaths) -> None:

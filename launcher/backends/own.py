@@ -11,6 +11,7 @@ import json
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -19,6 +20,7 @@ from launcher import wire
 from launcher.backends import slurm, slurm_calls, slurm_jobs
 from launcher.backends.local import end_processes, living
 from launcher.backends.report import NodeReport
+from launcher.backends.standing import Standing
 from launcher.errors import LaunchError, Unreachable
 from launcher.paths import RunPaths, write_atomically
 from launcher.place import Place, slurm_job, slurm_life
@@ -36,8 +38,13 @@ def submit(paths: RunPaths, _spec: RunSpec) -> None:
 
 def cannot_start(paths: RunPaths) -> LaunchError:
     """Only who has an allocation can have it do something."""
-    hint = f"give the same command again, or submit the same script, with --name {paths.name}"
-    return LaunchError(f"run '{paths.name}' was started by opt-launch run", str(paths.root), hint)
+    return LaunchError(f"run '{paths.name}' was started by opt-launch run", str(paths.root), way_on(paths))
+
+
+def way_on(paths: RunPaths) -> str:
+    """What a person gives for a run of ours to go on."""
+    script = "the same script, or " if allocation(paths).get("job") else ""
+    return f"{script}the same command again, with --name {paths.name}"
 
 
 def script(_paths: RunPaths, _spec: RunSpec) -> str:
@@ -45,19 +52,20 @@ def script(_paths: RunPaths, _spec: RunSpec) -> str:
     return ""
 
 
-def is_alive(paths: RunPaths, *, at_once: bool = False) -> bool:
-    """Whether the run's job waits or runs; without Slurm, whether the process of its first node lives."""
+def standing(paths: RunPaths, *, at_once: bool = False) -> Standing:
+    """How the run's job stands, whose place in the queue is not ours; without Slurm, the process of its first node."""
     about = allocation(paths)
-    if about.get("job"):
-        return slurm_jobs.are_alive(paths, [about["job"]], at_once=at_once)
-    return bool(about) and _first_lives(about)
+    if not about.get("job"):
+        return Standing(bool(about) and _first_lives(about))
+    found = slurm_jobs.standings_of({paths: [about["job"]]}, at_once=at_once)[paths]
+    return replace(found, waiting=replace(found.waiting, is_ours=False)) if found.waiting else found
 
 
 def is_at_work(paths: RunPaths, place: Place) -> bool:
     """Whether another start of the run than this one still works on it; of the same job only its processes count."""
     about = allocation(paths)
     if not about or (about["job"] and about["job"] != place.job):
-        return is_alive(paths, at_once=True)
+        return standing(paths, at_once=True).may_live
     if about["life"] != place.life:
         return False  # the job as it was before it was requeued
     return slurm_calls.step_is_alive(place.job, about["step"]) if about["step"].isdigit() else _first_lives(about)
@@ -67,11 +75,6 @@ def _first_lives(about: dict[str, Any]) -> bool:
     if about["host"] != socket.gethostname():
         return True  # nobody here can know, and what may live is not started twice
     return living(about["pid"], about["started"]) is not None
-
-
-def is_waiting(_paths: RunPaths) -> bool:
-    """The place of the user's job in the queue is not ours to give up."""
-    return False
 
 
 def give_back(paths: RunPaths) -> None:

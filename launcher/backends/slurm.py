@@ -9,6 +9,7 @@ then also ends the job.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -17,17 +18,18 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from launcher.backends import slurm_calls
 from launcher.backends.report import NodeReport
 from launcher.backends.scratch import sweep_scratch
-from launcher.backends.slurm_calls import call, cancel, job_states, plain_id, show_job
+from launcher.backends.slurm_calls import call, cancel, plain_id, show_job
 from launcher.backends.slurm_hosts import exclude
-from launcher.backends.slurm_jobs import POLL_S, are_alive, jobs_of, write_jobs
-from launcher.backends.slurm_words import is_over, is_queued, reports
+from launcher.backends.slurm_jobs import POLL_S, jobs_of, standings, write_jobs
+from launcher.backends.slurm_words import reports
+from launcher.backends.standing import Standing
 from launcher.errors import LaunchError, Unreachable
 from launcher.network import reachable_address
 from launcher.paths import RunPaths
@@ -36,6 +38,7 @@ from launcher.sections import RunSpec
 from launcher.snapshots import read_run
 
 AWAY_POLL_S = 300.0
+SLOW_S = 5.0  # who has not answered for so long is said to be away; it answers in a fraction of a second
 # What srun must not do: end the step because of one node, or bind what the agent binds itself.
 SRUN: tuple[str, ...] = (
     "--no-kill",
@@ -82,8 +85,16 @@ def submit(paths: RunPaths, spec: RunSpec) -> None:
 def submit_job(paths: RunPaths, spec: RunSpec, token: str, task: Callable[[str], None]) -> str:
     """Submit a job that calls `task` with the run folder on each node; its id. Raises LaunchError if it is refused."""
     executor = executor_for(paths.submitit, spec, parameters(spec, token))
-    try:
+    with asking():
         return executor.submit(task, str(paths.root)).job_id
+
+
+@contextlib.contextmanager
+def asking() -> Iterator[None]:
+    """What Slurm refuses meanwhile becomes a LaunchError; submitit, which prints it too, is not heard."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     except Exception as error:  # submitit's errors have no common parent
         raise refusal(error) from error
 
@@ -94,30 +105,16 @@ def script(paths: RunPaths, spec: RunSpec) -> str:
     return executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
 
 
-def is_alive(paths: RunPaths, *, at_once: bool = False) -> bool:
-    """Whether a job of the run waits or runs."""
-    try:
-        jobs = jobs_of(paths)
-    except (OSError, ValueError, KeyError):
-        return False
-    return are_alive(paths, jobs, at_once=at_once)
-
-
-def is_waiting(paths: RunPaths) -> bool:
-    """Whether no job of the run runs and one is in the queue; False where the controller says nothing."""
-    try:
-        states = job_states(jobs_of(paths)) or {}
-    except (OSError, ValueError, KeyError):
-        return False
-    waiting = [state for state in states.values() if not is_over(state)]
-    return bool(waiting) and all(map(is_queued, waiting))
+def standing(paths: RunPaths, *, at_once: bool = False) -> Standing:
+    """How the jobs of the run stand."""
+    return standings([paths], at_once=at_once).get(paths, Standing(False))
 
 
 def give_back(paths: RunPaths) -> None:
     """Have Slurm end the jobs, whatever they are doing. Raises Unreachable where it does not."""
     jobs = jobs_of(paths)
     said = call("scancel", *jobs)
-    if (said is None or said.returncode != 0) and is_alive(paths, at_once=True):
+    if (said is None or said.returncode != 0) and standing(paths, at_once=True).may_live:
         why = said.stderr.strip() if said else "it does not answer"
         raise Unreachable(f"Slurm did not end the job: {why}", f"scancel {' '.join(jobs)}", "try again later")
     paths.job_state.unlink(missing_ok=True)  # what was said of the job before
@@ -223,7 +220,8 @@ class NodeStates:
         self._thread: threading.Thread | None = None
         self.job_state = ""
         self.ends_at: float | None = None
-        self.away_since: float | None = None
+        self._asking_since: float | None = None
+        self._away_since: float | None = None
 
     def read(self) -> dict[str, NodeReport]:
         """What was said last; empty until something was."""
@@ -234,14 +232,22 @@ class NodeStates:
             self._thread.start()
         return self._states
 
+    @property
+    def away_since(self) -> float | None:
+        """Since the first question that has had no answer; one that is still waited for counts after `SLOW_S`."""
+        since = self._away_since or self._asking_since
+        return since if self._away_since or (since and time.time() - since > SLOW_S) else None
+
     def _ask(self) -> None:
         """Two calls, whatever the number of nodes; less often while nobody answers."""
+        self._asking_since = asked_at = time.time()
         said = call("sinfo", "-h", "-N", "-o", "%N %T %E", "-n", self._nodes)
+        self._asking_since = None
         if said is None or said.returncode != 0:
-            self.away_since = self.away_since or time.time()
+            self._away_since = self._away_since or asked_at
             self._pause_s = min(2 * self._pause_s, AWAY_POLL_S)
             return
-        self.away_since, self._pause_s = None, POLL_S
+        self._away_since, self._pause_s = None, POLL_S
         self._states = reports(said.stdout)
         if (job := show_job(self._job_id)) is not None:
             self.job_state, self.ends_at = job.state, job.ends_at

@@ -24,10 +24,8 @@ _POLL_S = 0.5
 def submit(folder: Path, name: str, runs: Sequence[Run], at_once: int) -> list[str]:
     """Submit the array, all of one shape; the job of each run. Raises LaunchError with Slurm's own words."""
     executor = _executor(folder, name, runs, at_once)
-    try:
+    with slurm.asking():
         jobs = [job.job_id for job in executor.map_array(slurm.run_node, [str(paths.root) for paths, _ in runs])]
-    except Exception as error:  # submitit's errors have no common parent
-        raise slurm.refusal(error) from error
     for (paths, _), job in zip(runs, jobs, strict=True):
         write_jobs(paths, uuid.uuid4().hex[:6], [job])
     return jobs

@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 
-from launcher.backends.slurm_words import Job, Node, is_over, job_of, last_that_ran, nodes_of
+from launcher.backends.slurm_words import InQueue, Job, Node, is_over, job_of, last_that_ran, nodes_of, queue_of
 
 CALL_LIMIT_S = 20.0
 # A requeued job may start two minutes after its last process is gone, unless by then it has been given a later time
@@ -41,12 +41,19 @@ def plain(environment: Mapping[str, str]) -> dict[str, str]:
 # ---------------------------------------------------------------- asked
 
 
-def job_states(job_ids: Sequence[str]) -> dict[str, str] | None:
-    """The words of squeue for these jobs, none for those it knows no more; None when Slurm does not answer."""
-    said = call("squeue", "-h", "-r", "-j", ",".join(job_ids), "-o", "%i %T")  # -r: each element of an array by itself
+def queue(job_ids: Sequence[str]) -> dict[str, InQueue] | None:
+    """What squeue says of these jobs, nothing of those it knows no more; None when Slurm does not answer."""
+    # -r: each element of an array by itself
+    said = call("squeue", "-h", "-r", "-j", ",".join(job_ids), "-o", "%i|%T|%S|%r")
     if said is None or (said.returncode != 0 and "Invalid job id" not in said.stderr):
         return None
-    return {job: state for job, _, state in (line.partition(" ") for line in said.stdout.splitlines())}
+    return queue_of(said.stdout)
+
+
+def job_states(job_ids: Sequence[str]) -> dict[str, str] | None:
+    """The words of squeue for these jobs, none for those it knows no more; None when Slurm does not answer."""
+    said = queue(job_ids)
+    return None if said is None else {job: one.state for job, one in said.items()}
 
 
 def how_ended(job_ids: Sequence[str], states: Sequence[str]) -> str:

@@ -47,6 +47,15 @@ class Job:
 
 
 @dataclass(frozen=True)
+class InQueue:
+    """What squeue says of a job. `starts_at`: when it began or is expected to, Unix seconds; None: nobody knows."""
+
+    state: str
+    reason: str = ""
+    starts_at: float | None = None
+
+
+@dataclass(frozen=True)
 class Node:
     """What the controller says of a node. `said`: its state as written; `words`: the same taken apart."""
 
@@ -94,6 +103,17 @@ def is_over(state: str) -> bool:
 def is_queued(state: str) -> bool:
     """Whether a job in this state waits for its turn, for the first time or again: no process of it lives."""
     return state in _QUEUED
+
+
+def queue_of(text: str) -> dict[str, InQueue]:
+    """The lines "JOB|STATE|START|REASON" of squeue, by job."""
+    found: dict[str, InQueue] = {}
+    for line in text.splitlines():
+        job, *rest = (part.strip() for part in line.split("|", 3))
+        if len(rest) == 3:
+            state, starts, reason = rest
+            found[job] = InQueue(state, "" if reason in _NOTHING else reason, moment(starts))
+    return found
 
 
 def job_of(text: str) -> Job | None:

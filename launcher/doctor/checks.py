@@ -15,7 +15,9 @@ SHARED = frozenset(
     {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "9p", "wekafs", "panfs", "orangefs", "afs"}
     | {"fuse.glusterfs", "fuse.ceph", "fuse.sshfs", "fuse.juicefs", "virtiofs", "pvfs2", "vast", "daos", "dvs"}
 )
-OPEN_FILES, PROCESSES = 4096, 4096  # what a node with eight ranks, their data loaders and our agent need with room
+# What a node with eight ranks, their data loaders and our agent needs, with room: an estimate of ours, no vendor's. A
+# rank of NCCL and its loaders have some hundred files open each.
+OPEN_FILES, PROCESSES = 4096, 4096
 TMP_WARN, TMP_FAIL = 1 << 30, 64 << 20  # bytes
 SKEW_WARN_S, SKEW_FAIL_S = 1.0, 60.0
 

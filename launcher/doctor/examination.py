@@ -17,6 +17,8 @@ from launcher.sections import RunSpec
 from launcher.spec import resolve
 
 COMMANDS = ("sbatch", "srun", "squeue", "sinfo", "scontrol", "scancel")
+# What the probe finds on nodes -> what that says of this machine's folders: our Python was started there.
+_ANSWERS = {"--root": "--root", "versions": "python", "requeue": "requeue"}
 CONTROLLER_SKEW_S = 2.0  # it tells its time in whole seconds
 # The defaults of the site, and in their place what is right for so short a job.
 RUN: dict[str, Any] = {"name": "opt-launch-doctor", "command": ["true"], "cluster": {"backend": "slurm"}}
@@ -58,6 +60,13 @@ def examine_nodes(root: Path, spec: RunSpec, timeout_s: float, tell: Callable[[s
         return [Verdict("probe", "fail", error.message, "--set cluster.slurm.partition=... or site.yaml")]
     except OSError as error:
         return [Verdict("probe", "fail", f"{error.filename or root}: {error.strerror}", "--root: a folder of yours")]
+
+
+def with_answers(here: Sequence[Verdict], nodes: Sequence[Verdict]) -> list[Verdict]:
+    """All verdicts, but for what could only be supposed here and the nodes have answered."""
+    answered = {_ANSWERS[one.about] for one in nodes if one.about in _ANSWERS}
+    supposed = [one for one in here if one.about in answered and one.state in ("warn", "unknown")]
+    return [*(one for one in here if one not in supposed), *nodes]
 
 
 def _slurm(spec: RunSpec) -> Iterator[Verdict]:

@@ -11,12 +11,13 @@ from launcher.doctor.checks import Verdict
 SCHEMA = 1
 _SYMBOLS = {"ok": "+", "warn": "!", "fail": "x", "unknown": "?", "skipped": "-"}
 _COLOURS = {"ok": "32", "warn": "33", "fail": "31", "unknown": "36", "skipped": "2"}
-_WIDTH = {"state": 7, "about": 13}
+_STATE, _ABOUT = 7, 13  # columns; the second as wide as its longest name
 
 
 def text_of(verdicts: Sequence[Verdict], *, colours: bool) -> str:
     """A line for each, and one more with the fix where something is not as it should be."""
-    lines = [line for verdict in verdicts for line in _lines(verdict, colours=colours)]
+    width = max([_ABOUT, *(len(verdict.about) for verdict in verdicts)])
+    lines = [line for verdict in verdicts for line in _lines(verdict, width, colours=colours)]
     return "\n".join([*lines, _sum(verdicts)])
 
 
@@ -29,13 +30,13 @@ def nothing_failed(verdicts: Sequence[Verdict]) -> bool:
     return all(one.state != "fail" for one in verdicts)
 
 
-def _lines(verdict: Verdict, *, colours: bool) -> list[str]:
-    word = f"{_SYMBOLS[verdict.state]} {verdict.state:{_WIDTH['state']}}"
+def _lines(verdict: Verdict, width: int, *, colours: bool) -> list[str]:
+    word = f"{_SYMBOLS[verdict.state]} {verdict.state:{_STATE}}"
     if colours:
         word = f"\x1b[{_COLOURS[verdict.state]}m{word}\x1b[0m"
     where = f"{verdict.where}: " if verdict.where else ""
-    line = f"{word} {verdict.about:{_WIDTH['about']}} {where}{verdict.said}"
-    fix = " " * (sum(_WIDTH.values()) + 4) + f"try: {verdict.fix}"
+    line = f"{word} {verdict.about:{width}} {where}{verdict.said}"
+    fix = " " * (_STATE + width + 4) + f"try: {verdict.fix}"
     return [line, fix] if verdict.fix and verdict.state != "ok" else [line]
 
 

@@ -32,6 +32,7 @@ _FIXES: dict[Remedy, str] = {
     "reboot_node": "reboot the node",
     "drain": "leave the node out: opt-launch hosts exclude NODE --reason ...",
     "service": "have the node looked at",
+    "raise_limit": "ulimit -n 65536 where you submit: Slurm passes it on; ssh takes it from /etc/security/limits.conf",
 }
 
 
@@ -91,9 +92,11 @@ def _last(hosts: Hosts, host: str, key: str) -> Verdict:
 
 
 def line_of(finding: Finding) -> Line:
-    """As a line of the doctor's."""
-    limit = f" (limit {finding.limit}, from the {finding.limit_source})" if finding.verdict in ("warn", "fail") else ""
-    said = finding.summary + (limit if finding.limit_source else "")
+    """As a line of the doctor's. A limit that came from nowhere but our own table needs no source."""
+    said = finding.summary
+    if finding.limit_source and finding.verdict in ("warn", "fail"):
+        source = "" if finding.limit_source == "table" else f", from the {finding.limit_source}"
+        said += f" (limit {finding.limit}{source})"
     return Line(finding.code, finding.verdict, said, _FIXES[finding.remedy], finding.subject)
 
 

@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from launcher.doctor.checks import OPEN_FILES
 from launcher.health.context import Context
 from launcher.health.finding import Finding
 
 LEAST_AVAILABLE = 0.05  # of the memory, before anything of ours runs
 CORRECTED_PER_CHECK = 100
 LEAST_SHM_BYTES = 1 << 30  # NCCL and data loaders share memory there
-LEAST_FILES = 65_536
 MOST_ZOMBIES = 1000  # gpud's limit
 WAITED_S, CHECKS_APART_S = 300, 150  # gcm's limit; checks come once a minute
 
@@ -98,17 +98,18 @@ def shared_memory(at: Context) -> Iterator[Finding]:
 
 
 def limits(at: Context) -> Iterator[Finding]:
-    """What a process may have: locked memory for InfiniBand, open files."""
-    files, locked = resource.getrlimit(resource.RLIMIT_NOFILE)[1], resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    """What a process may have, by its soft limits: locked memory for InfiniBand, open files as in the doctor."""
+    files, locked = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_MEMLOCK))
     unlimited = resource.RLIM_INFINITY
-    enough = files in (unlimited, -1) or files >= LEAST_FILES
+    enough = files in (unlimited, -1) or files >= OPEN_FILES
     yield Finding(
         code="open-files",
         verdict="ok" if enough else "warn",
         summary=f"a process may open {'any number of' if files in (unlimited, -1) else files} files",
         evidence={"files": files},
-        limit=LEAST_FILES,
+        limit=OPEN_FILES,
         limit_source="table",
+        remedy="none" if enough else "raise_limit",
     )
     if any(at.glob("sys/class/infiniband/*")):
         yield Finding(

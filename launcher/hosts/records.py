@@ -14,7 +14,7 @@ from annotated_types import Interval
 
 FORMAT = 1
 
-Remedy: TypeAlias = Literal["none", "restart_app", "reset_gpu", "reboot_node", "drain", "service"]
+Remedy: TypeAlias = Literal["none", "restart_app", "reset_gpu", "reboot_node", "drain", "service", "raise_limit"]
 Moment: TypeAlias = Annotated[float, Interval(ge=0, lt=32_503_680_000)]  # before the year 3000: no broken clock's
 Verdict: TypeAlias = Literal["ok", "warn", "fail", "unknown", "skipped"]
 

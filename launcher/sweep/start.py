@@ -61,7 +61,7 @@ def resume_failed(record: Record, root: Path, author: str, max_parallel: int | N
     """
     runs = runs_of(root, record)
     states = {paths: read_run(paths).state for paths in runs}
-    alive = living([paths for paths, state in states.items() if not state.is_terminal], at_once=True)
+    alive = living([paths for paths, state in states.items() if not state.is_terminal])
     failed = [paths for paths in runs if paths not in alive and states[paths] is not RunState.SUCCEEDED]
     if not failed:
         return []

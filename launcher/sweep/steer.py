@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.choice import is_waiting
+from launcher.backends.choice import standings
 from launcher.errors import LaunchError
 from launcher.paths import RunPaths
 from launcher.snapshots import read_run
@@ -23,7 +23,7 @@ def unfinished(record: Record, root: Path) -> list[RunPaths]:
     In this order none begins because one before it has ended.
     """
     runs = [paths for paths in runs_of(root, record) if not read_run(paths).state.is_terminal]
-    waiting = [paths for paths in reversed(runs) if is_waiting(paths)]
+    waiting = _waiting([*reversed(runs)])
     return waiting + [paths for paths in runs if paths not in waiting]
 
 
@@ -34,7 +34,12 @@ def stop_all(runs: Sequence[RunPaths], author: str, *, now: bool, tell: Tell) ->
 
 def steer_all(runs: Sequence[RunPaths], verb: str, args: dict[str, Any], tell: Tell) -> None:
     """Ask the same of all of these runs that have begun. Raises LaunchError for those that would not, after all."""
-    _each([paths for paths in runs if not is_waiting(paths)], lambda paths: steer(paths, verb, args), verb, tell)
+    waiting = _waiting(runs)
+    _each([paths for paths in runs if paths not in waiting], lambda paths: steer(paths, verb, args), verb, tell)
+
+
+def _waiting(runs: Sequence[RunPaths]) -> list[RunPaths]:
+    return [paths for paths, standing in standings(runs, at_once=True).items() if standing.waiting]
 
 
 def _each(runs: Sequence[RunPaths], deed: Callable[[RunPaths], str], verb: str, tell: Tell) -> None:
@@ -43,7 +48,7 @@ def _each(runs: Sequence[RunPaths], deed: Callable[[RunPaths], str], verb: str, 
         try:
             tell(f"{paths.name}: {deed(paths)}")
         except LaunchError as error:
-            tell(f"{paths.name}: {error.message}")
+            tell(f"{paths.name}: {error.message.removeprefix(f'run {paths.name}').lstrip(': ')}")
             refused.append(error)
     if refused:
         message = f"'{verb}' came to nothing for {len(refused)} of {len(runs)} runs"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from textwrap import indent
+from textwrap import indent, wrap
 
 from launcher import sizes
 from launcher.backends import slurm_array
@@ -18,6 +18,9 @@ from launcher.sweep.record import folder_of
 from launcher.sweep.start import arrays_of
 from launcher.view.code import planned
 from launcher.view.words import counted
+from policies.schema import Policy
+
+RULES_WIDTH = 69  # with what is before them, 80
 
 
 def plan_text(resolved: ResolvedSpec, root: Path, source: Source | None = None) -> str:
@@ -29,26 +32,36 @@ def plan_text(resolved: ResolvedSpec, root: Path, source: Source | None = None) 
 
 
 def _ranks(spec: RunSpec) -> str:
+    nodes, each = spec.cluster.nodes, spec.cluster.ranks_per_node
+    where = f"{each} on each of {nodes} nodes" if nodes > 1 else f"{each} on 1 node"
     if spec.launch.mode == "per_node":
-        return f"started by one process for {spec.cluster.ranks_per_node}"
-    return f"{spec.world_size}, {spec.cluster.ranks_per_node}"
+        return f"started by one process for {where}"
+    return f"{spec.world_size}: {where}" if nodes > 1 else where
+
+
+def _rules(policy: Policy) -> list[str]:
+    """The names of the rules, in lines that fit a terminal; a name and its mode stay together."""
+    names = [f"{rule.name}\N{NO-BREAK SPACE}({rule.mode or 'act'})" for rule in policy.rules]
+    first, *more = wrap(f"{policy.name}: {', '.join(names)}", RULES_WIDTH, break_on_hyphens=False)
+    lines = [f"policy   {first}", *(f"         {line}" for line in more)]
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
 def _plan(resolved: ResolvedSpec, root: Path, source: Source | None) -> list[str]:
     spec, cluster = resolved.spec, resolved.spec.cluster
     what = f"our own trainer, {spec.trainer.steps} steps" if spec.trainer else " ".join(spec.command or ())
-    rules = [f"{rule.name} ({rule.mode or 'act'})" for rule in resolved.policy.rules]
+    reserve = f", {cluster.spares} of them in reserve" if cluster.spares else ""
     begins = [f"begins   from step {source.branch.step} of run {source.branch.run}"] if source else []
     return [
         "Dry run: nothing was started or written.",
         f"run      {spec.name} in {root.absolute()}",
-        f"backend  {cluster.backend}: {cluster.nodes + cluster.spares} nodes, {cluster.spares} of them in reserve",
-        f"ranks    {_ranks(spec)} on each of {cluster.nodes} nodes",
+        f"backend  {cluster.backend}: {counted(cluster.nodes + cluster.spares, 'node')}{reserve}",
+        f"ranks    {_ranks(spec)}",
         *_fewer(spec),
         f"trains   {what}",
         *_code(spec, root),
         *begins,
-        f"policy   {resolved.policy.name}: {', '.join(rules)}",
+        *_rules(resolved.policy),
     ]
 
 

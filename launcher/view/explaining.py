@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from launcher.advance import advance
-from launcher.errors import LaunchError
 from launcher.events import Decision
 from launcher.journal import read_journal
 from launcher.paths import RunPaths
 from launcher.run import Run
-from launcher.view.incidents import incidents_of, incidents_text
+from launcher.view.incidents import incident_of, incidents_text
 from policies.amended import policy_now
 from policies.engine import decide, initial
 from policies.load import read_policy
@@ -17,12 +16,7 @@ from policies.why_not import explain_budget, explain_rule
 
 def explanation_of_incident(paths: RunPaths, number: int) -> str:
     """The story of one incident. Raises LaunchError if there is none of this number."""
-    found = incidents_of(paths)
-    story = [one for one in found if one["id"] == number]
-    if not story:
-        known = f"1 to {len(found)}" if found else "none so far"
-        raise LaunchError(f"there is no incident {number}: {known}", f"policy explain {paths.name}")
-    return incidents_text(story)
+    return incidents_text([incident_of(paths, number)])
 
 
 def explanation_of_rules(paths: RunPaths) -> str:

@@ -13,7 +13,7 @@ from launcher.hosts.fold import Host
 from launcher.hosts.ledger import Reading
 from launcher.hosts.records import Allowed, Blamed, Excluded, Found, Record, Seen, Served
 from launcher.hosts.standing import Standing, standings
-from launcher.view.words import counted, duration, iso
+from launcher.view.words import aligned, counted, duration, iso
 
 SCHEMA = 1
 _WORST = {"excluded": 0, "lemon": 1, "probation": 2, "ok": 3}
@@ -32,13 +32,11 @@ def chosen(reading: Reading, names: Collection[str] | None, *, everyone: bool, n
 def table(shown: Sequence[Standing], reading: Reading, now: float) -> list[str]:
     """One line a host under a heading, and one that sums up."""
     rows = [_HEAD, *(_row(one, reading.hosts[one.name], now) for one in shown)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     rest = len(reading.hosts) - len(shown)
     counts = Counter(map(_word, shown))
     told = [f"{counts[word]} {word}" for word in _WORST if counts[word]]
     told += [f"{counted(rest, 'more host')} not shown (--all)"] if rest else []
-    return [*(lines if shown else []), ", ".join(told) or "the host ledger is empty"]
+    return [*(aligned(rows) if shown else []), ", ".join(told) or "the host ledger is empty"]
 
 
 def json_of(shown: Sequence[Standing], reading: Reading, ledger: Path) -> dict[str, Any]:

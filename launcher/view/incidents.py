@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from launcher.errors import LaunchError
 from launcher.events import CommandReceived, Decision, Event, RunAmended
 from launcher.evolve import evolve
 from launcher.journal import read_journal
@@ -32,6 +33,16 @@ def incidents_of(paths: RunPaths) -> list[dict[str, Any]]:
         | {"then": changed(snap, incident["attempt"] + 1)}
         for incident in snap["incidents"]
     ]
+
+
+def incident_of(paths: RunPaths, number: int) -> dict[str, Any]:
+    """One of them. Raises LaunchError if there is none of this number."""
+    found = incidents_of(paths)
+    for incident in found:
+        if incident["id"] == number:
+            return incident
+    known = f"1 to {len(found)}" if found else "none so far"
+    raise LaunchError(f"there is no incident {number}: {known}", f"incidents {paths.name}")
 
 
 def _with_policy(policy: Policy, events: Iterable[Event]) -> Iterator[tuple[Policy, Decision]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from launcher.errors import LaunchError, RunNotFound
 from launcher.paths import RunPaths, owner_of
+from launcher.sweep.record import find_record, runs_of
 
 NEWEST = "-"
 
@@ -41,7 +42,7 @@ def _born(folder: Path) -> float:
 def find_run(root: Path, name: str) -> RunPaths:
     """The run of this name, or with this unique prefix; "-" is the newest.
 
-    Raises RunNotFound, or LaunchError where it is closed to us.
+    Raises RunNotFound, also for a sweep of several runs, or LaunchError where it is closed to us.
     """
     if name.strip(".") and Path(name).name == name and _is_closed(root / name):
         owner = owner_of(root / name)
@@ -57,6 +58,9 @@ def find_run(root: Path, name: str) -> RunPaths:
     near = exact or [run for run in runs if name and run.name.startswith(name)]
     if len(near) == 1:
         return near[0]
+    if record := find_record(root, name):
+        of_sweep = ", ".join(one.name for one in runs_of(root, record))
+        raise RunNotFound(f"{name} is a sweep: take one of its runs", where, f"one of: {of_sweep}" if of_sweep else "")
     if near:
         names = ", ".join(run.name for run in near[-8:])
         raise RunNotFound(f"'{name}' is the beginning of {len(near)} runs: {names}", where, "write more of the name")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.accounting import PARTS
-from launcher.view.words import cost, counted, deeds, duration, number, percent
+from launcher.view.words import cost, counted, deeds, duration, number, percent, steps
 
 _MAX_CELL = 120
 _MOST = 20  # lines of a list
@@ -26,10 +26,9 @@ def _header(body: Mapping[str, Any]) -> list[str]:
     lines = [
         f"# {body['run']}: {body['state']}{reason}",
         "",
-        f"Step {body['step']:,}{target}, loss {number(body['loss'])}, after {duration(body['elapsed_s'])}.",
-        f"{percent(body['ettr'])} of that went into steps that are kept (ETTR); goodput {percent(body['goodput'])}.",
-        f"{counted(body['restarts'], 'restart')}, {counted(body['lost_steps'], 'step')} lost, "
-        f"{counted(len(body['incidents']), 'incident')}.",
+        f"Step {steps(body['step'])}{target}, loss {number(body['loss'])}, after {duration(body['elapsed_s'])}.",
+        _kept(body),
+        f"{counted(body['restarts'], 'restart')}, {_lost(body)}, {counted(len(body['incidents']), 'incident')}.",
     ]
     if branch := body["branched_from"]:
         lines.insert(2, f"Began from step {branch['step']:,} of run {branch['run']} (attempt {branch['attempt']}).")
@@ -39,6 +38,18 @@ def _header(body: Mapping[str, Any]) -> list[str]:
         mark = {True: "comparable", False: "not comparable", None: "comparability unknown"}
         lines.append(f"Final digest `{digest}`, {mark[body['digest']['comparable']]}: {body['digest']['why']}.")
     return lines
+
+
+def _kept(body: Mapping[str, Any]) -> str:
+    if body["ettr"] is None:
+        return (
+            f"How much of that went into steps that are kept is not known (ETTR -; goodput {percent(body['goodput'])})."
+        )
+    return f"{percent(body['ettr'])} of that went into steps that are kept (ETTR); goodput {percent(body['goodput'])}."
+
+
+def _lost(body: Mapping[str, Any]) -> str:
+    return "steps lost -" if body["lost_steps"] is None else f"{counted(body['lost_steps'], 'step')} lost"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
@@ -74,7 +85,7 @@ def _time(body: Mapping[str, Any]) -> list[str]:
 
 def _attempts(body: Mapping[str, Any]) -> list[str]:
     rows = [
-        (one["attempt"], one["started_at"] or "-", f"{one['from_step']:,} to {one['last_step']:,}",
+        (one["attempt"], one["started_at"] or "-", f"{steps(one['from_step'])} to {steps(one['last_step'])}",
          duration(one["start_s"]), ", ".join(one["nodes"]), one["reason"] or "goes on")
         for one in body["attempts"]
     ]  # fmt: skip
@@ -110,7 +121,7 @@ def _incidents(body: Mapping[str, Any]) -> list[str]:
         blame = "" if one["blame"] == "none" else f" (blame {one['blame']})"
         lines += [
             "",
-            f"### {one['id']}. {one['rule']}{where}, at step {one['step']:,}, {one['opened_at']}",
+            f"### {one['id']}. {one['rule']}{where}, at step {steps(one['step'])}, {one['opened_at']}",
             "",
             f"- Seen: {one['why'] or one['detector']}{blame}, decided after {duration(one['detected_s'])}.",
             f"- Decided: rule {one['rule']}: {deeds(one)}.",
@@ -138,7 +149,9 @@ def _was_it_cured(incident: Mapping[str, Any], incidents: Sequence[Mapping[str, 
     again = [
         one["id"]
         for one in incidents
-        if one["id"] > incident["id"] and one["rule"] == incident["rule"] and abs(one["step"] - incident["step"]) <= 1
+        if one["id"] > incident["id"]
+        and one["rule"] == incident["rule"]
+        and abs((one["step"] or 0) - (incident["step"] or 0)) <= 1
     ]
     return f"not for long: the same again as {again[0]}" if again else "yes"
 

@@ -16,8 +16,9 @@ from launcher.errors import WrongUse
 from launcher.log_parts import named, parts
 from launcher.paths import RunPaths
 from launcher.snapshots import read_run
+from launcher.view.snapshot import snapshot
 from launcher.view.terminal import visible
-from launcher.view.words import counted
+from launcher.view.words import counted, shown_state
 
 POLL_S = 0.5
 SHOWN_NAMES = 8
@@ -82,6 +83,15 @@ def log_files(paths: RunPaths, wanted: Wanted) -> list[tuple[str, Path]]:
     """The logs to read, each with its node. Those of a failing rank repeat what is in its node's log: left out."""
     found = parts(paths.logs, wanted.attempt, wanted.node)
     return [(name[0], path) for path in found if (name := named(path))]
+
+
+def why_none(paths: RunPaths, wanted: Wanted) -> str:
+    """Why there is no log to read yet; "" where there is one."""
+    if log_files(paths, wanted):
+        return ""
+    snap = snapshot(paths)
+    told = f": {snap['reason']}" if snap["reason"] else ""
+    return f"nothing was printed yet: run {paths.name} is {shown_state(snap)}{told}; next: {snap['next_action']}"
 
 
 def merged(paths: RunPaths, wanted: Wanted) -> Iterator[Line]:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.view.words import changed, clock, cost, deeds, duration, number, percent, phases_of, size, steps_of
+from launcher.view.words import (
+    changed,
+    clock,
+    cost,
+    deeds,
+    duration,
+    number,
+    percent,
+    phases_of,
+    shown_state,
+    size,
+    steps,
+    steps_of,
+)
 
 SHOWN_INCIDENTS = 10
 SHOWN_CHECKPOINTS = 5
 SHOWN_WARNINGS = 3
 
 
-def one_line(snap: dict[str, Any]) -> str:
-    """A run in a line of the list of runs."""
-    return f"{snap['run']:<24} {snap['state']:<10} {progress(snap):<22} {outcome(snap)}".rstrip()
-
-
 def progress(snap: dict[str, Any]) -> str:
     target = f" / {snap['target_step']:,}" if snap["target_step"] else ""
-    return f"step {snap['step']:,}{target}"
+    return f"step {steps(snap['step'])}{target}"
 
 
 def outcome(snap: dict[str, Any]) -> str:
@@ -29,9 +37,9 @@ def outcome(snap: dict[str, Any]) -> str:
 def plain(snap: dict[str, Any]) -> list[str]:
     """The whole snapshot, one fact a line; of what happened the newest first, for small screens cut off the end."""
     lines = [
-        f"run {snap['run']}  {snap['state']}" + (f"  ({snap['reason']})" if snap["reason"] else ""),
+        f"run {snap['run']}  {shown_state(snap)}" + (f"  ({snap['reason']})" if snap["reason"] else ""),
         f"{progress(snap)}  {outcome(snap)}",
-        f"goodput {percent(snap['goodput'])}  lost steps {snap['lost_steps']}  up {duration(snap['elapsed_s'])}"
+        f"goodput {percent(snap['goodput'])}  lost steps {steps(snap['lost_steps'])}  up {duration(snap['elapsed_s'])}"
         + (f"  job {snap['job_id']}" if snap["job_id"] else "")
         + scheduler(snap)
         + f"  updated {duration(snap['age_s'])} ago",
@@ -55,9 +63,19 @@ def plain(snap: dict[str, Any]) -> list[str]:
 
 def scheduler(snap: dict[str, Any]) -> str:
     """What is known of the end of the job, and whether the scheduler answers."""
-    left, away = snap["job"]["left_s"], snap["job"]["scheduler_away_s"]
-    told = f"  ends in {duration(left)}" if left is not None else ""
-    return told + (f"  Slurm has not answered for {duration(away)}" if away is not None else "")
+    return "".join(f"  {told}" for told in (ends(snap), away(snap)) if told)
+
+
+def ends(snap: dict[str, Any]) -> str:
+    """When the job ends; "" where that is not known."""
+    left = snap["job"]["left_s"]
+    return "" if left is None else f"ends in {duration(left)}"
+
+
+def away(snap: dict[str, Any]) -> str:
+    """That the scheduler does not answer; "" where it does."""
+    since = snap["job"]["scheduler_away_s"]
+    return "" if since is None else f"Slurm has not answered for {duration(since)}"
 
 
 def _node(node: dict[str, Any]) -> str:

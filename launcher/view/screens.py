@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from launcher.view.plain import judgement, progress, scheduler
+from launcher.view.plain import away, ends, judgement, progress
 from launcher.view.words import (
+    ENDED,
     bar,
     changed,
     clock,
     cost,
+    counted,
     deeds,
     duration,
     number,
     percent,
     phases_of,
+    shown_state,
     size,
     sparkline,
+    steps,
     steps_of,
 )
 
 STALE_S, FROZEN_S = 5.0, 30.0
-LEAVING = " Ctrl-C leaves this screen; the run goes on"
 SMALLEST = (60, 15)  # below this the plain lines read better
-_TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
+ROOMY = 20  # lines, from which on what comes next may take several
 _COLOURS = {
     "SUCCEEDED": "green", "RUNNING": "green", "ALIVE": "green", "RECOVERED": "green",
     "PENDING": "yellow", "STARTING": "yellow", "SUSPECT": "yellow", "OPEN": "yellow", "ADVISED": "dim", "NOTED": "dim",
@@ -41,15 +45,14 @@ _MARKS = {"lost": "x", "excluded": "x", "spare": "."}
 
 def screen(snap: dict[str, Any], width: int = 80, height: int = 24) -> RenderableType:
     """The picture of a run that fits into `width` x `height` characters."""
-    remarks = _remarks(snap)
-    nodes, incidents, checkpoints = _shares(snap, height - 11 - len(remarks))
+    told = [*_next(snap, width, roomy=height >= ROOMY), *_remarks(snap)]
+    nodes, incidents, checkpoints = _shares(snap, height - 10 - len(told))
     parts: list[RenderableType] = [
         _header(snap, width),
         _progress(snap, width),
-        _numbers(snap),
+        _numbers(snap, width),
         _losses(snap, width),
-        _next(snap),
-        *remarks,
+        *told,
         _rule(f"NODES {_count(snap)}", "worst first", width),
         _nodes(snap, nodes),
         _rule(_incident_title(snap), "newest first", width),
@@ -58,6 +61,14 @@ def screen(snap: dict[str, Any], width: int = 80, height: int = 24) -> Renderabl
         _checkpoints(snap, checkpoints),
     ]
     return Group(*parts)
+
+
+def leaving(snap: dict[str, Any]) -> str:
+    """How to leave the live screen, and what that does not touch."""
+    left = " q or Ctrl-C leaves"
+    if not snap["alive"]:
+        return left
+    return left + ("; the run stays in the queue" if snap["job"]["waiting"] else "; the run goes on")
 
 
 def _shares(snap: dict[str, Any], room: int) -> tuple[int, int, int]:
@@ -80,7 +91,9 @@ def _state(word: str) -> Text:
 
 
 def _header(snap: dict[str, Any], width: int) -> Text:
-    left = Text.assemble(" ", (snap["run"], "bold"), "   ", _state(snap["state"]))
+    state = shown_state(snap)
+    told = Text(state, style="red") if state == "GONE" else _state(state)
+    left = Text.assemble(" ", (snap["run"], "bold"), "   ", told)
     left.append(f"   attempt {snap['attempt']}")
     left.append(f"   job {snap['job_id']}" if snap["job_id"] else "")
     left.append(f"   up {duration(snap['elapsed_s'])}")
@@ -89,9 +102,14 @@ def _header(snap: dict[str, Any], width: int) -> Text:
 
 def _freshness(snap: dict[str, Any]) -> Text:
     """A frozen supervisor must be seen: the age of the newest word from it."""
-    if snap["state"] in _TERMINAL:
+    if snap["state"] in ENDED:
         return Text(f"ended {clock(snap['updated_at'])}", style="dim")
+    if waiting := snap["job"]["waiting"]:
+        told = "" if waiting["told_s"] is None else f", {duration(waiting['told_s'])} ago"
+        return Text(f"in the queue{told}", style="yellow")
     age = snap["age_s"]
+    if not snap["alive"]:
+        return Text(f"last word {duration(age)} ago", style="red")
     if age < STALE_S:
         return Text(f"live, {age:.0f}s ago", style="green")
     return Text(f"STALE, {duration(age)} ago", style="yellow" if age < FROZEN_S else "red")
@@ -100,10 +118,11 @@ def _freshness(snap: dict[str, Any]) -> Text:
 def _progress(snap: dict[str, Any], width: int) -> Text:
     text = Text(f" {progress(snap)}")
     target = snap["target_step"]
-    if target:
+    if target and snap["step"] is not None:
         share = snap["step"] / target
         text.append(f"  {percent(share)} [{bar(share, max(6, min(40, width - 70)))}]")
-        if snap["median_step_s"] and snap["state"] not in _TERMINAL:
+        goes_on = snap["alive"] and not snap["job"]["waiting"]
+        if snap["median_step_s"] and goes_on:
             text.append(f"  eta {duration((target - snap['step']) * snap['median_step_s'])}")
     text.append(f"  ettr {percent(snap['ettr'])}  goodput {percent(snap['goodput'])}")
     return _cut(text, width)
@@ -114,14 +133,14 @@ def _cut(text: Text, width: int) -> Text:
     return text
 
 
-def _numbers(snap: dict[str, Any]) -> Text:
+def _numbers(snap: dict[str, Any], width: int) -> Text:
     metrics = snap["metrics"]
-    text = Text(f" loss {number(snap['loss'])}")
-    for key, name in (("grad_norm", "gnorm"), ("lr", "lr"), ("scale", "scale")):
-        text.append(f"  {name} {number(metrics[key])}" if metrics.get(key) is not None else "")
-    text.append(f"  step time {duration(snap['median_step_s'])}")
-    text.append(f"  restarts {snap['restarts']}  lost {snap['lost_steps']}{scheduler(snap)}")
-    return _line(text)
+    told = [f" loss {number(snap['loss'])}"]
+    known = {key: number(metrics[key]) for key in ("grad_norm", "lr", "scale") if metrics.get(key) is not None}
+    told += [f"{name} {known[key]}" for key, name in (("grad_norm", "gnorm"), ("lr", "lr")) if key in known]
+    told += [f"step time {duration(snap['median_step_s'])}"]
+    told += [f"scale {known['scale']}"] if "scale" in known else []
+    return _spread(Text("  ".join(told)), Text(ends(snap)), width)
 
 
 def _line(text: Text) -> Text:
@@ -135,17 +154,31 @@ def _losses(snap: dict[str, Any], width: int) -> Text:
     return Text(" loss ") + Text(sparkline(snap["losses"], width - 7 - len(least)), style="cyan") + Text(least)
 
 
-def _next(snap: dict[str, Any]) -> Text:
-    reason = f"   {snap['reason']}" if snap["reason"] else ""
-    return _line(Text.assemble(" ", ("NEXT", "bold cyan"), f"  {snap['next_action']}", (reason, "yellow")))
+def _next(snap: dict[str, Any], width: int, *, roomy: bool) -> list[Text]:
+    """What comes next, and why: in one line, or where that is too narrow and there is room, in up to four."""
+    action, reason = snap["next_action"], snap["reason"]
+    told = Text.assemble(_word("NEXT", "bold cyan"), action, (f"   {reason}" if reason else "", "yellow"))
+    if not roomy or told.cell_len <= width:
+        return [_line(told)]
+    parts = [("NEXT", "bold cyan", action, ""), *([("WHY", "bold yellow", reason, "yellow")] if reason else [])]
+    return [
+        _line(Text.assemble(_word("" if index else word, style), (text, colour)))
+        for word, style, about, colour in parts
+        for index, text in enumerate(textwrap.wrap(about, width - 7, max_lines=2, placeholder=" …"))
+    ]
+
+
+def _word(word: str, style: str) -> Text:
+    return Text.assemble(" ", (f"{word:<4}", style), "  ")
 
 
 def _remarks(snap: dict[str, Any]) -> list[Text]:
     """What is no incident and should be known: the newest warning, and on what this attempt runs unlike the last."""
     differs = changed(snap, snap["attempt"])
     newest = [f"{clock(one['at'])} {one['text']}" for one in snap["warnings"][-1:]]
+    newest = [*filter(None, [away(snap)]), *newest]
     told = [("WARN", "bold yellow", text) for text in newest] + [("NOTE", "bold", text) for text in [differs] if text]
-    return [_line(Text.assemble(" ", (word, style), f"  {text}")) for word, style, text in told]
+    return [_line(Text.assemble(_word(word, style), text)) for word, style, text in told]
 
 
 def _rule(title: str, note: str, width: int) -> Text:
@@ -154,6 +187,8 @@ def _rule(title: str, note: str, width: int) -> Text:
 
 
 def _count(snap: dict[str, Any]) -> str:
+    if snap["nodes"] and shown_state(snap) == "GONE":
+        return f"{len(snap['nodes'])}: gone"
     roles = [node["role"] for node in snap["nodes"]]
     told = [f"{roles.count(role)} {role}" for role in ("active", "spare", "lost", "excluded") if role in roles]
     return f"{len(roles)}: {', '.join(told)}" if told else "none has answered"
@@ -197,7 +232,9 @@ def _short(ranks: str) -> str:
 
 def _incident_title(snap: dict[str, Any]) -> str:
     opened = sum(1 for incident in snap["incidents"] if incident["state"] in ("OPEN", "HELD", "ASKED"))
-    return f"INCIDENTS {len(snap['incidents'])}" + (f" ({opened} open)" if opened else "")
+    told = f"INCIDENTS {len(snap['incidents'])}" + (f" ({opened} open)" if opened else "")
+    told += f", {counted(snap['restarts'], 'restart')}" if snap["restarts"] else ""
+    return told + (f", {counted(snap['lost_steps'], 'step')} lost" if snap["lost_steps"] else "")
 
 
 def _incidents(snap: dict[str, Any], shown: int) -> RenderableType:
@@ -206,7 +243,7 @@ def _incidents(snap: dict[str, Any], shown: int) -> RenderableType:
     table = _grid(0, 0, 0, 0, 0, 1)
     for one in [*reversed(snap["incidents"])][:shown]:
         told = ": ".join(part for part in (cost(one), deeds(one)) if part)
-        where = ",".join(one["nodes"])[:16] or f"step {one['step']:,}"
+        where = ",".join(one["nodes"])[:16] or f"step {steps(one['step'])}"
         table.add_row(f" #{one['id']}", clock(one["opened_at"]), one["rule"], where, _state(one["state"]), told)
     return table
 

@@ -10,17 +10,17 @@ from dataclasses import asdict
 from typing import Any
 
 from launcher.accounting import Account, detected_s, recovered_s
-from launcher.backends.choice import how_ended, living
+from launcher.backends.choice import standings, way_on
 from launcher.checkpoints import NoChoice, choose, choose_undecided
 from launcher.fold import View
 from launcher.journal import newest_epoch
 from launcher.paths import RunPaths
 from launcher.run import HALTED, Incident, Node, NodeState, Run, RunState
 from launcher.snapshots import read_view
+from launcher.view.unheard import UNSAID, has_begun, is_quiet, since, until, with_standing
 from launcher.view.words import iso
 
 SCHEMA = 1
-QUIET_S = 5.0  # no word for so long: does anything of it live?
 HISTORY = 240  # losses that a screen may draw
 
 Live = Mapping[str, Any]
@@ -33,20 +33,13 @@ def snapshot(paths: RunPaths, now: float | None = None) -> dict[str, Any]:
 
 def snapshots(runs: Sequence[RunPaths], now: float | None = None) -> list[dict[str, Any]]:
     """The present states of these runs."""
-    now = time.time() if now is None else now
-    snaps = {paths: snapshot_of(paths.name, read_view(paths), read_live(paths), now) for paths in runs}
-    quiet = [paths for paths, snap in snaps.items() if snap["alive"] and snap["age_s"] >= QUIET_S]
-    dead = {*quiet} - {*living(quiet)}
-    return [_deserted(paths, snap) if paths in dead else snap for paths, snap in snaps.items()]
-
-
-def _deserted(paths: RunPaths, snap: dict[str, Any]) -> dict[str, Any]:
-    return snap | {
-        "alive": False,
-        "reason": "; ".join(filter(None, ["none of its processes lives", how_ended(paths)])),
-        "next_action": f"nothing, until a person says: opt-launch resume {paths.name}",
-        "nodes": [{**node, "state": "GONE"} for node in snap["nodes"]],
-    }
+    clock = time.time if now is None else lambda: now
+    ways = {paths: way_on(paths) for paths in runs}
+    snaps = {paths: snapshot_of(paths.name, read_view(paths), read_live(paths), clock(), ways[paths]) for paths in runs}
+    unheard = [paths for paths, snap in snaps.items() if snap["alive"] and (is_quiet(snap) or not has_begun(snap))]
+    for paths, standing in standings(unheard).items():
+        snaps[paths] = with_standing(snaps[paths], standing, clock(), ways[paths])
+    return [*snaps.values()]
 
 
 def read_live(paths: RunPaths) -> Live:
@@ -59,8 +52,8 @@ def read_live(paths: RunPaths) -> Live:
     return live if current else {}
 
 
-def snapshot_of(name: str, view: View, live: Live, now: float) -> dict[str, Any]:
-    """The snapshot of what follows from the events; pure."""
+def snapshot_of(name: str, view: View, live: Live, now: float, way_on: str = "") -> dict[str, Any]:
+    """The snapshot of what follows from the events; pure. `way_on`: by what a person has the run go on."""
     run, books = view.run, view.books.account(now)
     live = {} if run.state.is_terminal else live
     told_at = _float(live.get("at")) or 0.0
@@ -76,26 +69,26 @@ def snapshot_of(name: str, view: View, live: Live, now: float) -> dict[str, Any]
             "reason": run.hold_reason or run.paused_by or run.ended_reason,
             "attempt": run.attempt.number if run.attempt else 0,
             "branched_from": asdict(run.branched_from) if run.branched_from else None,
-            "step": run.step,
+            "step": None if run.is_unobserved else run.step,
             "target_step": run.target_step,
             "loss": run.metrics.get("loss"),
             "ettr": books.ettr,
             "goodput": books.goodput,
             "restarts": run.restarts,
-            "lost_steps": run.lost_steps,
+            "lost_steps": None if run.is_unobserved and run.restarts else run.lost_steps,
             "job_id": run.job_id,
-            "job": {"left_s": _left_s(job, now), "scheduler_away_s": _since_s(job, now)},
+            "job": _job(job, now),
             "submitted_at": iso(run.submitted_at),
             "updated_at": iso(updated),
             "age_s": round(max(0.0, now - updated), 3),
             "elapsed_s": books.total_us / 1e6,
             "median_step_s": books.median_step_s,
             "supervisor": {"pid": run.supervisor_pid, "host": run.supervisor_host, "epoch": run.epoch},
-            "next_action": _told(run, live) or next_action(run),
+            "next_action": _told(run, live) or next_action(run, way_on),
             "drained": {node: one.reason for node, one in run.drained.items()},
             "drain_refused": run.drain_refused,
             "nodes": [_node(run, node, live) for node in _ordered(run)],
-            "incidents": [_incident(incident) for incident in run.incidents],
+            "incidents": [_incident(run, incident) for incident in run.incidents],
             "environment_changes": [
                 {"attempt": one.number, "changes": dict(one.differs)} for one in run.attempts if one.differs
             ],
@@ -123,14 +116,13 @@ def _float(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
+def _job(job: Live, now: float) -> dict[str, Any]:
+    return UNSAID | {"left_s": _left_s(job, now), "scheduler_away_s": since(_float(job.get("away_since")), now)}
+
+
 def _left_s(job: Live, now: float) -> float | None:
     ends_at = _float(job.get("ends_at"))
     return None if ends_at is None else max(0.0, ends_at - now)
-
-
-def _since_s(job: Live, now: float) -> float | None:
-    away = _float(job.get("away_since"))
-    return None if away is None else max(0.0, now - away)
 
 
 def _recent_losses(books: Account) -> list[float | None]:
@@ -145,13 +137,13 @@ def _told(run: Run, live: Live) -> str:
     return "" if run.state in HALTED else str(live.get("next_action") or "")
 
 
-def next_action(run: Run) -> str:
+def next_action(run: Run, way_on: str = "") -> str:
     """What happens next, as far as the journal tells."""
     match run.state:
         case RunState.SUCCEEDED:
             return "nothing: the run is done"
         case RunState.FAILED | RunState.STOPPED:
-            return f"nothing, until a person says: opt-launch resume {run.name}"
+            return until(way_on or f"opt-launch resume {run.name}")
         case RunState.HELD:
             return f"waits for a person: opt-launch release {run.name}{_from_before(run)}"
         case RunState.PAUSED:
@@ -159,8 +151,7 @@ def next_action(run: Run) -> str:
         case RunState.PENDING:
             return f"start attempt {len(run.attempts) + 1} with {run.nodes_wanted} nodes; {len(run.nodes)} answered"
         case RunState.STARTING:
-            number = run.attempt.number if run.attempt else 1
-            return f"attempt {number}: first step from step {run.step:,}"
+            return _beginning(run)
         case RunState.RECOVERING:
             return _recovery(run)
         case RunState.SUSPECT:
@@ -175,6 +166,15 @@ def _from_before(run: Run) -> str:
     if choice == newest or isinstance(choice, NoChoice) or choice.restore is None:
         return ""
     return f" goes on from step {choice.restore[0]:,}, before the trouble"
+
+
+def _beginning(run: Run) -> str:
+    number = run.attempt.number if run.attempt else 1
+    if run.is_unobserved:
+        return f"attempt {number}: its ranks run for a while; no step has been told of"
+    if run.attempt and run.attempt.resumes_itself:
+        return f"attempt {number}: first step, from where the command resumes by itself"
+    return f"attempt {number}: first step from step {run.step:,}"
 
 
 def _recovery(run: Run) -> str:
@@ -225,8 +225,8 @@ def _node(run: Run, node: Node, live: Live) -> dict[str, Any]:
         "reason": "; ".join(filter(None, (node.excluded or node.barred or node.draining, _drained(run, node)))),
         "agent_pid": node.pid,
         "host": node.host,
-        "beat_s": _float(told.get("beat_s")),
-        "ranks": [_rank(rank, _mapping(ranks.get(str(rank)))) for rank in slots],
+        "beat_s": None if node.state is NodeState.LOST else _float(told.get("beat_s")),
+        "ranks": [_rank(run, rank, _mapping(ranks.get(str(rank)))) for rank in slots],
     }
 
 
@@ -239,18 +239,25 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _rank(rank: int, told: Mapping[str, Any]) -> dict[str, Any]:
+def _rank(run: Run, rank: int, told: Mapping[str, Any]) -> dict[str, Any]:
+    """`step`, `phase` and how long since are None of a rank that never tells of itself: many let one speak for all."""
+    of_steps = ("step", "phase", "phase_s", "moved_s")
     keys = ("pid", "step", "phase", "alive", "os_state", "phase_s", "moved_s")
-    return {"rank": rank} | {key: told.get(key) for key in keys}
+    silent = of_steps if told.get("heard") is False else ()
+    shown = {"rank": rank} | {key: None if key in silent else told.get(key) for key in keys}
+    code = run.attempt.exits.get(rank) if run.attempt else None
+    if code is None:
+        return shown
+    return shown | {"alive": False, "phase": f"killed by signal {-code}" if code < 0 else f"exit code {code}"}
 
 
-def _incident(incident: Incident) -> dict[str, Any]:
+def _incident(run: Run, incident: Incident) -> dict[str, Any]:
     return {
         "id": incident.number,
         "rule": incident.rule,
         "detector": incident.detector,
         "attempt": incident.attempt,
-        "step": incident.step,
+        "step": None if run.is_unobserved else incident.step,
         "opened_at": iso(incident.opened_at),
         "detected_s": detected_s(incident),
         "recovered_s": recovered_s(incident),

@@ -10,10 +10,10 @@ from typing import Any
 from launcher.paths import RunPaths
 from launcher.sweep.plan import compact
 from launcher.sweep.record import Record, list_records, runs_of
-from launcher.view.plain import one_line, progress
+from launcher.view.plain import outcome, progress
 from launcher.view.snapshot import SCHEMA, snapshots
 from launcher.view.watch import follow
-from launcher.view.words import counted, number, percent
+from launcher.view.words import aligned, counted, number, percent, shown_state
 
 _TOLD = (
     "run", "state", "alive", "reason", "attempt", "step", "target_step", "loss", "restarts", "lost_steps", "ettr",
@@ -30,7 +30,7 @@ def sweep_snapshot(root: Path, record: Record) -> dict[str, Any]:
         "sweep": record.name,
         "max_parallel": record.max_parallel,
         "labels": record.labels,
-        "states": dict(Counter(map(_state, runs))),
+        "states": dict(Counter(map(shown_state, runs))),
         "runs": runs,
     }
 
@@ -51,12 +51,9 @@ def table(snap: dict[str, Any]) -> list[str]:
     for run in snap["runs"]:
         swept = [_shown(run["swept"][key]) if key in run["swept"] else "-" for key in keys]
         step = progress(run).removeprefix("step ")
-        rows.append(
-            [run["run"], *swept, _state(run), step, number(run["loss"]), str(run["restarts"]), percent(run["ettr"])]
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [*lines, f"sweep {snap['sweep']}: {_sum(snap)}"]
+        state, restarts = shown_state(run), str(run["restarts"])
+        rows.append([run["run"], *swept, state, step, number(run["loss"]), restarts, percent(run["ettr"])])
+    return [*aligned(rows), f"sweep {snap['sweep']}: {_sum(snap)}"]
 
 
 def all_runs(root: Path, runs: Sequence[RunPaths]) -> list[dict[str, Any]]:
@@ -68,20 +65,23 @@ def all_runs(root: Path, runs: Sequence[RunPaths]) -> list[dict[str, Any]]:
 def list_lines(snaps: Sequence[dict[str, Any]]) -> list[str]:
     """A line for each run; those of a sweep stand together, where its newest is."""
     last = {snap["sweep"]: position for position, snap in enumerate(snaps)}
-    lines: list[str] = []
-    for position, snap in enumerate(snaps):
-        sweep = snap["sweep"]
-        if sweep is None:
-            lines.append(one_line(snap))
-        elif last[sweep] == position:
-            lines.append(f"sweep {sweep}")
-            lines += [f"  {one_line(one)}" for one in snaps if one["sweep"] == sweep]
-    return lines
+    groups = [
+        [snap] if snap["sweep"] is None else [one for one in snaps if one["sweep"] == snap["sweep"]]
+        for position, snap in enumerate(snaps)
+        if snap["sweep"] is None or last[snap["sweep"]] == position
+    ]
+    lines = iter(aligned([_row(snap) for group in groups for snap in group]))
+    told: list[str] = []
+    for group in groups:
+        told += [f"sweep {sweep}"] if (sweep := group[0]["sweep"]) else []
+        told += [next(lines) for _ in group]
+    return told
 
 
-def _state(run: dict[str, Any]) -> str:
-    lives = run["alive"] or run["state"] in ("SUCCEEDED", "FAILED", "STOPPED")
-    return run["state"] if lives else "GONE"
+def _row(snap: dict[str, Any]) -> list[str]:
+    indent = "  " if snap["sweep"] else ""
+    told = snap["next_action"] if snap["job"]["waiting"] else outcome(snap)
+    return [indent + snap["run"], shown_state(snap), progress(snap), told]
 
 
 def _shown(value: Any) -> str:

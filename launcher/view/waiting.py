@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+from launcher.backends.choice import may_live, way_on
 from launcher.errors import LaunchError
 from launcher.paths import RunPaths
 from launcher.run import Incident, Run, RunState
 from launcher.snapshots import read_run
-from launcher.view.words import clock, iso, number
+from launcher.view.words import clock, iso, number, steps
 
 POLL_S = 0.5
 _REST = 10
@@ -28,7 +29,7 @@ class Patience:
     through_hold: bool = False
 
 
-def wait(paths: RunPaths, patience: Patience, is_alive: Callable[[RunPaths], bool]) -> tuple[int, Run]:
+def wait(paths: RunPaths, patience: Patience) -> tuple[int, Run]:
     """The exit code for what became of the run. Raises LaunchError when its processes are all dead."""
     started = time.monotonic()
     dead_since: float | None = None
@@ -46,12 +47,12 @@ def wait(paths: RunPaths, patience: Patience, is_alive: Callable[[RunPaths], boo
                 print("\n".join(incident_text(one) for one in run.incidents[told:]), file=sys.stderr, flush=True)
             told = len(run.incidents)
             line.show(run)
-            dead_since = None if is_alive(paths) else (dead_since or now)
+            dead_since = None if may_live(paths) else (dead_since or now)
             if dead_since is not None and now - dead_since >= GONE_S:
                 raise LaunchError(
                     f"run {paths.name} is {run.state.value} and none of its processes lives",
-                    f"waiting, at step {run.step}",
-                    f"opt-launch resume {paths.name}",
+                    f"waiting, at step {_step(run)}",
+                    way_on(paths),
                 )
             left = pause_s if patience.timeout_s is None else started + patience.timeout_s - now
             if left <= 0:
@@ -59,6 +60,26 @@ def wait(paths: RunPaths, patience: Patience, is_alive: Callable[[RunPaths], boo
             time.sleep(min(pause_s, left))
     finally:
         line.clear()
+
+
+def _step(run: Run) -> str:
+    return steps(None if run.is_unobserved else run.step)
+
+
+def wait_all(runs: Sequence[RunPaths], patience: Patience, tell: Callable[[str], None]) -> int:
+    """Wait for each of these runs, and tell what became of it; the highest of their exit codes."""
+    began = time.monotonic()
+    worst = 0
+    for paths in runs:
+        left_s = None if patience.timeout_s is None else max(0.0, patience.timeout_s - (time.monotonic() - began))
+        try:
+            code, run = wait(paths, replace(patience, timeout_s=left_s))
+            tell(outcome_text(run, code))
+        except LaunchError as error:
+            code = error.exit_code
+            tell(f"{error.message}\n  try:   {error.hint}")
+        worst = max(worst, code)
+    return worst
 
 
 def incident_text(incident: Incident) -> str:
@@ -84,7 +105,7 @@ def verdict(run: Run, patience: Patience) -> int | None:
 
 def outcome_text(run: Run, code: int) -> str:
     """What became of the run, and what a person can do."""
-    told = f"{run.name}: {run.state.value} at step {run.step:,}"
+    told = f"{run.name}: {run.state.value} at step {_step(run)}"
     if code == TIMED_OUT and run.state is RunState.PAUSED:
         return f"{told}: {run.paused_by}; waiting for it has timed out\n  try:   opt-launch unpause {run.name}"
     if code == TIMED_OUT:
@@ -107,7 +128,7 @@ class _ProgressLine:
             return
         target = f" / {run.target_step:,}" if run.target_step else ""
         loss = f"  loss {number(run.metrics['loss'])}" if "loss" in run.metrics else ""
-        text = f"{run.name}  {run.state.value}  step {run.step:,}{target}{loss}  restarts {run.restarts}"
+        text = f"{run.name}  {run.state.value}  step {_step(run)}{target}{loss}  restarts {run.restarts}"
         if text != self._shown:
             sys.stderr.write(f"\r\x1b[K{text[:79]}")
             sys.stderr.flush()

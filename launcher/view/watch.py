@@ -14,12 +14,14 @@ from rich.text import Text
 
 from launcher.paths import RunPaths
 from launcher.run import RunState
+from launcher.view.keys import keys
 from launcher.view.plain import plain
-from launcher.view.screens import LEAVING, SMALLEST, screen
+from launcher.view.screens import SMALLEST, leaving, screen
 from launcher.view.snapshot import snapshot
 from launcher.view.waiting import pause_after
 
 REFRESH_S = 1.0
+LEAVE = b"q"
 
 
 def show_once(paths: RunPaths, console: Console) -> None:
@@ -28,20 +30,31 @@ def show_once(paths: RunPaths, console: Console) -> None:
 
 
 def show_live(paths: RunPaths, console: Console) -> None:
-    """The screen, redrawn every second until the run has ended; its last state stays on the terminal."""
-    snap, reading_s = snapshot(paths), 0.0
+    """The screen, redrawn every second until the run has ended or q is pressed; its last state stays there."""
+    snap = snapshot(paths)
     live = Live(live_picture(snap, console), console=console, auto_refresh=False, screen=True)
-    try:  # not with: left by Ctrl-C while it starts, it would not give the terminal back
-        live.start(refresh=True)
-        while not RunState(snap["state"]).is_terminal:
-            time.sleep(pause_after(reading_s, REFRESH_S))
-            begun = time.monotonic()
-            snap = snapshot(paths)
-            reading_s = time.monotonic() - begun
-            live.update(live_picture(snap, console), refresh=True)
-    finally:
-        live.stop()
+    with keys() as key:
+        try:  # not with: left by Ctrl-C while it starts, it would not give the terminal back
+            live.start(refresh=True)
+            snap = _shown_until_left(paths, live, snap, key)
+        finally:
+            live.stop()
     console.print(_picture(snap, console))
+
+
+def _shown_until_left(
+    paths: RunPaths, live: Live, snap: dict[str, Any], key: Callable[[float], bytes]
+) -> dict[str, Any]:
+    """The last snapshot that was shown."""
+    reading_s = 0.0
+    while not RunState(snap["state"]).is_terminal:
+        if key(pause_after(reading_s, REFRESH_S)) == LEAVE:
+            break
+        begun = time.process_time()  # without the wait for a scheduler that does not answer
+        snap = snapshot(paths)
+        reading_s = time.process_time() - begun
+        live.update(live_picture(snap, live.console), refresh=True)
+    return snap
 
 
 def show_changes(paths: RunPaths, every_s: float, *, as_json: bool) -> None:
@@ -85,7 +98,7 @@ def live_picture(snap: dict[str, Any], console: Console) -> RenderableType:
     picture, room = _picture(snap, console), console.height - 1
     if isinstance(picture, Text):
         picture = Text("\n").join(picture.wrap(console, console.width)[:room])
-    return Group(picture, Text(LEAVING, style="dim", no_wrap=True, overflow="ellipsis"))
+    return Group(picture, Text(leaving(snap), style="dim", no_wrap=True, overflow="ellipsis"))
 
 
 def stderr() -> Console:

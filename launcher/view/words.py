@@ -8,6 +8,7 @@ from typing import Any
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _GAP = "·"
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 def duration(seconds: float | None) -> str:
@@ -37,6 +38,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}g}"
 
 
+def steps(number: int | None) -> str:
+    """A number of steps; "-" for one that is not known."""
+    return "-" if number is None else f"{number:,}"
+
+
 def size(count: int | None) -> str:
     """SI units: "14.2 GB"."""
     if count is None:
@@ -52,6 +58,12 @@ def size(count: int | None) -> str:
 def counted(number: int, noun: str) -> str:
     """As in "1 step", "2 steps"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line for each row, its cells in columns as wide as what is in them."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def iso(at: float) -> str | None:
@@ -102,6 +114,11 @@ def cost(incident: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def shown_state(snap: dict[str, Any]) -> str:
+    """The state of a run as people are told it: GONE where it has not ended and nothing of it lives."""
+    return snap["state"] if snap["alive"] or snap["state"] in ENDED else "GONE"
+
+
 def changed(snap: dict[str, Any], attempt: int) -> str:
     """What an attempt ran on other than the one before, in a few words; "" where nothing changed."""
     from launcher.news import differs  # it brings all events along, which few who want words need
@@ -111,9 +128,9 @@ def changed(snap: dict[str, Any], attempt: int) -> str:
 
 
 def steps_of(node: dict[str, Any]) -> str:
-    """The step a node's ranks are at, as a range where they differ; "-" for one that has not begun."""
-    steps = sorted({rank["step"] for rank in node["ranks"] if rank["step"] is not None})
-    told = [f"{step:,}" if step >= 0 else "-" for step in steps]
+    """The step a node's ranks are at, as a range where they differ; "-" for one that has not begun, or tells none."""
+    known = sorted({rank["step"] for rank in node["ranks"] if rank["step"] is not None})
+    told = [f"{step:,}" if step >= 0 else "-" for step in known]
     return "..".join(dict.fromkeys((told[0], told[-1]))) if told else "-"
 
 

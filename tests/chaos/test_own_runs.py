@@ -14,6 +14,8 @@ import psutil
 import pytest
 from own_run import PROGRAM, OwnRun, environment
 
+from launcher.view.snapshot import snapshot
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # who tests in the background may have had it ignored
 pytestmark = [pytest.mark.slow]
 
@@ -103,6 +105,44 @@ def test_a_second_ctrl_c_ends_it_at_once(make: Make) -> None:
     assert process.wait(10) == 130
     assert psutil.wait_procs(alive, timeout=10)[1] == []
     run.check_nothing_is_left()
+
+
+PLAIN = """
+import os, time
+path, step = f"step.{os.environ['RANK']}", 0
+if os.path.exists(path):
+    step = int(open(path).read())
+while True:
+    time.sleep(0.1)
+    step += 1
+    with open(path + ".new", "w") as file:
+        file.write(str(step))
+    os.replace(path + ".new", path)
+"""
+
+
+def test_a_script_that_tells_no_steps_runs_and_recovers_and_loses_none_unasked(make: Make, tmp_path: Path) -> None:
+    run = make("--nproc-per-node", "2")
+    (tmp_path / "plain.py").write_text(PLAIN)
+    run.script = ["plain.py"]
+    process = run.start()
+    run.begins()
+    run.wait("RUNNING", lambda now: now.state == "RUNNING")
+
+    refused = [run.call(verb) for verb in ("save", "pause")]
+    os.kill(snapshot(run.paths)["nodes"][0]["ranks"][1]["pid"], signal.SIGKILL)
+    run.wait("RUNNING again", lambda now: len(now.attempts) == 2 and now.state == "RUNNING")
+    snap = snapshot(run.paths)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+
+    assert [one.returncode for one in refused] == [1, 1]
+    assert all("cannot be told to save" in one.stderr for one in refused)
+    assert (snap["step"], snap["ettr"], snap["lost_steps"]) == (None, None, None)
+    assert [(one["state"], one["step"], one["lost_steps"]) for one in snap["incidents"]] == [("RECOVERED", None, None)]
+    assert "opt-launch: attempt 2 as the script resumes by itself on" in err
+    assert "stopping without a checkpoint: the script cannot be told to save" in err
+    assert process.returncode == 130
 
 
 def test_a_run_that_is_alive_or_another_is_not_disturbed(make: Make) -> None:

@@ -25,6 +25,7 @@ from launcher.events import (
     NodeSilent,
     NodeUndrained,
     RankExited,
+    RanksUp,
     RunEnded,
     RunHeld,
     RunReleased,
@@ -88,7 +89,14 @@ class Tale:
             AgentJoined(at=self.at, node=name, index=index, incarnation=incarnation, host="h", port=1, pid=1)
         )
 
-    def start(self, restore: CheckpointId | None = None, nodes: Iterable[str] | None = None) -> Tale:
+    def start(
+        self,
+        restore: CheckpointId | None = None,
+        nodes: Iterable[str] | None = None,
+        *,
+        resumes_itself: bool = False,
+        observed: bool = True,
+    ) -> Tale:
         names = list(nodes or [f"n{i}" for i in range(self.nodes)])
         slots = {name: tuple(range(i * self.ranks, (i + 1) * self.ranks)) for i, name in enumerate(names)}
         incarnations = {name: self.run.nodes[name].incarnation for name in names}
@@ -100,8 +108,13 @@ class Tale:
                 incarnations=incarnations,
                 restore=restore,
                 why="told",
+                resumes_itself=resumes_itself,
+                observed=observed,
             )
         )
+
+    def up(self, for_s: float = 0.0) -> Tale:
+        return self.tell(RanksUp(at=self.at, attempt=self.number, since=self.at - for_s))
 
     def steps(self, count: int, **metrics: float) -> Tale:
         for _ in range(count):

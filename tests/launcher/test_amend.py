@@ -116,11 +116,11 @@ def test_fsdp_takes_what_tensor_leaves_of_another_number_of_ranks(
 @pytest.mark.parametrize(
     ("overrides", "flags", "told"),
     [
-        (("trainer.size=8m",), {}, "--set trainer.size=8m; resume by ann, T: size is tiny in the run's checkpoints and cannot become 8m: submit another run"),
-        (("trainer.seed=2",), {}, "--set trainer.seed=2; resume by ann, T: seed is 1 in the run's checkpoints and cannot become 2: submit another run"),
-        (("trainer.held_out=0.1",), {}, "--set trainer.held_out=0.1; resume by ann, T: held_out is 0.05 in the run's checkpoints and cannot become 0.1: submit another run"),
-        (("trainer.steps=100",), {}, "--set trainer.steps=100; resume by ann, T: 100 steps are done, so 100 leave nothing to do: opt-launch submit --from demo@STEP begins a branch at an earlier step"),
-        (("name=other",), {}, "--set name=other; resume by ann, T: a run keeps its name: opt-launch submit --from demo@latest --name other begins a branch"),
+        (("trainer.size=8m",), {}, "--set trainer.size=8m: size is tiny in the run's checkpoints and cannot become 8m: submit another run"),
+        (("trainer.seed=2",), {}, "--set trainer.seed=2: seed is 1 in the run's checkpoints and cannot become 2: submit another run"),
+        (("trainer.held_out=0.1",), {}, "--set trainer.held_out=0.1: held_out is 0.05 in the run's checkpoints and cannot become 0.1: submit another run"),
+        (("trainer.steps=100",), {}, "--set trainer.steps=100: 100 steps are done, so 100 leave nothing to do: opt-launch submit --from demo@STEP begins a branch at an earlier step"),
+        (("name=other",), {}, "--set name=other: a run keeps its name: opt-launch submit --from demo@latest --name other begins a branch"),
         (("trainer.stpes=7",), {}, "--set trainer.stpes=7: unknown key 'stpes' (did you mean 'steps'?)"),
         (("notify={}",), {}, "POLICY: channel 'oncall' is not in 'notify' of RUN.yaml"),
         ((), {"partition": "urgent"}, "--partition urgent: the run is on backend local, which has none"),
@@ -131,8 +131,6 @@ def test_what_cannot_change_is_told_with_what_to_do(
     paths: RunPaths, overrides: tuple[str, ...], flags: dict[str, Any], told: str
 ) -> None:
     (found,) = mistakes(paths, *overrides, **flags)
-    before, by, after = found.partition("resume by ann, ")
-    found = before + by + ("T" + after[19:] if by else "")
     assert found == told.replace("POLICY", str(paths.policy))
 
 

@@ -99,18 +99,31 @@ def test_what_is_declared_reads_back_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("declared", "abilities"),
     [
-        ("", foreign(resumes_itself=True)),
-        ("capabilities: {resume: none}", foreign(begins_anew=True)),
+        ("", foreign(resumes_itself=True, observed=False)),
+        ("capabilities: {resume: none}", foreign(begins_anew=True, observed=False)),
+        (
+            "capabilities: {lr: reporter}",
+            foreign(resumes_itself=True, settings=frozenset({"lr"})),
+        ),
+        ("capabilities: {skip: reporter}", foreign(resumes_itself=True, skips=True)),
         ("telemetry: {preset: reporter}", foreign(resumes_itself=True)),
         ("telemetry: {preset: nanogpt}", foreign(resumes_itself=True, saves="never", refusal=NO_SAVE)),
-        ("capabilities: {save_now: none}", foreign(resumes_itself=True, saves="never", refusal=NO_SAVE)),
-        ("capabilities: {save_now: {signal: SIGUSR1}}", foreign(resumes_itself=True, signal="SIGUSR1")),
+        (
+            "capabilities: {save_now: none}",
+            foreign(resumes_itself=True, saves="never", observed=False, refusal=NO_SAVE),
+        ),
+        (
+            "capabilities: {save_now: {signal: SIGUSR1}}",
+            foreign(resumes_itself=True, signal="SIGUSR1", observed=False),
+        ),
         (
             "capabilities: {save_now: {signal: SIGTERM, then: exits, within: 5m}}",
-            foreign(resumes_itself=True, signal="SIGTERM", saves="exits", save_s=300, refusal=SAVE_ENDS),
+            foreign(
+                resumes_itself=True, signal="SIGTERM", saves="exits", save_s=300, observed=False, refusal=SAVE_ENDS
+            ),
         ),
-        (CHECKPOINTS + RESUME, foreign(resume_args=("--load", "{dir}", "--ckpt-step", "{step}"))),
-        (CHECKPOINTS + "capabilities: {resume: newest}", foreign()),
+        (CHECKPOINTS + RESUME, foreign(observed=False, resume_args=("--load", "{dir}", "--ckpt-step", "{step}"))),
+        (CHECKPOINTS + "capabilities: {resume: newest}", foreign(observed=False)),
     ],
 )
 def test_what_a_trainer_can_do_follows_from_what_is_declared(

@@ -16,6 +16,7 @@ from launcher.backends.slurm_words import Node, Partition, node_words, nodes_of,
 from launcher.doctor import checks, cluster_checks, readings
 from launcher.doctor.checks import Folder, Limits, Verdict
 from launcher.doctor.cluster_checks import OnNode, Peer
+from launcher.doctor.examination import with_answers
 from launcher.doctor.show import json_of, text_of
 
 ROOT = Path(__file__).parents[2]
@@ -275,6 +276,16 @@ def test_nodes_that_say_the_same_are_told_once() -> None:
     same, other = Verdict("a", "ok", "x"), Verdict("a", "fail", "y", "z")
     found = cluster_checks.together({"n1": [same], "n2": [other], "n3": [same]})
     assert [(one.state, one.where) for one in found] == [("ok", "n1, n3"), ("fail", "n2")]
+
+
+def test_what_the_nodes_have_answered_takes_the_place_of_what_was_supposed_here() -> None:
+    root, python = Verdict("--root", "warn", "local", "--probe tells"), Verdict("python", "unknown", "who knows")
+    munge, wrong = Verdict("munge", "warn", "w"), Verdict("python", "fail", "missing")
+    there = [Verdict("--root", "ok", "seen", where="n1"), Verdict("versions", "ok", "as here", where="n1")]
+
+    assert with_answers([root, munge, python], there) == [munge, *there]
+    assert with_answers([root, wrong], there) == [wrong, *there]
+    assert with_answers([root, python], [Verdict("probe", "unknown", "never started")])[:2] == [root, python]
 
 
 # ---------------------------------------------------------------- how it is told

@@ -15,7 +15,7 @@ from launcher.abilities import Abilities
 from launcher.backends.report import NodeReport, drain_changes
 from launcher.backends.slurm_words import reports
 from launcher.crew import assign
-from launcher.events import ActionDone, CommandReceived, JobEnding, NodeDraining, NodeUndrained
+from launcher.events import PERSON, ActionDone, CommandReceived, JobEnding, NodeDraining, NodeUndrained
 from launcher.recovery import GENTLE_LIMIT_S, Emit, Inventory, Limits, Requeue, Send
 from launcher.replacement import checked
 from launcher.reporter import SAVE, STOP
@@ -68,6 +68,18 @@ def test_a_node_that_is_back_in_time_makes_the_run_whole() -> None:
     world.until(running(2))
 
     assert set(world.run.attempts[-1].slots) == {"n0", "n1"}
+
+
+@pytest.mark.parametrize(
+    ("by", "reason", "restarts"), [(PERSON, "replace by told so", 0), ("draining", "draining: told so", 1)]
+)
+def test_what_replaces_a_node_is_told_and_only_the_policy_s_is_a_restart(by: str, reason: str, restarts: int) -> None:
+    world = world_of(spares=1)
+    world.tale.decide(rule=by, detector=by, nodes=["n1"], actions={"replace": "blamed"})
+
+    world.until(running(2))
+
+    assert (world.run.attempts[0].reason, world.run.restarts) == (reason, restarts)
 
 
 def test_a_spare_is_taken_at_once_though_the_run_could_be_smaller() -> None:

@@ -11,6 +11,7 @@ from tale import Tale
 
 from launcher.abilities import Abilities
 from launcher.commands import Commands, Grounds
+from launcher.control import leave
 from launcher.events import (
     AttemptEnded,
     AttemptStarted,
@@ -29,7 +30,7 @@ from launcher.foreign import NO_SAVE
 from launcher.ledger import account
 from launcher.paths import RunPaths
 from launcher.recovery import Emit, Search, Send, plan
-from launcher.run import Run, RunState
+from launcher.run import RunState
 from policies.meaning import RunFacts
 from policies.schema import Policy
 
@@ -158,13 +159,17 @@ def test_the_last_checkpoint_of_a_stopped_run_is_still_found() -> None:
 def test_a_save_that_the_trainer_cannot_do_is_answered_at_once(tmp_path: Any) -> None:
     said: list[Event] = []
     grounds = Grounds(NEVER, RunFacts(), lambda: Policy(version=1, name="none"), "ann")
-    commands = Commands(RunPaths(tmp_path), Run, lambda event: said.append(event) or event, grounds)
-    tale = asked(Tale().train(10), "save")
-    commands.durable(tale.run, tale.events[-1])
-    (answer,) = said
+    paths, tale = RunPaths(tmp_path), Tale().train(10)
+    paths.control.mkdir()
+    commands = Commands(paths, lambda: tale.run, lambda event: said.append(event) or event, grounds)
+    leave(paths, "s", "save")
+    commands.look_for_files(tale.run)
+    tale.tell(said[0])
+    commands.durable(tale.run, said[0])
+    _, answer = said
     assert isinstance(answer, CommandAnswered)
     assert (answer.ok, answer.message) == (False, NO_SAVE)
-    assert world(tale, NEVER).moves() == []
+    assert tale.run.save_requested_at is None
 
 
 # ---------------------------------------------------------------- the goal

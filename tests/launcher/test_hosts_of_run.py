@@ -74,9 +74,7 @@ def test_a_new_supervisor_allows_nobody_before_it_has_read_the_ledger(tmp_path: 
     ledger = tmp_path / "hosts"
     Ledger(ledger).append(*out.values())
     file = tmp_path / "RUN.yaml"
-    file.write_text(
-        f"name: tale\ncommand: [train]\ncluster: {{backend: slurm, nodes: 2}}\nhosts: {{ledger: {ledger}}}\n"
-    )
+    file.write_text(f"name: tale\ncommand: [sh]\ncluster: {{backend: slurm, nodes: 2}}\nhosts: {{ledger: {ledger}}}\n")
     watch = HostWatch(load_spec(file).spec, tell=print)
 
     found, deadline = [], time.monotonic() + 30

@@ -22,7 +22,7 @@ PURE = [
     "launcher.evolve", "launcher.events", "launcher.run", "launcher.incidents", "launcher.lineage", "launcher.advance",
     "launcher.accounting", "launcher.ledger", "launcher.codec", "launcher.fold",
     "launcher.crew", "launcher.drain", "launcher.replacement", "launcher.recovery",
-    "launcher.backends.report", "launcher.backends.slurm_words",
+    "launcher.backends.report", "launcher.backends.slurm_words", "launcher.backends.standing",
     "launcher.abilities", "launcher.telemetry", "launcher.binding",
     "launcher.doctor.checks", "launcher.doctor.cluster_checks", "launcher.doctor.show",
     "launcher.hosts.records", "launcher.hosts.fold", "launcher.hosts.standing", "launcher.hosts.guard",

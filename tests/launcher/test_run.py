@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tale import Tale
 
-from launcher.events import CommandAnswered, CommandReceived, EnvironmentChanged, RunResumed, StepDone, TrainerDone
+from launcher.events import (
+    PERSON,
+    CommandAnswered,
+    CommandReceived,
+    EnvironmentChanged,
+    RunResumed,
+    StepDone,
+    TrainerDone,
+)
+from launcher.news import news
 from launcher.run import NodeState, RunState
 
 Deed = Callable[[Tale], Tale]
@@ -92,6 +101,28 @@ def test_steps_given_up_are_counted_once_per_restart() -> None:
     assert tale.run.incidents[0].lost_steps == 7
     tale.steps(2).decide().end_attempt().start((10, 1))
     assert (tale.run.step, tale.run.lost_steps, tale.run.restarts) == (10, 9, 2)
+
+
+def test_what_a_person_asks_for_is_no_restart() -> None:
+    tale = Tale().train(10).save()
+    tale.decide(rule=PERSON).end_attempt().start((10, 1))
+    tale.steps(1).hold().end_attempt().release().start((10, 1))
+    assert (tale.number, tale.run.restarts) == (3, 0)
+
+
+def test_numbers_of_a_step_that_is_no_more_are_forgotten() -> None:
+    tale = Tale().train(10).save().steps(2, loss=3.0)
+    assert tale.decide().end_attempt().start((10, 1)).run.metrics == {}
+
+
+def test_what_ends_or_holds_the_run_is_told_once_with_its_outcome() -> None:
+    tale = Tale().train(1).decide().decide(actions=STOP)
+    assert [news(one, "tale") for one in tale.events[-2:]] == ["a-rule: told so: restart", ""]
+
+
+def test_a_node_that_leaves_because_the_run_is_over_is_not_lost() -> None:
+    tale = Tale().train(1).end("STOPPED").silent("n0").down("n0")
+    assert tale.run.nodes["n0"].state is NodeState.ALIVE
 
 
 def test_a_restart_at_step_0_loses_everything() -> None:

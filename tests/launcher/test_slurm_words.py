@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.backends.slurm_words import (
+    InQueue,
     Job,
     is_over,
     is_queued,
@@ -16,6 +17,7 @@ from launcher.backends.slurm_words import (
     moment,
     node_words,
     nodes_of,
+    queue_of,
     reports,
     span_s,
 )
@@ -95,6 +97,16 @@ def test_squeue_and_scontrol_agree_on_what_is_over() -> None:
         by_squeue = [line.split("|")[1] for line in lines(f"squeue_{moment_of}.txt")]
         by_scontrol = [job.state for _, job in named_jobs(f"scontrol_job_{moment_of}.txt")]
         assert sorted(by_squeue) == sorted(by_scontrol)
+
+
+def test_lines_of_the_queue_with_reasons_of_many_words_and_times_that_are_none() -> None:
+    told = queue_of("\n".join(lines("squeue_later.txt")))
+    assert told["11"] == InQueue("PENDING", "ReqNodeNotAvail, May be reserved for other job", None)
+    assert told["5"] == InQueue("PENDING", "JobHeldUser", None)
+    assert told["1"] == InQueue("RUNNING", "", moment("2026-11-25T01:05:43"))
+    assert queue_of("7_3|PENDING|2026-11-25T01:05:43|None\nslurm_load_jobs error: x\n") == {
+        "7_3": InQueue("PENDING", "", moment("2026-11-25T01:05:43"))
+    }
 
 
 def test_every_end_time_that_squeue_prints_is_a_time_or_none() -> None:

@@ -159,14 +159,14 @@ def test_a_wrong_value_is_shown_at_its_place(tmp_path: Path, text: str, expected
     [
         (RUN + "command: [python, x.py]\n", "11:10: 'trainer' and 'command' exclude each other: write one of them"),
         ("name: a\n", "1:1: nothing to train: 'trainer' or 'command' is missing"),
-        (changed("fsdp: 2", "fsdp: 4"), "8:13: fsdp 4 x tensor 2 is 8 ranks, but 2 nodes x 2 ranks are 4"),
+        (changed("fsdp: 2", "fsdp: 4"), "8:13: fsdp 4 x tensor 2 is 8, but nodes 2 x ranks_per_node 2 is 4"),
         (changed("batch_tokens: 8192", "batch_tokens: 8200"), "5:17: batch_tokens 8200 is not a multiple of 256, one sequence of 128 tokens for each of 2 fsdp ranks"),
         (changed("lr: 6.0e-4", "micro_batch: 3"), "7:16: micro_batch 3 does not divide the 32 sequences a rank has in each step"),
         (changed("fsdp: 2, tensor: 2", "fsdp: 1, tensor: 4"), "8:31: the 2 heads of tiny cannot be divided among 4 tensor-parallel ranks"),
         (changed("spares: 1", "min_nodes: 3"), "10:51: min_nodes is 3, more than the 2 nodes of the run"),
         (changed("spares: 1", "backend: slurm, slurm: {time: 10m, lead: 10m}"), "10:70: the job ends after 600 s and is to be saved 600 s before: nothing would be trained"),
         (changed("ranks_per_node: 2, spares: 1", "ranks_per_node: 1, min_nodes: 1").replace("fsdp: 2", "fsdp: 1"), "10:51: no number of nodes below 2 fits: 1: its ranks (1) are no multiple of tensor 2"),
-        ("name: a\ncommand: [x]\ncluster: {nodes: 2, min_nodes: 1}\n", "3:32: whether the command can go on with fewer nodes than 2 is not known: if it and its checkpoints fit any WORLD_SIZE, say capabilities: {elastic: true}; else leave this out"),
+        ("name: a\ncommand: [sh]\ncluster: {nodes: 2, min_nodes: 1}\n", "3:32: whether the command can go on with fewer nodes than 2 is not known: if it and its checkpoints fit any WORLD_SIZE, say capabilities: {elastic: true}; else leave this out"),
         (changed("keep: 5", "keep_every: 60"), "9:45: keep_every 60 is not a multiple of every 25"),
         (changed("probation: 20", "probation: 125"), "9:53: the 5 newest checkpoints reach back 125 steps: all are removed before their probation of 125 steps ends, and none is ever good"),
         (changed("lr: 6.0e-4", "data: [gone.txt]"), "7:10: FOLDER/gone.txt: no such file"),
@@ -180,7 +180,7 @@ def test_a_wrong_value_is_shown_at_its_place(tmp_path: Path, text: str, expected
         (RUN + "policy: [defualt]\n", "11:10: no shipped policy is called 'defualt' (did you mean 'default'?)"),
         (RUN + "policy: [gone.yaml]\n", "11:10: FOLDER/gone.yaml: no such file"),
         (RUN + "policy: [calls.yaml]\n", "8:17: channel 'oncall' is not in 'notify' of RUN.yaml"),
-        ("name: a\ncommand: [x]\npolicy: [goes_back.yaml]\n", "7:9: 'restart from last_good' of rule 'r' needs 'checkpoints' and 'capabilities.resume' of the command"),
+        ("name: a\ncommand: [sh]\npolicy: [goes_back.yaml]\n", "7:9: 'restart from last_good' of rule 'r' needs 'checkpoints' and 'capabilities.resume' of the command"),
     ],
 )  # fmt: skip
 def test_values_that_do_not_fit_together_are_a_mistake(tmp_path: Path, text: str, expected: str) -> None:
@@ -242,7 +242,7 @@ def test_what_does_not_exist_yet_is_refused_by_name(tmp_path: Path, key: str) ->
         ("=3", "write --set key.sub=value"),
         ("trainer..lr=3", "write --set key.sub=value"),
         ("trainer.data=[a", "not YAML: expected ',' or ']', but got '<stream end>' (while parsing a flow sequence)"),
-        ("cluster.nodes=3", "fsdp 2 x tensor 2 is 4 ranks, but 3 nodes x 2 ranks are 6"),
+        ("cluster.nodes=3", "fsdp 2 x tensor 2 is 4, but nodes 3 x ranks_per_node 2 is 6"),
     ],
 )
 def test_a_mistake_of_set_is_shown_at_the_flag(tmp_path: Path, override: str, expected: str) -> None:
@@ -266,6 +266,12 @@ def test_mistakes_of_shape_meaning_flags_and_policies_are_told_at_once(tmp_path:
     assert [one.split(": ")[0] for one in found] == ["7:3", "12:10", "13:22", "--set trainer.lr=x", "--spares -2"]
 
 
+def test_a_wrong_name_hides_no_other_mistake(tmp_path: Path) -> None:
+    found = mistakes(tmp_path, RUN, "name=a b", "policy=[defalt]", "health.every=60s", "cluster.spaers=1")
+    about = ("--set name", "--set policy", "--set health.every", "--set cluster.spaers")
+    assert sorted(one.partition("=")[0] for one in found) == sorted(about)
+
+
 def test_commands_that_only_a_job_script_can_run_are_refused_elsewhere(tmp_path: Path) -> None:
     setup = "launch.setup=[module load cuda]"
     (found,) = mistakes(tmp_path, RUN, setup)
@@ -280,7 +286,7 @@ def test_an_allocation_of_ones_own_cannot_be_submitted(tmp_path: Path) -> None:
     assert mistakes(tmp_path, RUN, "cluster.backend=own") == [f"--set cluster.backend=own: {told}"]
 
 
-COMMAND = "name: a\ncommand: [x]\npolicy: [infra]\n"
+COMMAND = "name: a\ncommand: [sh]\npolicy: [infra]\n"
 
 
 @pytest.mark.parametrize(
@@ -303,6 +309,22 @@ def test_what_only_a_node_can_know_is_not_asked_of_the_login_node(tmp_path: Path
     launch = "{prefix: [apptainer-of-nobody], python: /no/such/python, network: {interface: nope0}}"
 
     assert mistakes(tmp_path, f"{COMMAND}launch: {launch}\n", backend="slurm") == []
+    assert mistakes(tmp_path, "name: a\ncommand: [pythn, train.py]\n", backend="slurm") == []
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("[pythn, train.py]", ["2:11: pythn: no such program in PATH: correct it, or write its whole path"]),
+        ("[/no/such/python, x]", ["2:11: /no/such/python: no such program that can be run: correct its path"]),
+        ("[sh, x]\nlaunch: {env: {PATH: /no/such}}", ["2:11: sh: no such program in PATH: correct it, or write its whole path"]),
+        ("[./train.sh]", []),  # of the folder that ranks work in
+        ("[pythn, x]\nlaunch: {prefix: [sh]}", []),  # what is there beyond it, nobody here can know
+        ("sh train.sh", ["2:10: a list is expected, not 'sh train.sh': write [sh, train.sh]"]),
+    ],
+)  # fmt: skip
+def test_a_program_that_is_not_there_is_refused_at_submit(tmp_path: Path, command: str, expected: list[str]) -> None:
+    assert mistakes(tmp_path, f"name: a\ncommand: {command}\npolicy: [infra]\n") == expected
 
 
 @pytest.mark.parametrize("item", ["${HOME}", "{run}/x:{scratch}", "{}", "{ a }", "{A}"])
@@ -429,7 +451,7 @@ def test_what_is_no_size_is_refused_with_an_example(wrong: object) -> None:
         parse_bytes(wrong)
 
 
-@pytest.mark.parametrize("section", ["trainer: {size: tiny, steps: 1}", "command: [x]\ncluster: {backend: own}"])
+@pytest.mark.parametrize("section", ["trainer: {size: tiny, steps: 1}", "command: [sh]\ncluster: {backend: own}"])
 def test_a_copy_is_refused_where_there_is_nothing_of_the_user_to_copy(tmp_path: Path, section: str) -> None:
     text = f"name: a\n{section}\npolicy: [infra]\nlaunch: {{code: snapshot}}\n"
 

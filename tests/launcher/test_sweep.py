@@ -173,7 +173,7 @@ def test_paths_start_at_the_folder_of_the_file_they_are_written_in(folder: Path,
         ("grid:", "max_parallel: 0\ngrid:", "SWEEP.yaml:3:15: max_parallel must be greater than 0, not 0"),
         ("[1, 2, 3]", str(list(range(501))), "SWEEP.yaml:3:1: 1,002 runs, more than 1000"),
         ("trainer.seed: [1, 2, 3]", "cluster.backend: [local, slurm]", "SWEEP.yaml:1:1: all runs of a sweep go to one backend: 'cluster.backend' cannot be swept"),
-        ("trainer.seed: [1, 2, 3]", "cluster.nodes: [2, 3]", "SWEEP.yaml:5:22: fsdp 2 x tensor 2 is 4 ranks, but 3 nodes x 2 ranks are 6"),
+        ("trainer.seed: [1, 2, 3]", "cluster.nodes: [2, 3]", "SWEEP.yaml:5:22: fsdp 2 x tensor 2 is 4, but nodes 3 x ranks_per_node 2 is 6"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_with_its_place(folder: Path, old: str, new: str, expected: str) -> None:

@@ -16,7 +16,7 @@ from launcher.spec import load_spec, read_resolved
 from launcher.submit import make
 from launcher.variables import keep_variables, read_variables
 
-RUN = "name: a\ncommand: [x]\npolicy: [infra]\nlaunch: {env: {MY_TOKEN: from-env, PLAIN: text}}\n"
+RUN = "name: a\ncommand: [sh]\npolicy: [infra]\nlaunch: {env: {MY_TOKEN: from-env, PLAIN: text}}\n"
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from launcher.events import (
     EpochStarted,
     Event,
     NodeDown,
+    RankExited,
     RunHeld,
     RunSubmitted,
     StepDone,
@@ -36,6 +37,7 @@ from launcher.events import (
 from launcher.fold import View
 from launcher.journal import JournalWriter, claim_epoch, read_journal, seal, write_first_epoch
 from launcher.paths import RunPaths
+from launcher.snapshots import read_view
 from launcher.view.locate import find_run, list_runs
 from launcher.view.logs import Follower, Wanted, merged
 from launcher.view.plain import plain
@@ -166,9 +168,20 @@ def test_a_scheduler_that_does_not_answer_and_the_end_of_the_job_are_seen(tmp_pa
     job = {"ends_at": BORN + 31 + 7200, "away_since": BORN + 31 - 90}
     paths.live.write_text(json.dumps(live() | {"job": job}))
     snap = snapshot(paths, now=BORN + 31)
-    assert snap["job"] == {"left_s": 7200.0, "scheduler_away_s": 90.0}
-    for shown in ("\n".join(plain(snap)), drawn(snap, 120, 30)):
-        assert "ends in 2h00m  Slurm has not answered for 1m30s" in shown
+    assert snap["job"] == {"left_s": 7200.0, "scheduler_away_s": 90.0, "waiting": None}
+    assert "ends in 2h00m  Slurm has not answered for 1m30s" in "\n".join(plain(snap))
+    lines = drawn(snap).splitlines()
+    assert lines[2].endswith("  ends in 2h00m")
+    assert " WARN  Slurm has not answered for 1m30s" in lines
+
+
+def test_the_end_of_the_job_is_seen_at_80_columns_whatever_else_is_told(tmp_path: Path) -> None:
+    told = {"loss": 2.71828, "grad_norm": 2.574, "lr": 3.24e-4, "scale": 65536.0}
+    more = StepDone(at=BORN + 31, attempt=2, step=9, step_s=0.31, metrics=told)
+    paths = write_run(tmp_path, events=[*story(), more])
+    paths.live.write_text(json.dumps(live() | {"job": {"ends_at": BORN + 32 + 86_000}}))
+    line = drawn(snapshot(paths, now=BORN + 32)).splitlines()[2]
+    assert line == " loss 2.718  gnorm 2.574  lr 0.000324  step time 1.0s  scale 6.5… ends in 23h53m"
 
 
 def test_what_a_superseded_supervisor_left_in_live_json_is_ignored(tmp_path: Path) -> None:
@@ -183,6 +196,19 @@ def test_ranks_of_an_earlier_attempt_are_not_shown(tmp_path: Path) -> None:
     paths = write_run(tmp_path)
     paths.live.write_text(json.dumps(live(at=BORN + 20)))
     assert snapshot(paths, now=BORN + 31)["nodes"][0]["ranks"][0]["pid"] is None
+
+
+def test_a_dead_rank_and_a_dead_node_are_not_shown_as_alive(tmp_path: Path) -> None:
+    exited = RankExited(at=BORN + 30, attempt=2, node="node2", rank=3, code=-9)
+    paths = write_run(tmp_path, events=[*story(), exited])
+    beats = live()
+    beats["nodes"]["node1"] = {"beat_s": 12.0, "ranks": {}}
+    paths.live.write_text(json.dumps(beats))
+    nodes = {node["name"]: node for node in snapshot(paths, now=BORN + 31)["nodes"]}
+    assert nodes["node1"]["beat_s"] is None
+    assert [(rank["alive"], rank["phase"]) for rank in nodes["node2"]["ranks"]] == [
+        (True, "train"), (False, "killed by signal 9"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("broken", ["", "{", "[]", '{"epoch": "x"}', '{"epoch": 2, "nodes": [1], "at": "y"}'])
@@ -228,14 +254,14 @@ def drawn(snap: dict[str, Any], width: int = 80, height: int = 24) -> str:
 GOLDEN = """\
  demo   RUNNING   attempt 2   job 81234   up 31s                    live, 1s ago
  step 9 / 50  18.0% [##--------]  eta 41s  ettr 35.5%  goodput 32.1%
- loss 4.7  gnorm 0.41  lr 5.8e-05  step time 1.0s  restarts 1  lost 2
+ loss 4.7  gnorm 0.41  lr 5.8e-05  step time 1.0s
  loss █▇▆▅▄▄▃▂▁  min 4.7
  NEXT  checkpoint at step 12
 -- NODES 3: 2 active, 1 lost ------------------------------------ worst first --
  x node1  lost    LOST
    node0  active  ALIVE  beat 0.20s  ranks 0,1  step 9  train
    node2  active  ALIVE  beat 0.30s  ranks 2,3  step 9  train
--- INCIDENTS 1 ------------------------------------------------- newest first --
+-- INCIDENTS 1, 1 restart, 2 steps lost ------------------------ newest first --
  #1  22:13:37  node-failure  node1  RECOVERED  +8.0s, 2 steps lost: exclude, re…
 -- CHECKPOINTS ------------------------------------------------- newest first --
    step 8  attempt 2  22:13:49  2.2 MB  complete
@@ -251,7 +277,7 @@ def test_the_screen_at_80_by_24(tmp_path: Path) -> None:
 
 def test_a_frozen_supervisor_is_visible(tmp_path: Path) -> None:
     paths = write_run(tmp_path)
-    assert "STALE, 1m32s ago" in drawn(snapshot(paths, now=BORN + 121))
+    assert "STALE, 1m32s ago" in drawn(snapshot_of("demo", read_view(paths), {}, BORN + 121))
 
 
 @pytest.mark.parametrize(("width", "height"), [(60, 15), (80, 24), (140, 50)])
@@ -285,7 +311,7 @@ def test_the_live_screen_says_how_to_leave_it(tmp_path: Path, width: int, height
     console = Console(width=width, height=height, file=io.StringIO(), color_system=None, force_terminal=True)
     picture = live_picture(snapshot(write_run(tmp_path), now=BORN + 31), console)
     lines = ["".join(part.text for part in line).rstrip() for line in console.render_lines(picture)]
-    assert lines[-1].startswith(" Ctrl-C leaves this screen; the run")
+    assert lines[-1].startswith(" q or Ctrl-C leaves; the run goes on")
     assert len(lines) <= height
 
 

@@ -10,6 +10,7 @@ from launcher.events import (
     EpochStarted,
     JobEnding,
     Json,
+    RanksUp,
     RunEnded,
     RunHeld,
     RunPaused,
@@ -484,6 +485,30 @@ def test_the_first_step_has_its_own_limit(default: Policy) -> None:
     story.start()
     (decision,) = story.wait(4000)
     assert (decision.rule, decision.at) == ("hang", 2800.0)
+
+
+def up(default: Policy) -> Story:
+    """A command that tells no steps, whose ranks run."""
+    story = Story(default)
+    story.start()
+    story.tell(RanksUp(at=story.at, attempt=story.attempt, since=story.at - 30))
+    return story
+
+
+def test_ranks_of_which_nobody_need_tell_a_step_are_no_hang_however_long_they_say_nothing(default: Policy) -> None:
+    assert up(default).wait(30 * 24 * 3600) == []
+
+
+def test_what_fails_of_ranks_that_ran_is_restarted_at_once_and_uses_the_budget_of_restarts(default: Policy) -> None:
+    story = up(default)
+    for number in range(8):  # more than may fail before a first step, or end without progress
+        (decision,) = story.exits(1, code=-11)
+        assert (decision.evidence["before_first_step"], ending(decision)) == (False, "restart")
+        assert decision.evidence["budget"] == f"restarts {number + 1} of 20 per 1d; without progress 0"
+        story.start()
+        story.tell(RanksUp(at=story.at, attempt=story.attempt, since=story.at - 30))
+    (decision,) = story.exits(1, code=-11)
+    assert ending(decision) == "hold"
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ def test_a_hang_tells_its_rule_place_numbers_rung_and_budget() -> None:
     (decision,) = story.wait(200)
     place = next(one.place for one in policy.rules if one.name == "hang")
     assert explain(policy, decision) == (
-        "incident 1, attempt 1: no rank moved for 120.0 s, limit 120.0 s; rank 2 on n1 is behind (likely)\n"
+        "incident 1, attempt 1, at step 30: no rank moved for 120.0 s, limit 120.0 s; rank 2 on n1 is behind (likely)\n"
         f"  rule:    hang ({place}), rung 1 of 3, 1 per 1d\n"
         "  about:   rank 2 on n1 (likely)\n"
-        "  numbers: stood_s 120.0, limit_s 120.0, step 29\n"
+        "  numbers: stood_s 120.0, limit_s 120.0\n"
         "  does:    collect stacks, shrink if need be, restart from latest\n"
         "  budget:  restarts 1 of 20 per 1d; without progress 0"
     )

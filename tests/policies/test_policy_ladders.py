@@ -282,7 +282,7 @@ def test_a_lost_node_and_bad_numbers_at_once_are_one_restart_for_the_node() -> N
 def test_a_failure_no_rule_handles_is_held(tmp_path: Path, failure: str) -> None:
     story = Story(policy_of(tmp_path, f"rules:{rule('non_finite: {}', 'notify: me')}")).training()
     (decision,) = story.exits(0, -9) if failure == "exit" else story.down("n1")
-    assert (decision.rule, decision.detector) == ("engine", failure)
+    assert (decision.rule, decision.detector) == ("no-rule", failure)
     assert f"no rule handles this {failure}" in reason(decision)
 
 

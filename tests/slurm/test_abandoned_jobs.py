@@ -46,4 +46,5 @@ def test_a_job_that_lost_its_first_node_and_may_not_begin_anew_is_ended(launch: 
     run.check_nothing_is_left()
 
     assert run.run.state == "RUNNING"  # nobody was there to say otherwise
-    assert "none of its processes lives" in run.call("status", "--once").stdout
+    shown = run.call("status", "--once").stdout
+    assert shown.startswith(f"run {run.paths.name}  GONE  (none of its processes lives")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def test_a_run_is_taken_out_of_the_queue_and_resumed_on_another_partition(
 
     stopped = run.call("stop", "--yes")
     assert stopped.returncode == 0, stopped.stderr
-    assert stopped.stderr.endswith(f"{run.paths.name} has ended: its job was waiting in the queue\n")
+    assert stopped.stderr.endswith(f"{run.paths.name}: ended: its job was waiting in the queue\n")
     assert (run.run.state, run.job_state()) == ("STOPPED", "CANCELLED")
     nowhere = run.call("resume", "--partition", "nowhere")
     assert (nowhere.returncode, "invalid partition" in nowhere.stderr.lower()) == (3, True)
@@ -40,6 +41,28 @@ def test_a_run_is_taken_out_of_the_queue_and_resumed_on_another_partition(
     assert partition(run) == "urgent"
     assert run.of(RunAmended)[-1].changes["cluster.slurm.partition"] == ["train", "urgent"]
     assert len(run.ends().attempts) == 1
+
+
+def test_a_run_in_the_queue_says_so_at_once_and_nobody_guesses_while_the_controller_is_away(launch: Launch) -> None:
+    run = launch(waits=True, flags=IN_AN_HOUR, steps=60)
+    begun = time.monotonic()
+    shown, saved, logs = (run.call(*words) for words in (("status", "--once"), ("save",), ("logs",)))
+    waits = f"job {run.job} waits in the queue: BeginTime; expected to start "
+
+    assert time.monotonic() - begun < 20  # of three commands; nobody waits for an answer
+    assert f"next: {waits}" in shown.stdout
+    assert (saved.returncode, waits in saved.stderr) == (1, True), saved.stderr
+    assert (logs.returncode, logs.stdout, waits in logs.stderr) == (0, "", True), logs.stderr
+    told = json.loads(run.call("status", "--json").stdout)
+    assert (told["job_id"], told["job"]["waiting"]["reason"]) == (run.job, "BeginTime")
+
+    assert run.call("stop", "--yes").returncode == 0
+    run.becomes("CANCELLED")
+    run.cluster.end_controller()
+    resumed = run.call("resume")
+    run.cluster.start_controller()
+    assert (resumed.returncode, f"whether job {run.job} is gone is not known" in resumed.stderr) == (5, True)
+    assert run.run.state == "STOPPED"
 
 
 def test_what_does_not_answer_any_more_is_ended_through_slurm(launch: Launch) -> None:
