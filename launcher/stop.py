@@ -16,6 +16,7 @@ from launcher.submit import login_epoch
 from launcher.view.steer import check_that_it_goes_on, is_deserted, steer
 
 NOW_S = 15.0  # in which a lost supervisor has been replaced
+_DESERTED = "none of its processes was alive"
 
 
 def stop(paths: RunPaths, author: str, *, now: bool, tell: Callable[[str], None]) -> str:
@@ -28,10 +29,12 @@ def stop(paths: RunPaths, author: str, *, now: bool, tell: Callable[[str], None]
     if (queued := waiting(paths)) is not None and queued.is_ours:
         return _end(paths, author, "its job was waiting in the queue")
     if is_deserted(paths):
-        return _end(paths, author, "none of its processes was alive")
+        return _end(paths, author, _DESERTED)
     try:
         return steer(paths, "stop", {"now": now}, NOW_S if now else ANSWER_S)
     except Unreachable as error:
+        if is_deserted(paths):  # they were just ending
+            return _end(paths, author, _DESERTED)
         if not now:
             hint = f"opt-launch stop {paths.name} --now ends it without one, and without a checkpoint"
             raise Unreachable(error.message, error.where, hint) from error

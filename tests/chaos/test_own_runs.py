@@ -80,7 +80,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_without_losing_a_step(make: M
     assert process.returncode == 130, err
     assert stopped.head == (stopped.step, 1)
     refused = run.call("resume")
-    assert (refused.returncode, "give the same command again" in refused.stderr) == (1, True)
+    assert (refused.returncode, "the same command again" in refused.stderr) == (1, True)
 
     assert run.start().wait(60) == 0
     assert run.ends().lost_steps == 0
