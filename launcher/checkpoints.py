@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from launcher.events import CheckpointId
 from launcher.run import Checkpoint, Run
 
+# What these find is in the weights, and so in every checkpoint since.
+IN_THE_WEIGHTS = frozenset({"spike", "non_finite", "scale_collapse", "sdc"})
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -61,6 +64,24 @@ def choose(run: Run, origin: str = "latest", onset_step: int = -1, below: int | 
     return NoChoice(f"no usable checkpoint from before the incident at step {onset_step}")
 
 
+def choose_undecided(run: Run) -> Choice | NoChoice:
+    """The checkpoint from which a run goes on if nobody decides where: the newest.
+
+    After a hold for what is in the weights it is the newest from before that, if there is one.
+    """
+    if (onset := tainted_since(run)) is not None:
+        sound = choose(run, "before_incident", onset)
+        if isinstance(sound, Choice):
+            return sound
+    return choose(run)
+
+
+def tainted_since(run: Run) -> int | None:
+    """The step at which the trouble began that a run is held for; None where the newest checkpoint holds none of it."""
+    held = (one for one in run.incidents if one.state == "HELD" and one.detector in IN_THE_WEIGHTS)
+    return min((one.onset_step for one in held if one.onset_step >= 0), default=None)
+
+
 def tried_before(run: Run) -> int | None:
     """The step of the checkpoint from which the run went on when it was to be cured of what has come again.
 
@@ -88,8 +109,8 @@ def removable(run: Run, keep: int, keep_every: int | None) -> tuple[Checkpoint, 
     """Checkpoints that retention lets go, oldest first.
 
     Of the current line the newest `keep` stay, every `keep_every`-th step, and always the newest good one; while the
-    numbers are in trouble, all from before it; and the newest from before what an incident, that is open or that a
-    person is asked about, may go back to. Of abandoned lines nothing stays that is older than the newest kept.
+    numbers are in trouble, all from before it; and the newest from before what an incident, that is open or that waits
+    for a person, may go back to. Of abandoned lines nothing stays that is older than the newest kept.
     """
     line = [checkpoint for checkpoint in run.lineage() if not checkpoint.removed]
     usable = [checkpoint for checkpoint in line if checkpoint.usable]
@@ -98,7 +119,7 @@ def removable(run: Run, keep: int, keep_every: int | None) -> tuple[Checkpoint, 
     kept |= {c.id for c in [next((c for c in usable if run.is_good(c)), None)] if c is not None}
     if math.isfinite(run.sound_until):
         kept |= {c.id for c in usable if c.step <= run.sound_until}
-    unsettled = [one for one in run.incidents if one.state in ("ASKED", "OPEN")]
+    unsettled = [one for one in run.incidents if one.state in ("ASKED", "OPEN", "HELD")]
     onsets = [one.onset_step if one.onset_step >= 0 else one.step for one in unsettled]
     kept |= {c.id for onset in onsets for c in [next((c for c in usable if c.step <= onset), None)] if c is not None}
     if run.attempt and run.attempt.restore:

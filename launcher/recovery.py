@@ -13,7 +13,7 @@ from typing import Literal
 
 from launcher import search
 from launcher.abilities import Abilities
-from launcher.checkpoints import NoChoice, choose, tried_before
+from launcher.checkpoints import Choice, NoChoice, choose, choose_undecided, tried_before
 from launcher.crew import assign, by_preference, is_to_leave, size_of
 from launcher.events import (
     PERSON,
@@ -498,8 +498,7 @@ def _start(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
         return []
     if not fleet.searched:
         return [Search()]
-    origin, onset_step = _origin(run.pending)
-    choice = choose(run, origin, onset_step, below=tried_before(run))
+    choice = _choice(run)
     if isinstance(choice, NoChoice):
         return [Emit(RunHeld(at=fleet.now, reason=choice.reason))]
     if choice.restore is None and fleet.unfinished:
@@ -532,12 +531,13 @@ def _is_examined_first(nodes: list[Node], size: int, now: float, limits: Limits)
     return now < enough_at + limits.examined_within_s and any(not node.examinations for node in nodes)
 
 
-def _origin(decision: Decision | None) -> tuple[str, int]:
-    restart = decision.actions.get("restart") if decision else None
-    if decision is None or not isinstance(restart, dict):
-        return "latest", -1
+def _choice(run: Run) -> Choice | NoChoice:
+    """Where the next attempt begins: as was decided, if anything was."""
+    restart = run.pending.actions.get("restart") if run.pending else None
+    if run.pending is None or not isinstance(restart, dict):
+        return choose_undecided(run)
     origin = str(restart.get("from", "latest"))
-    return origin, -1 if origin == "latest" else decision.onset_step
+    return choose(run, origin, -1 if origin == "latest" else run.pending.onset_step, below=tried_before(run))
 
 
 def _available(run: Run, fleet: Fleet) -> list[Node]:

@@ -18,7 +18,8 @@ CLEAN = 100  # updates in a row that were applied, and the trouble is over
 class ScaleMemory:
     """`seen` updates of the attempt; `skipped` and `applied` ones in a row; halvings less doublings, by bucket.
 
-    `stuck`: skipped updates in a row that did not change the scale; `since`: step and time of the first skipped one.
+    `stuck`: skipped updates in a row that did not change the scale; `since`: step and time of the first skipped one;
+    `size`: the last scale that was right for a while, in the attempts before too.
     """
 
     seen: int = 0
@@ -34,6 +35,12 @@ class ScaleMemory:
     above: int = 0
     begun: tuple[int, float] | None = None  # step and time of the first sign
     is_told: bool = False
+    size: float = 0.0
+
+
+def begun_anew(memory: ScaleMemory) -> ScaleMemory:
+    """What is remembered in another attempt: a scale that goes on as it was need not find its size again."""
+    return ScaleMemory(size=memory.size)
 
 
 def scale_collapse(
@@ -98,15 +105,18 @@ def _counted(detector: ScaleCollapse, memory: ScaleMemory, event: StepDone) -> S
     passed = bucket - memory.bucket
     halved = memory.halved if 0 <= passed < BUCKETS and memory.halved else (0.0,) * BUCKETS
     halved = (*halved[passed:], *(0.0,) * passed) if 0 < passed < BUCKETS else halved
+    applied = 0 if was_skipped else memory.applied + gap
+    found_its_size = not memory.seen and 0 < scale <= 2 * memory.size
     return evolve(
         memory,
-        seen=memory.seen + gap,
+        seen=(detector.warmup if found_its_size else memory.seen) + gap,
         last_step=event.step,
         scale=scale,
         skipped=memory.skipped + gap if was_skipped else 0,
         stuck=memory.stuck + gap if was_skipped and not halvings and "loss_scale" in event.metrics else 0,
         since=memory.since or (event.step, event.at) if was_skipped else None,
-        applied=0 if was_skipped else memory.applied + gap,
+        applied=applied,
+        size=scale if applied >= detector.skipped else memory.size,
         halved=(*halved[:-1], halved[-1] + halvings) if halvings else halved,
         bucket=bucket,
         below=memory.below + gap if detector.below and 0 < scale < detector.below else 0,

@@ -6,8 +6,8 @@ the last nine clearly above, and `heal_within` steps have not healed it; at once
 It has *healed* when three rows in a row are back. While it lasts nothing of it moves the baseline.
 
 Some runs jump up now and then as a habit: a batch loss of two levels, odd batches. So it must also be most unlikely
-that these rows are of that habit: as if each were drawn by itself, at the rate of such rows lately (Chernoff's bound of
-the binomial tail). Where the gradient norm is known and did not rise with the loss, twice as much is asked for.
+that these rows are of that habit. Where the gradient norm is known and did not rise with the loss, twice as much is
+asked for. A run that went back is to do as well as it did at the step it went back to: policies/relapse.py.
 
 A row is what was told: one step, or the last of 500. Rows and limits follow how the labels of tests/data/curves were
 made, which is by looking at the whole curve; docs/benchmarks.md says how well it works without, and on other curves.
@@ -22,6 +22,8 @@ from launcher.events import Json, StepDone
 from launcher.evolve import evolve
 from policies.baseline import NOISE_OF, UNKNOWN, Baseline, learned, noted, raised
 from policies.finding import Word
+from policies.habit import NO_HABIT, Habit, surprise
+from policies.relapse import Return, followed, is_healing, relapse
 from policies.when import Spike
 
 FAR_ROWS = 3  # rows far above that are no accident
@@ -32,10 +34,9 @@ CLEAR_SHARE = 2.0 / 3.0
 NORM_NOISE, LOG_FACTOR = 8.0, math.log(2.0)  # a gradient norm so many noises up, and doubled, is up
 EXPLODED = 100.0  # times the highest level the loss has had, which is that of a model that knows nothing
 CERTAIN = math.log(1e6)  # by habit, once in a million rows
-HABIT_OF = 200  # rows that a habit is learned from; before that one jump in a hundred rows is assumed, weighing 50 rows
-PRIOR_JUMPS, PRIOR_ROWS = 0.5, 50.0
 SETTLED_ROWS = 200  # what has lasted so long is the new level
 TRACED = 64  # earlier levels that are remembered at most, evenly over the run
+RECENT = 4  # of them say what the level was at a step
 
 
 @dataclass(frozen=True)
@@ -45,25 +46,6 @@ class Row:
     step: int
     above: float
     is_clear: bool
-
-
-@dataclass(frozen=True)
-class Habit:
-    """How many of the last rows were far, or clearly, above without being trouble; older ones count less."""
-
-    rows: float = 0.0
-    far: float = 0.0
-    clear: float = 0.0
-
-    def plus(self, rows: int, far: int = 0, clear: int = 0) -> Habit:
-        left = (1 - 1 / HABIT_OF) ** rows
-        return Habit(self.rows * left + HABIT_OF * (1 - left), self.far * left + far, self.clear * left + clear)
-
-    def rate(self, jumps: float) -> float:
-        return (jumps + PRIOR_JUMPS) / (self.rows + PRIOR_ROWS)
-
-
-NO_HABIT = Habit()
 
 
 @dataclass(frozen=True)
@@ -118,10 +100,22 @@ class SpikeMemory:
     habit: Habit = NO_HABIT  # as of `calm_rows` ago
     calm_rows: int = 0
     trouble: Trouble | None = None
+    back: Return | None = None
 
 
 def spike(detector: Spike, memory: SpikeMemory, event: StepDone, *, learning: bool) -> tuple[SpikeMemory, Word | None]:
     """What the detector says of a step. While `learning` (after a declared change) everything is usual."""
+    back, loss = memory.back, event.metrics.get(detector.metric, math.nan)
+    if back is None:
+        return _seen(detector, memory, event, learning)
+    if learning or math.isfinite(loss):
+        back = None if learning else followed(detector, back, event, loss)
+    memory, word = _seen(detector, evolve(memory, back=back), event, learning)
+    return memory, relapse(detector, back, event) if back and back.is_due else word
+
+
+def _seen(detector: Spike, memory: SpikeMemory, event: StepDone, learning: bool) -> tuple[SpikeMemory, Word | None]:
+    """One row more, beside what is usual."""
     loss = event.metrics.get(detector.metric, math.nan)
     trouble = memory.trouble
     if not math.isfinite(loss):  # another detector's matter
@@ -153,6 +147,7 @@ def spike(detector: Spike, memory: SpikeMemory, event: StepDone, *, learning: bo
 
 def looked_at(memory: SpikeMemory) -> SpikeMemory:
     """What is remembered once a person has looked: only rows from then on are a reason to act upon the trouble."""
+    memory = evolve(memory, back=None)
     if memory.trouble is None:
         return memory
     counted = {"loss_rows": 0, "clear_rows": 0, "far_rows": 0, "norm_rows": 0, "norm_rise": None}
@@ -170,7 +165,22 @@ def gone_back(memory: SpikeMemory, restored: int) -> SpikeMemory:
     if past is None:
         return evolve(memory, trouble=trouble)
     loss, norm = raised(memory.loss, past.loss), raised(memory.norm, past.norm)
-    return evolve(memory, trouble=trouble, loss=loss, norm=norm, trace=trace)
+    back = _returned(memory, restored, trace)
+    return evolve(memory, trouble=trouble, loss=loss, norm=norm, trace=trace, back=back)
+
+
+def _returned(memory: SpikeMemory, restored: int, trace: tuple[Past, ...]) -> Return | None:
+    """What a run that goes back is held to: the level it had there, as the mean of the last ones remembered."""
+    back, trouble = memory.back, memory.trouble
+    noise = back.noise if back else memory.loss.noise
+    if trouble and trouble.is_due and restored <= trouble.step:
+        cause = trouble.step
+    elif back and restored <= back.step:
+        cause = back.trouble
+    else:
+        return back  # it begins anew for another reason
+    levels = [past.loss for past in trace[-RECENT:]]
+    return Return(restored, math.fsum(levels) / len(levels), noise, cause) if levels else None
 
 
 def _learn(memory: SpikeMemory, step: int, loss: float, log_norm: float | None) -> SpikeMemory:
@@ -230,27 +240,9 @@ def _judged(detector: Spike, trouble: Trouble, norm_is_up: bool, exploded: bool)
         far and trouble.far_rows >= FAR_ROWS
         and surprise(trouble.loss_rows, trouble.far_rows, habit.rate(habit.far)) >= needed
     ) or (mostly and surprise(trouble.loss_rows, trouble.clear_rows, habit.rate(habit.clear)) >= needed)  # fmt: skip
-    overdue = row.step - trouble.step >= detector.heal_within and not _is_healing(trouble, detector.heal_within)
+    above = [(one.step, one.above) for one in trouble.rows]
+    overdue = row.step - trouble.step >= detector.heal_within and not is_healing(above, detector.heal_within)
     return evolve(trouble, is_told=told, is_due=trouble.is_due or exploded or (lasts and overdue))
-
-
-def surprise(rows: int, jumps: int, rate: float) -> float:
-    """How unlikely so many jumps are at this rate, as the negative logarithm of the probability's upper bound."""
-    share = jumps / rows
-    if share <= rate or rate >= 1:
-        return 0.0
-    rest = (1 - share) * math.log((1 - share) / (1 - rate)) if share < 1 else 0.0
-    return rows * (share * math.log(share / rate) + rest)
-
-
-def _is_healing(trouble: Trouble, within: int) -> bool:
-    """Whether the loss falls so fast that half of what is too much is gone `within` steps later."""
-    half = len(trouble.rows) // 2
-    before, now = trouble.rows[:half], trouble.rows[-half:]
-    rose = sum(row.above for row in before) / max(1, half)
-    left = sum(row.above for row in now) / max(1, half)
-    steps = sum(row.step for row in now) / max(1, half) - sum(row.step for row in before) / max(1, half)
-    return half > 0 and steps > 0 and left < rose and (left <= 0 or math.log2(rose / left) * within > steps)
 
 
 def _over(memory: SpikeMemory, trouble: Trouble, event: StepDone) -> tuple[SpikeMemory, Word | None]:

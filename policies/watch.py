@@ -19,7 +19,7 @@ from launcher.events import (
 from launcher.evolve import evolve
 from policies.finding import Finding, Word
 from policies.pace import PaceMemory, PeersMemory, slow, straggler
-from policies.scale import ScaleMemory, scale_collapse
+from policies.scale import ScaleMemory, begun_anew, scale_collapse
 from policies.schema import Policy, Rule
 from policies.spike import SpikeMemory, gone_back, looked_at, spike
 from policies.state import EngineState, Trouble, Watched, is_within
@@ -175,7 +175,7 @@ def _restarted(memory: Watched, restored: int, ranks: int) -> Watched:
         case SpikeMemory():
             return gone_back(memory, restored)
         case ScaleMemory():
-            return ScaleMemory()
+            return begun_anew(memory)
         case PaceMemory():
             return evolve(memory, window=()) if memory.ranks == ranks else PaceMemory(ranks=ranks)
         case PeersMemory():

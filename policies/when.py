@@ -113,7 +113,7 @@ class ScaleCollapse(Grammar):
     """The loss scale does not find its size: updates are skipped again and again, or it is too small or too large.
 
     `skipped` updates in a row, or `halvings` more than doublings within `window`, or a scale that stays `below`, or
-    `above`, for `window`. The first `warmup` updates of an attempt are how a scale begins.
+    `above`, for `window`. In the first `warmup` updates of an attempt it finds its size, unless it goes on as it was.
     """
 
     skipped: Positive = 8

@@ -12,6 +12,7 @@ from policies.examined import failing_nodes, faulty_nodes
 from policies.finding import percentile
 from policies.ladder import afresh, lost_s, uses_left
 from policies.pace import PaceMemory
+from policies.relapse import Return
 from policies.scale import ScaleMemory
 from policies.schema import Policy, Rule
 from policies.silence import suspects
@@ -118,6 +119,9 @@ def _watched(rule: Rule, state: EngineState, metrics: Mapping[str, float]) -> st
     match state.memories.get(rule.name):
         case SpikeMemory(trouble=Trouble() as trouble):
             return f"above its level of {trouble.level:.4g} since step {trouble.step}, for {trouble.count} rows"
+        case SpikeMemory(back=Return() as back) if rule.when.spike and back.rows:
+            limit = f"above {back.limit(rule.when.spike):.4g} is worse than it was there"
+            return f"since the run went back to step {back.step} it is at {back.median:.4g}; {limit}"
         case SpikeMemory(loss=loss) if rule.when.spike and loss.is_learned:
             far, _ = limits(rule.when.spike, loss)
             value = metrics.get(rule.when.spike.metric, math.nan)

@@ -11,6 +11,7 @@ from typing import Any
 
 from launcher.accounting import Account, detected_s, recovered_s
 from launcher.backends.choice import standings, way_on
+from launcher.checkpoints import NoChoice, choose, choose_undecided
 from launcher.fold import View
 from launcher.journal import newest_epoch
 from launcher.paths import RunPaths
@@ -147,7 +148,7 @@ def next_action(run: Run, way_on: str = "") -> str:
         case RunState.FAILED | RunState.STOPPED:
             return until(way_on or f"opt-launch resume {run.name}")
         case RunState.HELD:
-            return f"waits for a person: opt-launch release {run.name}"
+            return f"waits for a person: opt-launch release {run.name}{_from_before(run)}"
         case RunState.PAUSED:
             return f"nothing, until a person says: opt-launch unpause {run.name}"
         case RunState.PENDING:
@@ -160,6 +161,14 @@ def next_action(run: Run, way_on: str = "") -> str:
             return "decide: something is silent or stands still"
         case _:
             return _training(run)
+
+
+def _from_before(run: Run) -> str:
+    """Where a held run would go on, if that is not its newest checkpoint."""
+    choice, newest = choose_undecided(run), choose(run)
+    if choice == newest or isinstance(choice, NoChoice) or choice.restore is None:
+        return ""
+    return f" goes on from step {choice.restore[0]:,}, before the trouble"
 
 
 def _beginning(run: Run) -> str:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tale import Tale
 
 from launcher.advance import fold
-from launcher.checkpoints import Choice, NoChoice, choose, removable
+from launcher.checkpoints import Choice, NoChoice, choose, choose_undecided, removable
 from launcher.events import CheckpointId
 from launcher.run import Run
 
@@ -95,6 +95,40 @@ def test_the_abandoned_branch_is_not_chosen_though_it_is_newer() -> None:
 
     assert isinstance(choice, Choice)
     assert choice.restore == (10, 1)
+
+
+def held_for(detector: str, onset: int) -> Tale:
+    """Checkpoints of steps 10, 20 and 30; held at step 32 for trouble since `onset`."""
+    return saved_thrice().decide(detector=detector, onset_step=onset, actions={"hold": {}}).end_attempt().hold()
+
+
+@pytest.mark.parametrize(
+    ("detector", "onset", "step"),
+    [
+        ("spike", 25, 20),
+        ("scale_collapse", 30, 30),
+        ("non_finite", 12, 10),
+        ("sdc", 20, 20),
+        ("spike", 5, 30),  # there is none from before it, and a person wants the run to go on
+        ("exit", 25, 30),
+        ("plateau", 12, 30),
+    ],
+)
+def test_after_a_hold_for_what_is_in_the_weights_a_run_goes_on_from_before_it(detector: str, onset: int, step: int):
+    for tale in (held_for(detector, onset).release(), held_for(detector, onset).end().resume()):
+        choice = choose_undecided(tale.run)
+        assert isinstance(choice, Choice)
+        assert choice.restore == (step, 1)
+
+
+def test_once_it_trains_again_the_newest_is_the_one_to_go_on_from() -> None:
+    tale = held_for("spike", 25).release().start((20, 1)).steps(5).save()
+    assert choose_undecided(tale.run) == Choice((25, 2), "latest complete checkpoint")
+
+
+def test_what_a_held_run_may_go_back_to_stays() -> None:
+    gone = [removable(held_for("spike", onset).run, keep=1, keep_every=None) for onset in (15, 25)]
+    assert [[one.step for one in some] for some in gone] == [[], [10]]
 
 
 # ---------------------------------------------------------------- retention

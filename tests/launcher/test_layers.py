@@ -35,7 +35,7 @@ PURE = [
     "policies.ladder", "policies.meaning", "policies.observe", "policies.state", "policies.baseline", "policies.spike",
     "policies.scale", "policies.trend", "policies.pace", "policies.watch", "policies.numerics",
     "policies.answer", "policies.built_in", "policies.examined", "policies.infrastructure", "policies.person",
-    "policies.corruption", "policies.hearing",
+    "policies.corruption", "policies.hearing", "policies.habit", "policies.relapse",
 ]  # fmt: skip
 IMPURE = {
     "os", "time", "socket", "subprocess", "random", "threading", "multiprocessing", "asyncio", "signal", "io",

@@ -453,6 +453,22 @@ def test_a_held_run_ends_its_ranks_keeps_its_agents_and_goes_on_when_released() 
     assert world.run.attempts[-1].restore == (10, 1)
 
 
+@pytest.mark.parametrize(("asked", "step"), [(None, 10), ({"restart": {"from": "latest"}}, 20)])
+def test_a_run_held_for_its_numbers_goes_on_from_before_them_or_as_a_person_says(asked: Any, step: int) -> None:
+    tale = Tale().train(10).save().steps(10).save()
+    tale.decide(detector="spike", onset_step=12, actions={"hold": {"reason": "the loss keeps leaving its level"}})
+    world = Simulation(tale)
+    world.until(lambda run: run.state is RunState.HELD)
+
+    if asked is None:
+        world.tale.release()
+    else:
+        world.tale.decide(detector="person", rule="person", actions=asked)
+    world.until(lambda run: run.state is RunState.RUNNING)
+
+    assert world.run.attempts[-1].restore == (step, 1)
+
+
 # ---------------------------------------------------------------- from any point
 
 

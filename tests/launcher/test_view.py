@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from tale import Tale
 
 from launcher.errors import RunNotFound
 from launcher.events import (
@@ -41,7 +42,7 @@ from launcher.view.locate import find_run, list_runs
 from launcher.view.logs import Follower, Wanted, merged
 from launcher.view.plain import plain
 from launcher.view.screens import screen
-from launcher.view.snapshot import snapshot, snapshot_of
+from launcher.view.snapshot import next_action, snapshot, snapshot_of
 from launcher.view.terminal import visible
 from launcher.view.watch import live_picture
 from launcher.view.words import cost, counted, duration, size, sparkline, steps_of
@@ -232,6 +233,13 @@ def test_a_held_run_names_the_reason_and_the_way_on(tmp_path: Path) -> None:
     snap = snapshot(paths, now=BORN + 33)
     assert (snap["state"], snap["reason"]) == ("HELD", "two nodes are needed")
     assert snap["next_action"] == "waits for a person: opt-launch release demo"
+
+
+def test_a_run_held_for_its_numbers_tells_where_it_would_go_on() -> None:
+    tale = Tale().train(10).save().steps(10).save()
+    tale.decide(detector="spike", onset_step=12, actions={"hold": {}}).end_attempt().hold()
+    told = "waits for a person: opt-launch release tale goes on from step 10, before the trouble"
+    assert next_action(tale.run) == told
 
 
 # ---------------------------------------------------------------- screens

@@ -297,7 +297,7 @@ def test_a_command_that_cannot_be_told_of_samples_and_rates_is_only_gone_back_wi
     ]:
         rules = {rule.name: rule for rule in load_policy(["numerics"], facts).rules}
         assert [list(rung.actions) for rung in rules["loss-spike"].do] == of_spikes
-        assert rules["loss-spike"].do[0].times == 2
+        assert rules["loss-spike"].do[0].times == 1
         assert [rung.restart.from_ for rung in rules["non-finite"].do[:2] if rung.restart] == [
             "last_good", "before_incident",
         ]  # fmt: skip

@@ -10,9 +10,11 @@ import pytest
 from story import NAN, Story, ending, policy_of
 
 from launcher.codec import decode, encode
-from launcher.events import ActionDone, Decision, IncidentClosed, IncidentOpened, RunAmended, RunHeld
+from launcher.events import ActionDone, Decision, IncidentClosed, IncidentOpened, RunAmended, RunHeld, StepDone
 from policies.load import load_policy
+from policies.spike import SpikeMemory, gone_back, spike
 from policies.state import EngineState
+from policies.when import Spike
 
 
 def calm(story: Story, steps: int = 100) -> Story:
@@ -73,9 +75,81 @@ def test_a_spike_that_comes_again_goes_on_along_the_ladder(story: Story) -> None
         story.start(restore=restore)
         calm(story, 5)
     assert [list(one.actions) for one in story.decisions] == [
-        ["skip", "restart"], ["skip", "restart"], ["set", "skip", "restart"], ["set", "skip", "restart"], ["hold"],
+        ["skip", "restart"], *[["set", "skip", "restart"]] * 3, ["hold"],
     ]  # fmt: skip
-    assert [one.actions["set"] for one in story.decisions[2:4]] == [{"lr": "x0.5"}, {"lr": "x0.1"}]
+    assert [one.actions["set"] for one in story.decisions[1:4]] == [{"lr": "x0.5"}, {"lr": "x0.1"}, {"lr": "x0.1"}]
+
+
+def worse(story: Story, steps: int, above: float = 0.15) -> list[Decision]:
+    """A loss that is too high, and far from a spike."""
+    draw = random.Random(story.step)
+    return [one for _ in range(steps) for one in story.steps(1, loss=draw.gauss(2.0 + above, 0.03))]
+
+
+def went_back(story: Story) -> Story:
+    """For a spike that did not heal."""
+    story.steps(60, loss=5.0, grad_norm=4.0)
+    story.start(restore=90)
+    return story
+
+
+def test_a_run_that_then_does_worse_than_the_checkpoint_goes_on_along_the_ladder(story: Story) -> None:
+    """Smaller steps may keep the loss from jumping, and be too large for it to come down."""
+    (decision,) = worse(went_back(story), 60)
+    assert decision.actions["set"] == {"lr": "x0.5"}
+    assert (decision.onset_step, decision.incident) == (92, 2)
+    assert decision.evidence["step"] in range(140, 150)
+    story.start(restore=80)
+    assert states(story) == ["opened", "left"] * 2
+    assert calm(story).decisions[2:] == worse(story, 60) == []  # it has done as well: that is the end of it
+
+
+def test_one_that_is_on_its_way_back_there_is_given_time(story: Story) -> None:
+    went_back(story)
+    for step in range(150):
+        story.steps(1, loss=2.0 + 0.4 * 2 ** (-step / 25))
+    assert len(story.decisions) == 1
+
+
+def test_a_restart_for_another_reason_is_held_to_nothing(story: Story) -> None:
+    story.start(restore=90)
+    assert worse(story, 200) == []
+
+
+def test_a_restart_in_between_does_not_forgive_it(story: Story) -> None:
+    worse(went_back(story), 30)
+    story.start(restore=110)
+    (decision,) = worse(story, 60)
+    assert decision.onset_step == 92
+
+
+def test_after_a_release_nobody_asks_for_the_level_of_before(story: Story) -> None:
+    worse(went_back(story), 30)
+    story.tell(RunHeld(at=story.at, reason="a person"))
+    story.released()
+    story.start(restore=110)
+    assert worse(story, 200) == []
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("every", [1, 10, 100])
+def test_a_run_that_goes_back_and_is_well_is_left_alone(every: int, seed: int) -> None:
+    draw, told = random.Random(seed), 0
+    memory, word = SpikeMemory(), None
+
+    def tell(level: float) -> str:
+        nonlocal memory, word, told
+        told += every
+        event = StepDone(at=0.0, attempt=1, step=told, metrics={"loss": draw.gauss(level, 0.1)})
+        memory, word = spike(Spike(), memory, event, learning=False)
+        return word.kind if word else ""
+
+    assert [tell(level) for level in [2.0] * 100 + [5.0] * 60][-1] == "finding"
+    told = 90 * every
+    memory = gone_back(memory, told)
+    assert memory.back is not None
+    assert "finding" not in [tell(2.0) for _ in range(300)]
+    assert memory.back is None
 
 
 @pytest.mark.parametrize(("loss", "after"), [(2.0, []), (5.0, ["hold"])])
@@ -136,6 +210,22 @@ def test_two_rules_that_see_trouble_at_once_tell_one_story(story: Story) -> None
     for _ in range(20):
         story.steps(1, loss=2.0, grad_norm=1.0, skipped=1.0, loss_scale=4.0)
     assert "healed" not in states(story)
+
+
+@pytest.mark.parametrize(("scale", "updates"), [(4.0, 8), (65536.0, 0)])
+def test_a_scale_that_goes_on_as_it_was_is_judged_from_the_first_update_of_an_attempt(scale, updates) -> None:
+    """One that a restart begins anew has to find its size first."""
+    story = Story(load_policy(["numerics"]))
+    story.start()
+    story.steps(250, loss_scale=4.0)
+    for at in range(8):
+        story.steps(1, loss_scale=4.0 / 2**at, skipped=1.0)
+    (decision,) = story.decisions
+    assert decision.rule == "scale-collapse"
+    story.start(restore=240)
+    for at in range(14):
+        story.steps(1, loss_scale=scale / 2**at, skipped=1.0)
+    assert [one.evidence["updates skipped in a row"] for one in story.decisions[1:]] == [updates] * (updates > 0)
 
 
 def test_what_the_engine_remembers_of_trouble_survives_a_snapshot(story: Story) -> None:

@@ -57,6 +57,11 @@ def test_what_is_not_usual_is_told() -> None:
     story.steps(60)
     story.steps(3, loss=9.0)
     assert told(story, "loss-spike")["now"] == "above its level of 2 since step 65, for 3 rows"
+    story.steps(60, loss=9.0)
+    story.start(restore=60)
+    story.steps(9)
+    now = "since the run went back to step 60 it is at 2; above 2.1 is worse than it was there"
+    assert told(story, "loss-spike")["now"] == now
 
 
 def test_what_is_near_is_told() -> None:
