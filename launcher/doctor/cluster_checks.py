@@ -38,6 +38,7 @@ class OnNode:
     temporary: Folder
     munge: str | None
     missing: tuple[str, ...]  # of Slurm's commands
+    ledger: str  # what keeps it from the folder of the host ledger, "" if nothing
     job: str  # what scontrol shows of the job, "" if nothing
     stack: str
     gpus: int | None
@@ -185,6 +186,15 @@ def network(reading: OnNode) -> Verdict:
 def shared_folder(took_s: float, folder: str) -> Verdict:
     """A file of ours was read there and one of theirs here."""
     return Verdict("--root", "ok", f"{folder}: read and written there, seen here after {_tenths(took_s)} s at most")
+
+
+def host_ledger(folder: str, here: str, there: str) -> Verdict:
+    """Whether runs on all nodes remember hosts in one place. `here`, `there`: what keeps us, or a node, from it."""
+    fix = "hosts.ledger in site.yaml: a folder that all nodes see and write"
+    if here or there:
+        said = f"{folder}: {here}" if here else f"{folder}: {there}: what runs find there is not remembered"
+        return Verdict("hosts.ledger", "warn", said, fix)
+    return Verdict("hosts.ledger", "ok", f"{folder}: the same there as here")
 
 
 def lost(folder: str, asked: int, answered: Sequence[str]) -> Verdict:

@@ -111,6 +111,7 @@ def _read(asked: dict[str, Any]) -> dict[str, Any]:
         "temporary": readings.temporary_folder(),
         "munge": readings.munge(asked["auth_info"]),
         "missing": readings.missing(COMMANDS),
+        "ledger": readings.mark(Path(asked["mark"])),
         "job": shown.stdout if shown is not None else "",
         "stack": readings.stack(),
         "gpus": gpus,

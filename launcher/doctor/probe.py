@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -42,24 +44,54 @@ def probe(
     spec: RunSpec, root: Path, settings: Mapping[str, str], timeout_s: float, tell: Callable[[str], None]
 ) -> list[Verdict]:
     """Submit the job, hear its nodes, and leave nothing behind. Raises LaunchError if Slurm refuses it, or OSError."""
-    made = [folder for folder in (root, *root.parents) if not folder.exists()]
-    root.mkdir(parents=True, exist_ok=True)
-    paths = RunPaths(Path(tempfile.mkdtemp(prefix=".doctor.", dir=root.absolute())))
-    try:
-        asked = {"interface": spec.launch.network.interface, "auth_info": settings.get("AuthInfo", "")}
-        write_atomically(paths.root / ASKED, json.dumps(asked))
-        job_id = slurm.submit_job(paths, spec, uuid.uuid4().hex[:6], examine)
-        tell(f"probe: job {job_id} of {spec.cluster.nodes} nodes; Ctrl-C cancels it")
+    ledger = Path(spec.hosts.ledger)
+    with _made(root), _marked(ledger) as (mark, problem):
+        paths = RunPaths(Path(tempfile.mkdtemp(prefix=".doctor.", dir=root.absolute())))
         try:
-            heard = _Watch(paths.root, job_id, spec.cluster.nodes, timeout_s).hear()
+            asked = {"interface": spec.launch.network.interface, "auth_info": settings.get("AuthInfo", "")}
+            write_atomically(paths.root / ASKED, json.dumps({**asked, "mark": str(mark)}))
+            job_id = slurm.submit_job(paths, spec, uuid.uuid4().hex[:6], examine)
+            tell(f"probe: job {job_id} of {spec.cluster.nodes} nodes; Ctrl-C cancels it")
+            try:
+                heard = _Watch(paths.root, job_id, spec.cluster.nodes, timeout_s).hear()
+            finally:
+                cancel(job_id)
+                _wait_for_the_end(job_id)
         finally:
-            cancel(job_id)
-            _wait_for_the_end(job_id)
+            shutil.rmtree(paths.root, ignore_errors=True)
+    return [*_verdicts(heard, spec, str(root.absolute()), settings, problem)]
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The folder is there for as long; what had to be made for it goes again, unless it is in use."""
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
     finally:
-        shutil.rmtree(paths.root, ignore_errors=True)
-        for folder in made:
-            folder.rmdir()
-    return [*_verdicts(heard, spec, str(root.absolute()), settings)]
+        with contextlib.suppress(OSError):
+            for one in made:
+                one.rmdir()
+
+
+@contextlib.contextmanager
+def _marked(ledger: Path) -> Iterator[tuple[Path, str]]:
+    """A file in the folder of the host ledger, for nodes to look for; and what keeps this machine from writing it."""
+    mark, problem = ledger / f".doctor.{uuid.uuid4().hex[:6]}", ""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_made(ledger))
+            mark.touch()
+        except OSError as error:
+            problem = (error.strerror or str(error)).lower()
+        stack.callback(_remove, mark)
+        yield mark, problem
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
 
 
 class _Watch:
@@ -121,7 +153,9 @@ class _Watch:
         return None
 
 
-def _verdicts(heard: Heard, spec: RunSpec, root: str, settings: Mapping[str, str]) -> Iterator[Verdict]:
+def _verdicts(
+    heard: Heard, spec: RunSpec, root: str, settings: Mapping[str, str], ledger_problem: str
+) -> Iterator[Verdict]:
     """What is made of it."""
     if heard.verdict:
         yield heard.verdict
@@ -130,6 +164,7 @@ def _verdicts(heard: Heard, spec: RunSpec, root: str, settings: Mapping[str, str
         {
             one.node: [
                 cluster_checks.shared_folder(heard.heard_at[one.node] - heard.answered_at, root),
+                cluster_checks.host_ledger(spec.hosts.ledger, ledger_problem, one.ledger),
                 checks.same_versions(here, one.versions, one.python),
                 cluster_checks.node_commands(one.missing),
                 cluster_checks.job_requeue(one.job),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
@@ -44,6 +45,15 @@ def folder(path: Path) -> Folder:
     except OSError:
         kind = ""
     return Folder(str(path), path.exists(), why, kind, free)
+
+
+def mark(path: Path) -> str:
+    """What keeps this machine from a file that another has put into a folder they share; "" if nothing."""
+    with contextlib.suppress(OSError):
+        os.listdir(path.parent)  # has network file systems look again
+    if not os.path.exists(path):
+        return "not the same folder there as here" if os.path.isdir(path.parent) else "not there"
+    return "" if os.access(path.parent, os.W_OK | os.X_OK) else "may not be written there"
 
 
 def kind_of(mounts: str, path: str) -> str:

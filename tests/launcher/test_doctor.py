@@ -247,7 +247,7 @@ def test_munge(auth: str, problem: str | None, state: str) -> None:
 
 READING = OnNode(
     node="n1", address="10.0.0.1", at=0.0, python="/p", versions={}, limits=LIMITS, temporary=SHARED, munge="",
-    missing=(), job="", stack="", gpus=None, gpu_problem="", peers=(Peer("n2", "10.0.0.2", "", 0.0004),), unheard=(),
+    missing=(), ledger="", job="", stack="", gpus=None, gpu_problem="", peers=(Peer("n2", "10.0.0.2", "", 0.0004),), unheard=(),
 )  # fmt: skip
 
 
@@ -262,6 +262,27 @@ READING = OnNode(
 )  # fmt: skip
 def test_the_network_is_well_only_both_ways(reading: OnNode, state: str, said: str) -> None:
     assert told(cluster_checks.network(reading)) == (state, said)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "state", "said"),
+    [
+        ("", "", "ok", "/l: the same there as here"),
+        ("read-only file system", "not there", "warn", "/l: read-only file system"),
+        ("", "not there", "warn", "/l: not there: what runs find there is not remembered"),
+    ],
+)
+def test_a_host_ledger_is_well_where_nodes_and_this_machine_share_it(
+    here: str, there: str, state: str, said: str
+) -> None:
+    assert told(cluster_checks.host_ledger("/l", here, there)) == (state, said)
+
+
+def test_a_folder_is_shared_where_a_file_of_another_machine_is_seen_and_may_be_written(tmp_path: Path) -> None:
+    (tmp_path / "mark").touch()
+    assert readings.mark(tmp_path / "mark") == ""
+    assert readings.mark(tmp_path / "other") == "not the same folder there as here"
+    assert readings.mark(tmp_path / "nowhere" / "mark") == "not there"
 
 
 def test_what_became_of_asking_to_be_requeued() -> None:

@@ -19,8 +19,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 ON_NODES = [
-    "--root", "versions", "commands", "requeue", "munge", "network", "clock", "stacks", "open files", "processes",
-    "locked memory", "/tmp", "GPUs",
+    "--root", "hosts.ledger", "versions", "commands", "requeue", "munge", "network", "clock", "stacks",
+    "open files", "processes", "locked memory", "/tmp", "GPUs",
 ]  # fmt: skip
 LATER = "cluster.slurm.extra.begin=now+1hour"
 
@@ -101,20 +101,39 @@ def test_ctrl_c_cancels_the_probe(cluster: Cluster) -> None:
     assert (jobs(cluster), left_over(cluster)) == ("", [])
 
 
-def test_a_folder_that_the_nodes_do_not_see_is_a_failure_with_the_reason(cluster: Cluster) -> None:
-    hidden = cluster.folder / "hidden"
+def where_nodes_do_not_see(cluster: Cluster, hidden: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """What a probe prints on a machine that has a disk of its own in this folder."""
     hidden.mkdir()
     mounted = f"mount -t tmpfs -o mode=1777 tmpfs {hidden} && exec"
-    done = subprocess.run(
+    return subprocess.run(
         ["unshare", "--mount", "sh", "-c", f'{mounted} "$@"', "sh", str(UNPRIVILEGED), sys.executable, "-m", "cli",
-         "doctor", "--probe", "--json", "--root", str(hidden)],
+         "doctor", "--probe", "--json", *map(str, arguments)],
         cwd=ROOT, env=cluster.env, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
+
+
+def test_a_folder_that_the_nodes_do_not_see_is_a_failure_with_the_reason(cluster: Cluster) -> None:
+    hidden = cluster.folder / "hidden"
+
+    done = where_nodes_do_not_see(cluster, hidden, "--root", hidden)
 
     (probe,) = (one for one in json.loads(done.stdout)["checks"] if one["about"] == "probe")
     assert (done.returncode, probe["state"]) == (1, "fail")
     assert "on a disk that all nodes see" in probe["fix"]
     assert jobs(cluster) == ""
+
+
+def test_a_host_ledger_that_each_node_has_for_itself_is_told(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = cluster.folder / "home"
+    (cluster.runs / "site.yaml").write_text(f"hosts: {{ledger: {hidden}/hosts}}\n")
+    monkeypatch.setenv("OPT_LAUNCH_SITE", str(cluster.runs / "site.yaml"))
+
+    done = where_nodes_do_not_see(cluster, hidden, "--root", cluster.runs)
+
+    (ledger,) = (one for one in json.loads(done.stdout)["checks"] if one["about"] == "hosts.ledger")
+    assert (done.returncode, ledger["state"], ledger["where"].count("node")) == (0, "warn", 2)
+    assert ledger["said"] == f"{hidden}/hosts: not there: what runs find there is not remembered"
+    assert (jobs(cluster), left_over(cluster)) == ("", [])
 
 
 def test_what_slurm_refuses_is_told_whatever_the_user_has_set(
