@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
                 sys.exit(f"missing: {', '.join(lacks)}")
             nodes = next((int(one) for one in options if one.isdigit()), 8)
             cluster.up(nodes, accounting=accounting, wired=wired)
-            print(f"export SLURM_CONF={cluster.conf}")
+            print(f"export SLURM_CONF={cluster.conf} OPT_LAUNCH_SITE={cluster.site}")
         case ["lose", node]:
             cluster.lose(node)
         case ["silence", node]:
