@@ -24,8 +24,8 @@ from launcher.events import (
     StorageBack,
     StorageSilent,
 )
+from launcher.moves import Inventory
 from launcher.paths import RunPaths
-from launcher.recovery import Inventory
 from launcher.run import Node, NodeState, Run, RunState
 from launcher.trials import Report
 

@@ -7,33 +7,29 @@ move made twice is harmless.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import replace
 
 from launcher import search
 from launcher.abilities import Abilities
-from launcher.checkpoints import Choice, NoChoice, choose, choose_undecided, tried_before
-from launcher.crew import assign, by_preference, is_to_leave, size_of
+from launcher.crew import is_to_leave
+from launcher.endings import clear, end_gently, saved_since, stray_ranks, to_first_rank, wish
 from launcher.events import (
     PERSON,
     ActionDone,
     AttemptEnded,
-    AttemptStarted,
     CheckpointFailed,
-    CheckpointId,
     CommandAnswered,
     Decision,
-    Event,
-    JobEnding,
     RunEnded,
     RunHeld,
     RunPaused,
 )
 from launcher.examined import outcome
-from launcher.reporter import SAVE, STOP
-from launcher.run import Asking, Attempt, Node, NodeState, Run, RunState
-from launcher.trials import Report
+from launcher.moves import Emit, Errand, Fleet, Limits, Move, Requeue, Search, Send
+from launcher.reporter import SAVE
+from launcher.run import Asking, Attempt, NodeState, Run, RunState
+from launcher.starts import available, begin, start
 
 COLLECT_LIMIT_S = 10.0
 EXAMINE_LIMIT_S = 45.0  # each check has a deadline of its own
@@ -41,102 +37,12 @@ SET_LIMIT_S = 1800.0  # a step, or a phase between two, may take so long
 GENTLE_LIMIT_S = 1800.0  # nothing is wrong and nobody waits: as long as any save may take
 
 
-@dataclass(frozen=True)
-class Inventory:
-    """What an answering agent last said of itself. `cleared`: the attempt up to which it has killed all ranks."""
-
-    incarnation: str
-    attempt: int
-    ranks_alive: int
-    cleared: int = 0
-    collected: frozenset[str] = frozenset()  # ids of decisions whose evidence it has written
-    tried: Mapping[str, Report] = field(default_factory=dict)  # by the key of a round of trials, how its part went
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """The shell's view at `now` (Unix seconds). `settled`: no further agent is expected to show up soon.
-
-    `searched`: checkpoints that nobody tells us of were looked for after the ranks had ended. `unfinished`: what was
-    found then and is not whole.
-    """
-
-    now: float
-    answering: Mapping[str, Inventory]
-    settled: bool = True
-    store: tuple[int, str, int] | None = None  # (attempt, host, port) of the rendezvous store
-    inspected: frozenset[CheckpointId] = frozenset()  # checkpoints whose files were just looked at
-    searched: bool = True
-    unfinished: tuple[str, ...] = ()
-    committing: bool = False  # all parts of a checkpoint are there: it is about to exist
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The part of the spec that recovery needs. `smaller`: numbers of nodes below the wanted one, largest first.
-
-    `examined_within_s`: for so long a first start waits for examinations; 0 where there are none.
-    `begins_smaller`: also in a new allocation, whose nodes come one by one, those that are there are enough in time.
-    """
-
-    wait_for_node_s: float = 120.0
-    continue_by: Literal["requeue", "chain", "none"] = "requeue"  # when the scheduler ends the job
-    trainer: Abilities = field(default_factory=Abilities)
-    smaller: tuple[int, ...] = ()
-    begins_smaller: bool = False
-    examined_within_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Emit:
-    """Journal this event."""
-
-    event: Event
-
-
-@dataclass(frozen=True)
-class Send:
-    """Tell an agent; repeated while it is still needed."""
-
-    node: str
-    message: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Inspect:
-    """Look at the files of a checkpoint before it is used."""
-
-    checkpoint: CheckpointId
-
-
-@dataclass(frozen=True)
-class Search:
-    """Look for checkpoints that the trainer has made by itself."""
-
-
-@dataclass(frozen=True)
-class Requeue:
-    """Have the scheduler begin the job anew, without these nodes."""
-
-    exclude: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Errand:
-    """Start the command of this decision, unless that was done before."""
-
-    decision: Decision
-
-
-Move = Emit | Send | Inspect | Search | Requeue | Errand
-
-
 def plan(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     """The moves that are due now."""
     limits = replace(limits, trainer=limits.trainer.known(has_told=run.has_told))
     if run.state.is_terminal:
         return [*_errands(run), *(Send(node, {"type": "leave", "state": run.state.value}) for node in fleet.answering)]
-    return [*_errands(run), *_examinations(run, fleet), *_stray_ranks(run, fleet), *_next(run, fleet, limits)]
+    return [*_errands(run), *_examinations(run, fleet), *stray_ranks(run, fleet), *_next(run, fleet, limits)]
 
 
 def _errands(run: Run) -> list[Errand]:
@@ -176,7 +82,7 @@ def _next(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     if run.hold_requested:
         return _hold(run, fleet, limits)
     if run.state is RunState.HELD and not run.keeps_ranks:
-        return _clear(run, fleet, "held") if run.live_attempt else []
+        return clear(run, fleet, "held") if run.live_attempt else []
     if run.paused_by:
         return _pause(run, fleet, limits)
     if run.job_ending:
@@ -184,33 +90,13 @@ def _next(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     if run.pending is not None:
         return _carry_out(run, fleet, limits, run.pending)
     if run.live_attempt is None or run.state in (RunState.RECOVERING, RunState.PENDING):
-        return _clear(run, fleet, "released") if run.live_attempt else _start(run, fleet, limits)
+        return clear(run, fleet, "released") if run.live_attempt else start(run, fleet, limits)
     if run.replacing_since is not None and run.live_attempt.done is None:
         return _make_way(run, run.live_attempt, fleet, limits.trainer, run.replacing_since)
     return _keep_running(run, run.live_attempt, fleet, limits.trainer)
 
 
 # ---------------------------------------------------------------- ending ranks
-
-
-def _stray_ranks(run: Run, fleet: Fleet) -> Iterator[Send]:
-    """Ranks of an older attempt, on a node that had fallen silent and is back."""
-    live = run.live_attempt
-    for node, inventory in fleet.answering.items():
-        if inventory.ranks_alive and (live is None or inventory.attempt < live.number):
-            yield Send(node, {"type": "kill", "attempt": inventory.attempt})
-
-
-def _clear(run: Run, fleet: Fleet, reason: str) -> list[Move]:
-    """Kill the ranks of the live attempt; once every answering node of it has confirmed, the attempt has ended."""
-    attempt = run.live_attempt
-    assert attempt is not None
-    left = [
-        node for node in attempt.slots if node in fleet.answering and fleet.answering[node].cleared < attempt.number
-    ]
-    if left:
-        return [Send(node, {"type": "kill", "attempt": attempt.number}) for node in left]
-    return [Emit(AttemptEnded(at=fleet.now, attempt=attempt.number, reason=reason))]
 
 
 def _stop(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
@@ -221,8 +107,8 @@ def _stop(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     if run.live_attempt is None:
         return [Emit(RunEnded(at=fleet.now, state="STOPPED", reason=reason))]
     if run.stop_now:
-        return _clear(run, fleet, reason)
-    return _end_gently(run, run.live_attempt, fleet, limits.trainer, run.stop_requested_at, reason)
+        return clear(run, fleet, reason)
+    return end_gently(run, run.live_attempt, fleet, limits.trainer, run.stop_requested_at, reason)
 
 
 def _hold(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
@@ -230,7 +116,7 @@ def _hold(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     if run.live_attempt is None:
         return [Emit(RunHeld(at=fleet.now, reason=run.hold_requested))]
     reason = f"held by {run.hold_requested}"
-    return _end_gently(run, run.live_attempt, fleet, limits.trainer, run.hold_requested_at, reason)
+    return end_gently(run, run.live_attempt, fleet, limits.trainer, run.hold_requested_at, reason)
 
 
 def _pause(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
@@ -242,12 +128,12 @@ def _pause(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     if run.live_attempt.done is not None:
         return _keep_running(run, run.live_attempt, fleet, limits.trainer)  # it came to its end meanwhile
     if run.pause_now:
-        return _clear(run, fleet, f"paused by {run.paused_by}")
+        return clear(run, fleet, f"paused by {run.paused_by}")
     trainer, nodes = limits.trainer, (run.nodes.get(name) for name in run.live_attempt.slots)
     doubtful = trainer.signal or any(node is None or node.state is not NodeState.ALIVE for node in nodes)
     limit_s = trainer.save_s if doubtful else GENTLE_LIMIT_S
     reason = f"paused by {run.paused_by}"
-    return _end_gently(run, run.live_attempt, fleet, trainer, run.pause_requested_at, reason, limit_s)
+    return end_gently(run, run.live_attempt, fleet, trainer, run.pause_requested_at, reason, limit_s)
 
 
 def _stay_paused(run: Run, fleet: Fleet) -> list[Move]:
@@ -265,7 +151,7 @@ def _stay_paused(run: Run, fleet: Fleet) -> list[Move]:
 def _hand_over(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
     """The job ends: save, and have another go on. What the scheduler has decided already is not asked of it."""
     if run.live_attempt is not None:
-        return _end_gently(run, run.live_attempt, fleet, limits.trainer, run.job_ending_at, run.job_ending)
+        return end_gently(run, run.live_attempt, fleet, limits.trainer, run.job_ending_at, run.job_ending)
     if run.job_over:
         return [Emit(RunEnded(at=fleet.now, state="STOPPED", reason=run.job_over))]
     if run.job_decided:
@@ -286,44 +172,7 @@ def _make_way(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities, sinc
     """A spare is to take the place of a node that still works: have the trainer save and end."""
     why = _told(run.replace) if run.replace else "a node was to be replaced"
     limit_s = trainer.save_s if trainer.signal else GENTLE_LIMIT_S
-    return _end_gently(run, attempt, fleet, trainer, since, why, limit_s)
-
-
-def _end_gently(
-    run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities, since: float, reason: str, limit_s: float = 0.0
-) -> list[Move]:
-    """Have the trainer save and end; kill what does not end in time, or by itself, and what has nothing to save yet."""
-    finished = len(attempt.exits) == attempt.ranks
-    overdue = fleet.now - since > (limit_s or trainer.save_s)
-    failing = any(code != 0 for code in attempt.exits.values())
-    if finished and fleet.committing and not overdue:
-        return []  # what was just saved is not there to go on from yet
-    nothing_to_save = not attempt.has_begun or run.state is RunState.HELD or run.pending
-    saved = bool(trainer.signal) and trainer.saves == "goes_on" and _saved_since(run, since)
-    if finished or overdue or failing or nothing_to_save or saved or trainer.saves == "never":
-        return _clear(run, fleet, reason)
-    return [*_begin(run, attempt, fleet, trainer), *_wish(attempt, trainer, STOP | SAVE, since)]
-
-
-def _saved_since(run: Run, at: float) -> bool:
-    head = run.checkpoints.get(run.head) if run.head else None
-    return head is not None and head.committed_at > at
-
-
-def _wish(attempt: Attempt, trainer: Abilities, bits: int, asked_at: float) -> list[Move]:
-    """Ask the trainer for something, through the rank that speaks for all or by a signal to each.
-
-    The time tells one wish from another.
-    """
-    if trainer.signal:
-        signal = {"type": "signal", "attempt": attempt.number, "signal": trainer.signal, "wish": asked_at}
-        return [Send(node, signal) for node in attempt.slots]
-    return [_to_first_rank(attempt, {"type": "wanted", "bits": bits, "wish": asked_at})]
-
-
-def _to_first_rank(attempt: Attempt, message: Mapping[str, object]) -> Send:
-    node = next(node for node, ranks in attempt.slots.items() if 0 in ranks)
-    return Send(node, {"type": "to_rank", "attempt": attempt.number, "rank": 0, "message": message})
+    return end_gently(run, attempt, fleet, trainer, since, why, limit_s)
 
 
 # ---------------------------------------------------------------- decisions
@@ -339,7 +188,7 @@ def _carry_out(run: Run, fleet: Fleet, limits: Limits, decision: Decision) -> li
     if (save_first or "save" in decision.actions) and "save" not in run.pending_done and live:
         return _save_first(run, live, fleet, limits.trainer, decision)
     if live:
-        return _clear(run, fleet, _told(decision))
+        return clear(run, fleet, _told(decision))
     if "check" in decision.actions and "check" not in run.pending_done:
         return []
     if "hold" in decision.actions:
@@ -348,7 +197,7 @@ def _carry_out(run: Run, fleet: Fleet, limits: Limits, decision: Decision) -> li
         return [Emit(RunEnded(at=fleet.now, state="FAILED", reason=_reason(decision, "stop")))]
     if fleet.now < decision.at + decision.delay_s:
         return []
-    return _start(run, fleet, limits)
+    return start(run, fleet, limits)
 
 
 def _told(decision: Decision) -> str:
@@ -376,12 +225,12 @@ def _collect(attempt: Attempt, fleet: Fleet, decision: Decision) -> list[Move]:
 
 
 def _save_first(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities, decision: Decision) -> list[Move]:
-    saved = _saved_since(run, decision.at)
+    saved = saved_since(run, decision.at)
     broken = any(code != 0 for code in attempt.exits.values())
     if saved or broken or fleet.now > decision.at + trainer.save_s:
         detail = f"step {run.head[0]}" if saved and run.head else "the trainer could not save in time"
         return [Emit(ActionDone(at=fleet.now, decision=decision.id, action="save", ok=saved, detail=detail))]
-    return _wish(attempt, trainer, SAVE, decision.at)
+    return wish(attempt, trainer, SAVE, decision.at)
 
 
 # ---------------------------------------------------------------- attempts
@@ -393,7 +242,7 @@ def _keep_running(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) 
         return _all_ended(run, attempt, fleet, trainer)
     if run.holding is not None:
         return [Emit(RunHeld(at=fleet.now, reason=_reason(run.holding, "hold"), keeps_ranks=True))]
-    moves = _begin(run, attempt, fleet, trainer) or _replacement(run, attempt, fleet, trainer)
+    moves = begin(run, attempt, fleet, trainer) or _replacement(run, attempt, fleet, trainer)
     if run.save_requested_at is not None and not moves:
         moves += _save(run, attempt, fleet, trainer, run.save_requested_at)
     if run.asking is not None and not moves:
@@ -407,7 +256,7 @@ def _ask_to_set(attempt: Attempt, fleet: Fleet, asking: Asking) -> list[Move]:
         detail = f"no word of it within {SET_LIMIT_S:.0f}s: it is for the next attempt"
         return [Emit(ActionDone(at=fleet.now, decision=asking.id, action="set", ok=False, detail=detail))]
     message = {"type": "set", "id": asking.id, "settings": dict(asking.settings)}
-    return [_to_first_rank(attempt, message)]
+    return [to_first_rank(attempt, message)]
 
 
 def _all_ended(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) -> list[Move]:
@@ -429,7 +278,7 @@ def _save(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities, asked_at
     if trainer.signal and fleet.now > asked_at + trainer.save_s:
         reason = f"no checkpoint within {trainer.save_s:.0f}s of {trainer.signal}"
         return [Emit(CheckpointFailed(at=fleet.now, step=run.step, attempt=attempt.number, reason=reason))]
-    return _wish(attempt, trainer, SAVE, asked_at)
+    return wish(attempt, trainer, SAVE, asked_at)
 
 
 def _replacement(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) -> list[Move]:
@@ -442,146 +291,8 @@ def _replacement(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) -
         or trainer.saves == "never"
     ):
         return []
-    spares = (one for one in _available(run, fleet) if one.name not in attempt.slots and not is_to_leave(run, one))
+    spares = (one for one in available(run, fleet) if one.name not in attempt.slots and not is_to_leave(run, one))
     if (spare := next(spares, None)) is None:
         return []
     detail = f"{spare.name} is there to take the place of {', '.join(run.replace.nodes)}"
     return [Emit(ActionDone(at=fleet.now, decision=run.replace.id, action="replace", ok=True, detail=detail))]
-
-
-def _begin(run: Run, attempt: Attempt, fleet: Fleet, trainer: Abilities) -> list[Move]:
-    """Start the ranks on nodes that have not yet done so; the first node opens the rendezvous store before."""
-    to_start = [
-        node
-        for node in attempt.slots
-        if node in fleet.answering
-        and fleet.answering[node].incarnation == attempt.incarnations[node]
-        and fleet.answering[node].attempt < attempt.number
-    ]
-    if not to_start:
-        return []
-    first = next(iter(attempt.slots))
-    if fleet.store is None or fleet.store[0] != attempt.number:
-        return [Send(first, {"type": "store", "attempt": attempt.number})] if first in fleet.answering else []
-    restore = run.checkpoints.get(attempt.restore) if attempt.restore else None
-    message = {
-        "type": "start",
-        "attempt": attempt.number,
-        "world_size": attempt.ranks,
-        "group_world_size": len(attempt.slots),
-        "master_addr": fleet.store[1],
-        "master_port": fleet.store[2],
-        "restore": restore.id if restore else None,
-        "restore_digest": restore.manifest_digest if restore else "",
-        "args": trainer.args_for(restore.path, restore.step) if restore else [],
-        "settings": dict(attempt.settings),
-        "skips": [list(span) for span in attempt.skips],
-    }
-    order = list(attempt.slots)
-    return [
-        Send(node, {**message, "ranks": list(attempt.slots[node]), "group_rank": order.index(node)})
-        for node in to_start
-    ]
-
-
-def _start(run: Run, fleet: Fleet, limits: Limits) -> list[Move]:
-    """Nodes, then a checkpoint, then the attempt."""
-    if not run.nodes_wanted:
-        return []
-    nodes = _available(run, fleet)
-    size = _size(run, fleet, limits, len(nodes))
-    if size is None:
-        return _wait_for_nodes(run, fleet, limits, nodes)
-    if not fleet.settled and (not run.attempts or size < run.nodes_wanted):
-        return []
-    if run.state is RunState.PENDING and _is_examined_first(nodes, size, fleet.now, limits):
-        return []
-    if not fleet.searched:
-        return [Search()]
-    choice = _choice(run)
-    if isinstance(choice, NoChoice):
-        return [Emit(RunHeld(at=fleet.now, reason=choice.reason))]
-    if choice.restore is None and fleet.unfinished:
-        reason = f"the only checkpoint is not whole: {fleet.unfinished[-1]}; remove it to begin at step 0"
-        return [Emit(RunHeld(at=fleet.now, reason=reason))]
-    if choice.restore is not None and choice.restore not in fleet.inspected:
-        return [Inspect(choice.restore)]
-    slots = assign(run, nodes[:size])
-    started = AttemptStarted(
-        at=fleet.now,
-        attempt=len(run.attempts) + 1,
-        slots=slots,
-        incarnations={node: run.nodes[node].incarnation for node in slots},
-        restore=choice.restore,
-        why=choice.why,
-        resumes_itself=limits.trainer.resumes_itself and choice.restore is None,
-        observed=limits.trainer.observed,
-        settings=dict(run.settings),
-        skips=run.skips,
-    )
-    return [Emit(started)]
-
-
-def _is_examined_first(nodes: list[Node], size: int, now: float, limits: Limits) -> bool:
-    """Whether a new allocation waits for what examinations say of its nodes.
-
-    For a while only, from when enough nodes are there: a check may be stuck, and an agent may come again and again.
-    """
-    enough_at = sorted(node.joined_at for node in nodes)[size - 1]
-    return now < enough_at + limits.examined_within_s and any(not node.examinations for node in nodes)
-
-
-def _choice(run: Run) -> Choice | NoChoice:
-    """Where the next attempt begins: as was decided, if anything was."""
-    restart = run.pending.actions.get("restart") if run.pending else None
-    if run.pending is None or not isinstance(restart, dict):
-        return choose_undecided(run)
-    origin = str(restart.get("from", "latest"))
-    return choose(run, origin, -1 if origin == "latest" else run.pending.onset_step, below=tried_before(run))
-
-
-def _available(run: Run, fleet: Fleet) -> list[Node]:
-    """Nodes that may take part, the preferred first."""
-    nodes = (
-        node
-        for node in run.nodes.values()
-        if node.name in fleet.answering
-        and node.state is NodeState.ALIVE
-        and not node.excluded
-        and not node.barred
-        and fleet.answering[node.name].incarnation == node.incarnation
-        and not fleet.answering[node.name].ranks_alive
-    )
-    return by_preference(run, nodes)
-
-
-def _size(run: Run, fleet: Fleet, limits: Limits, there: int) -> int | None:
-    """How many nodes to begin with; None: more are to be waited for. Most new allocations begin whole."""
-    has_waited = _has_waited(run, fleet, limits)
-    if run.state is not RunState.RECOVERING:
-        begins = limits.begins_smaller and has_waited
-        return size_of(run, there, limits.smaller if begins else (), may_shrink=begins)
-    may_shrink = run.pending is not None and "shrink" in run.pending.actions and has_waited
-    return size_of(run, there, limits.smaller, may_shrink=may_shrink)
-
-
-def _has_waited(run: Run, fleet: Fleet, limits: Limits) -> bool:
-    return run.recovering_since is not None and fleet.now >= run.recovering_since + limits.wait_for_node_s
-
-
-def _has_all(run: Run) -> bool:
-    return len(run.nodes) >= run.nodes_wanted + run.spares_wanted
-
-
-def _wait_for_nodes(run: Run, fleet: Fleet, limits: Limits, nodes: list[Node]) -> list[Move]:
-    barred = [node for node in run.nodes.values() if node.barred]
-    is_vain = run.state is RunState.PENDING and bool(barred) and _has_all(run)  # nobody else is going to come
-    if not is_vain and (run.state is RunState.PENDING or not _has_waited(run, fleet, limits)):
-        return []
-    waited = "" if is_vain else f"waited {limits.wait_for_node_s:.0f}s, "
-    have = ", ".join(sorted(node.name for node in nodes)) or "none"
-    without = "".join(f"; without {node.name}, {node.barred}" for node in barred)
-    reason = f"{run.nodes_wanted} nodes are needed, {waited}have: {have}{without}"
-    if run.pending is not None and "requeue" in run.pending.actions:
-        return [Emit(JobEnding(at=fleet.now, reason=reason))]
-    return [Emit(RunHeld(at=fleet.now, reason=reason))]

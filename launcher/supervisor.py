@@ -53,11 +53,12 @@ from launcher.host_watch import HostWatch
 from launcher.journal import JournalWriter, claim_epoch, newest_epoch, seal
 from launcher.keepers import keeper_of
 from launcher.live import live_view
+from launcher.moves import Emit, Errand, Inspect, Limits, Requeue, Search, Send
+from launcher.moves import Fleet as FleetView
 from launcher.news import news
 from launcher.paths import RunPaths, owner_of, write_atomically
 from launcher.reader import Damage
-from launcher.recovery import Emit, Errand, Inspect, Limits, Requeue, Search, Send, plan
-from launcher.recovery import Fleet as FleetView
+from launcher.recovery import plan
 from launcher.run import ENDING, NodeState, Run, RunState
 from launcher.sizes import smaller
 from launcher.snapshots import Snapshots, policy_version, read_fold, read_run

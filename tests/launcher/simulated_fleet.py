@@ -16,7 +16,8 @@ from launcher.events import (
     RankExited,
     StepDone,
 )
-from launcher.recovery import Emit, Errand, Fleet, Inspect, Inventory, Limits, Move, Requeue, Send, plan
+from launcher.moves import Emit, Errand, Fleet, Inspect, Inventory, Limits, Move, Requeue, Send
+from launcher.recovery import plan
 from launcher.reporter import SAVE, STOP
 from launcher.run import Run, RunState
 

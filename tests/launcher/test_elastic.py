@@ -16,7 +16,8 @@ from launcher.backends.report import NodeReport, drain_changes
 from launcher.backends.slurm_words import reports
 from launcher.crew import assign
 from launcher.events import PERSON, ActionDone, CommandReceived, JobEnding, NodeDraining, NodeUndrained
-from launcher.recovery import GENTLE_LIMIT_S, Emit, Inventory, Limits, Requeue, Send
+from launcher.moves import Emit, Inventory, Limits, Requeue, Send
+from launcher.recovery import GENTLE_LIMIT_S
 from launcher.replacement import checked
 from launcher.reporter import SAVE, STOP
 from launcher.run import RunState

@@ -17,8 +17,8 @@ from tale import Tale
 
 from launcher.errands import OUTPUT_BYTES, Errands
 from launcher.events import ActionDone, Decision, Event
+from launcher.moves import Errand
 from launcher.paths import RunPaths
-from launcher.recovery import Errand
 from launcher.run import Run
 
 LIMIT_S = 20.0

@@ -18,7 +18,8 @@ from launcher.events import (
 from launcher.examined import checked
 from launcher.hosts.of_run import blamed, found, suspicions
 from launcher.hosts.records import Blamed
-from launcher.recovery import Emit, Send, plan
+from launcher.moves import Emit, Send
+from launcher.recovery import plan
 from launcher.run import RunState
 from launcher.terms import Verdict
 

@@ -28,8 +28,9 @@ from launcher.events import (
 )
 from launcher.foreign import NO_SAVE
 from launcher.ledger import account
+from launcher.moves import Emit, Search, Send
 from launcher.paths import RunPaths
-from launcher.recovery import Emit, Search, Send, plan
+from launcher.recovery import plan
 from launcher.run import RunState
 from policies.meaning import RunFacts
 from policies.schema import Policy

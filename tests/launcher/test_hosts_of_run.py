@@ -16,7 +16,8 @@ from launcher.host_watch import HostWatch
 from launcher.hosts.ledger import Ledger
 from launcher.hosts.of_run import blamed, changes, seen, served, serving, suspicions
 from launcher.hosts.records import Blamed, Excluded
-from launcher.recovery import Emit, plan
+from launcher.moves import Emit
+from launcher.recovery import plan
 from launcher.run import RunState
 from launcher.spec import load_spec
 

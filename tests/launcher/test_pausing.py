@@ -14,8 +14,8 @@ from launcher.advance import fold
 from launcher.deeds import what_ends
 from launcher.events import CommandReceived, JobEnding, JobOver, RunEnded, RunPaused, RunUnpaused
 from launcher.ledger import account
+from launcher.moves import Emit, Limits, Requeue, Send
 from launcher.pausing import checked
-from launcher.recovery import Emit, Limits, Requeue, Send
 from launcher.run import Run, RunState
 
 RESTART = {"restart": {"from": "last_good", "save_first": False}}

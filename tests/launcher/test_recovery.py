@@ -26,16 +26,8 @@ from launcher.events import (
     RunEnded,
     RunHeld,
 )
-from launcher.recovery import (
-    COLLECT_LIMIT_S,
-    Emit,
-    Inspect,
-    Inventory,
-    Limits,
-    Requeue,
-    Send,
-    plan,
-)
+from launcher.moves import Emit, Inspect, Inventory, Limits, Requeue, Send
+from launcher.recovery import COLLECT_LIMIT_S, plan
 from launcher.reporter import SAVE, STOP
 from launcher.run import RunState
 

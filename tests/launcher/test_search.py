@@ -12,7 +12,8 @@ from tale import Tale
 from launcher.events import ActionDone, CommandAnswered, CommandReceived, NodeExamined, SearchBegan, TrialsEnded
 from launcher.examined import checked
 from launcher.localize import Diagnosis
-from launcher.recovery import Emit, Send, plan
+from launcher.moves import Emit, Send
+from launcher.recovery import plan
 from launcher.run import RunState
 from launcher.trials import ROUND_S, Part, Report, findings_of, moved, parts, present, result_of
 from launcher.view.snapshot import next_action

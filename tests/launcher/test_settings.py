@@ -14,7 +14,8 @@ from launcher.advance import fold
 from launcher.checkpoints import choose, tried_before
 from launcher.events import ActionDone, RunAmended, SettingsApplied, StepDone, from_json, to_json
 from launcher.evolve import evolve
-from launcher.recovery import SET_LIMIT_S, Emit, Send
+from launcher.moves import Emit, Send
+from launcher.recovery import SET_LIMIT_S
 from launcher.settings import asked_by, back, forth, merged
 from model.data import next_samples
 

@@ -29,10 +29,10 @@ from launcher.fleet import UP_S, Contact, Fleet
 from launcher.fold import View
 from launcher.ledger import account
 from launcher.live import next_action
+from launcher.moves import Emit, Send
 from launcher.news import news
 from launcher.paths import RunPaths
 from launcher.pausing import checked
-from launcher.recovery import Emit, Send
 from launcher.report import attempt_account
 from launcher.run import Run
 from launcher.view.plain import plain
