@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from launcher import attempts, nodes
 from launcher.drain import drained, undone
 from launcher.events import (
     ActionDone,
@@ -78,20 +79,17 @@ from launcher.events import (
     Warned,
 )
 from launcher.evolve import evolve
-from launcher.examined import is_spared, no_longer, node_examined, tier_of, to_examine
+from launcher.examined import no_longer, tier_of, to_examine
 from launcher.incidents import (
     action_done,
     close_incidents,
     closed,
     decided,
-    no_more_asked,
     noted,
     opened,
-    recovered,
-    spared,
 )
-from launcher.lineage import committed, healthy_step, rejected, removed, save_failed, set_aside, verified
-from launcher.run import HALTED, Attempt, Node, NodeState, Note, Run, RunState
+from launcher.lineage import committed, rejected, removed, save_failed, set_aside, verified
+from launcher.run import Note, Run, RunState
 from launcher.search import search_began, trials_ended
 from launcher.settings import applied
 
@@ -234,7 +232,7 @@ def _ended(run: Run, event: RunEnded) -> Run:
 
 def _resumed(run: Run, event: RunResumed) -> Run:
     """All processes of the former allocation are gone; so is everything known about its nodes."""
-    run = _end_attempt(run, event.at, "resumed in a new allocation")
+    run = attempts.end_attempt(run, event.at, "resumed in a new allocation")
     if event.epoch != run.job_epoch:  # by a person, before the new job has begun
         run = evolve(run, past_jobs=run.past_jobs | {run.job_id})
     return evolve(
@@ -263,226 +261,9 @@ def _resumed(run: Run, event: RunResumed) -> Run:
     )
 
 
-def _agent_joined(run: Run, event: AgentJoined) -> Run:
-    node = Node(event.node, event.index, event.incarnation, event.host, event.port, event.pid, joined_at=event.at)
-    known = run.nodes.get(event.node)
-    if known and known.incarnation == event.incarnation:
-        about = {"findings": known.findings, "examinations": known.examinations, "examined_at": known.examined_at}
-        node = evolve(node, excluded=known.excluded, avoided=known.avoided, **about)
-    if known:
-        node = evolve(node, draining=known.draining, barred=known.barred)
-    if run.state is RunState.PENDING and run.recovering_since is None:
-        run = evolve(run, recovering_since=event.at)
-    return _with_node(run, node)
-
-
-def _node_silent(run: Run, event: NodeSilent) -> Run:
-    node = run.nodes.get(event.node)
-    if node is None or node.state is NodeState.LOST or run.state.is_terminal:
-        return run
-    return _look(_with_node(run, evolve(node, state=NodeState.SUSPECT, silent_since=event.since)))
-
-
-def _node_back(run: Run, event: NodeBack) -> Run:
-    node = run.nodes.get(event.node)
-    if node is None:
-        return run
-    return _look(_with_node(run, evolve(node, state=NodeState.ALIVE, silent_since=None)))
-
-
-def _node_down(run: Run, event: NodeDown) -> Run:
-    """A node that leaves because the run is over is not lost."""
-    node = run.nodes.get(event.node)
-    if node is None or run.state.is_terminal:
-        return run
-    return _look(_with_node(run, evolve(node, state=NodeState.LOST)))
-
-
-def _node_draining(run: Run, event: NodeDraining) -> Run:
-    node = run.nodes.get(event.node)
-    return run if node is None else _with_node(run, evolve(node, draining=event.reason))
-
-
-def _node_undrained(run: Run, event: NodeUndrained) -> Run:
-    node = run.nodes.get(event.node)
-    return run if node is None else spared(_with_node(run, evolve(node, draining="")), event.node)
-
-
-def _node_examined(run: Run, event: NodeExamined) -> Run:
-    run = node_examined(run, event)
-    return spared(run, event.node) if is_spared(run, event.node) else run
-
-
-def _node_excluded(run: Run, event: NodeExcluded) -> Run:
-    node = run.nodes.get(event.node)
-    return run if node is None else _with_node(run, evolve(node, barred=event.reason))
-
-
-def _node_allowed(run: Run, event: NodeAllowed) -> Run:
-    node = run.nodes.get(event.node)
-    return run if node is None else _with_node(run, evolve(node, barred=""))
-
-
-def _steps_stopped(run: Run, event: StepsStopped) -> Run:
-    if not _is_current(run, event.attempt):
-        return run
-    return _look(evolve(run, steps_stopped=event.proof))
-
-
-def _steps_moving(run: Run, event: StepsMoving) -> Run:
-    if not _is_current(run, event.attempt):
-        return run
-    return _look(evolve(_gone_on(run, event.at), steps_stopped=False))
-
-
-def _gone_on(run: Run, at: float) -> Run:
-    """What ranks had waited for is there again: nobody need do anything."""
-    if not run.keeps_ranks:
-        return evolve(run, holding=None) if run.holding else run
-    return recovered(evolve(run, state=RunState.RUNNING, keeps_ranks=False, hold_reason=""), at)
-
-
-def _with_node(run: Run, node: Node) -> Run:
-    return evolve(run, nodes={**run.nodes, node.name: node})
-
-
-def _look(run: Run) -> Run:
-    """RUNNING or SUSPECT, by what is amiss now."""
-    if run.state not in (RunState.RUNNING, RunState.SUSPECT) or run.attempt is None:
-        return run
-    silent = any(run.nodes[name].state is not NodeState.ALIVE for name in run.attempt.slots if name in run.nodes)
-    return evolve(run, state=RunState.SUSPECT if silent or run.steps_stopped else RunState.RUNNING)
-
-
-def _is_current(run: Run, attempt: int) -> bool:
-    return run.live_attempt is not None and run.live_attempt.number == attempt
-
-
-def _attempt_started(run: Run, event: AttemptStarted) -> Run:
-    run = no_more_asked(_end_attempt(run, event.at, "superseded"))
-    base = event.restore[0] if event.restore else 0
-    attempt = Attempt(
-        event.attempt, event.at, event.slots, event.incarnations, event.restore, event.resumes_itself, event.observed,
-        event.settings, event.skips, from_step=None if event.resumes_itself else base, last_step=base,
-    )  # fmt: skip
-    if run.is_unobserved:
-        run = evolve(run, step=base)  # what is lost nobody knows
-    elif not event.resumes_itself:
-        run = _set_back(run, base)
-    nodes = {name: evolve(node, excluded="", avoided="") for name, node in run.nodes.items()}  # it held for this choice
-    return evolve(
-        run,
-        # A halt or an end that came in between stands: these ranks will not be started.
-        state=run.state if run.state in HALTED or run.state.is_terminal else RunState.STARTING,
-        attempts=(*run.attempts, attempt),
-        head=event.restore,
-        nodes=nodes,
-        pending=None,
-        pending_done=frozenset(),
-        replace=None,
-        replacing_since=None,
-        steps_stopped=False,
-        asking=None,  # it begins with all of it
-        holding=None,
-        save_requested_at=None,
-        save_beyond=0,
-        recovering_since=None,
-    )
-
-
-def _set_back(run: Run, base: int) -> Run:
-    """What was done beyond `base` steps is lost."""
-    lost = max(0, run.step - base)
-    incidents = tuple(
-        evolve(i, lost_steps=lost) if i.state == "OPEN" and i.lost_steps is None else i for i in run.incidents
-    )
-    metrics = {} if lost else run.metrics  # they were of a step that is no more
-    return evolve(run, step=base, lost_steps=run.lost_steps + lost, incidents=incidents, metrics=metrics)
-
-
-def _environment_changed(run: Run, event: EnvironmentChanged) -> Run:
-    """It is told when it is known: that may be after the attempt."""
-    attempts = (evolve(one, differs=event.changes) if one.number == event.attempt else one for one in run.attempts)
-    return evolve(run, attempts=tuple(attempts))
-
-
 def _warned(run: Run, event: Warned) -> Run:
     others = tuple(one for one in run.warnings if one.text != event.text)
     return evolve(run, warnings=(*others[1 - _WARNINGS :], event))
-
-
-def _ranks_up(run: Run, event: RanksUp) -> Run:
-    if not _is_current(run, event.attempt) or run.state is not RunState.STARTING or not run.is_unobserved:
-        return run
-    run = _with_attempt(run, evolve(run.attempts[-1], up_since=event.since))
-    return evolve(recovered(run, event.since), state=RunState.RUNNING)
-
-
-def _rank_exited(run: Run, event: RankExited) -> Run:
-    if not _is_current(run, event.attempt):
-        return run
-    attempt = run.attempts[-1]
-    return _with_attempt(run, evolve(attempt, exits={**attempt.exits, event.rank: event.code}))
-
-
-def _attempt_ended(run: Run, event: AttemptEnded) -> Run:
-    if not _is_current(run, event.attempt):
-        return run
-    run = _end_attempt(run, event.at, event.reason)
-    if run.state in HALTED:
-        return run
-    if run.job_ending:
-        return evolve(run, state=RunState.PENDING, pending=None)
-    if run.replacing_since is not None and run.pending is None:
-        return evolve(run, state=RunState.RECOVERING, recovering_since=event.at)
-    return run
-
-
-def _end_attempt(run: Run, at: float, reason: str) -> Run:
-    if run.live_attempt is None:
-        return run
-    return _with_attempt(run, evolve(run.live_attempt, ended_at=at, reason=reason))
-
-
-def _with_attempt(run: Run, attempt: Attempt) -> Run:
-    return evolve(run, attempts=(*run.attempts[:-1], attempt))
-
-
-def _step_done(run: Run, event: StepDone) -> Run:
-    if not _is_current(run, event.attempt):
-        return run
-    run = _gone_on(run, event.at)
-    attempt, completed = run.attempts[-1], event.step + 1
-    first = attempt.first_step_at is None
-    if first and attempt.resumes_itself:
-        run = _set_back(run, min(run.step, event.step))
-    if event.step < run.step:
-        return run
-    before, stride = run.step, run.stride if first else max(run.stride, completed - run.step)
-    attempt = evolve(
-        attempt,
-        first_step_at=event.at if first else attempt.first_step_at,
-        from_step=event.step if first and attempt.resumes_itself else attempt.from_step,
-        last_step=completed,
-        last_step_at=event.at,
-    )
-    run = evolve(_with_attempt(run, attempt), step=completed, stride=stride, metrics=event.metrics)
-    if event.samples is not None:
-        run = evolve(run, newest_samples=(event.step, *event.samples))
-    if run.save_requested_at is not None and event.at <= run.save_requested_at:
-        run = evolve(run, save_beyond=completed)
-    if first:
-        run = recovered(run, event.at)
-    run = healthy_step(run, event, before)
-    if run.state is RunState.STARTING:
-        run = evolve(run, state=RunState.RUNNING)
-    return run
-
-
-def _trainer_done(run: Run, event: TrainerDone) -> Run:
-    if not _is_current(run, event.attempt):
-        return run
-    return _with_attempt(run, evolve(run.attempts[-1], done=event))
 
 
 def _command(run: Run, event: CommandReceived) -> Run:
@@ -504,8 +285,8 @@ def _command(run: Run, event: CommandReceived) -> Run:
         run = evolve(run, save_requested_at=event.at, save_beyond=run.step)
     if event.verb == "examine" and "refused" not in event.args:
         named, tier = event.args.get("nodes"), tier_of(event.args.get("tier"))
-        nodes = map(str, named) if isinstance(named, list) else ()
-        run = to_examine(run, event.id, tier, event.at, nodes, is_command=True)
+        chosen = map(str, named) if isinstance(named, list) else ()
+        run = to_examine(run, event.id, tier, event.at, chosen, is_command=True)
     return run
 
 
@@ -526,28 +307,28 @@ _HANDLERS = {
     RunResumed: _resumed,
     JobEnding: _job_ending,
     JobOver: _job_over,
-    AgentJoined: _agent_joined,
-    NodeSilent: _node_silent,
-    NodeBack: _node_back,
-    NodeDown: _node_down,
-    NodeDraining: _node_draining,
-    NodeExamined: _node_examined,
+    AgentJoined: nodes.joined,
+    NodeSilent: nodes.silent,
+    NodeBack: nodes.back,
+    NodeDown: nodes.down,
+    NodeDraining: nodes.draining,
+    NodeExamined: nodes.examined,
     SearchBegan: search_began,
     TrialsEnded: trials_ended,
-    NodeUndrained: _node_undrained,
+    NodeUndrained: nodes.undrained,
     DrainDone: drained,
     DrainUndone: undone,
-    NodeExcluded: _node_excluded,
-    NodeAllowed: _node_allowed,
-    StepsStopped: _steps_stopped,
-    StepsMoving: _steps_moving,
-    AttemptStarted: _attempt_started,
-    EnvironmentChanged: _environment_changed,
-    RanksUp: _ranks_up,
-    RankExited: _rank_exited,
-    AttemptEnded: _attempt_ended,
-    StepDone: _step_done,
-    TrainerDone: _trainer_done,
+    NodeExcluded: nodes.excluded,
+    NodeAllowed: nodes.allowed,
+    StepsStopped: attempts.steps_stopped,
+    StepsMoving: attempts.steps_moving,
+    AttemptStarted: attempts.started,
+    EnvironmentChanged: attempts.environment_changed,
+    RanksUp: attempts.ranks_up,
+    RankExited: attempts.rank_exited,
+    AttemptEnded: attempts.ended,
+    StepDone: attempts.step_done,
+    TrainerDone: attempts.trainer_done,
     SettingsApplied: applied,
     CheckpointCommitted: committed,
     CheckpointFailed: save_failed,
