@@ -34,6 +34,7 @@ KEEP = 3  # the newest; one may be damaged, or of a supervisor that was supersed
 FOLDED_BY = (
     "accounting",
     "advance",
+    "attempts",
     "codec",
     "drain",
     "events",
@@ -44,6 +45,7 @@ FOLDED_BY = (
     "ledger",
     "lineage",
     "localize",
+    "nodes",
     "run",
     "search",
     "settings",
