@@ -38,6 +38,8 @@ def opt_launch(cluster: Cluster, *arguments: object) -> subprocess.CompletedProc
 class SlurmRun(LiveRun):
     """`job` is Slurm's id of it. `ledger`: of hosts, else one of its own: what tests do to nodes is soon forgotten."""
 
+    _hastened = ""  # the life of the job before that which was last asked to begin soon
+
     def __init__(
         self,
         cluster: Cluster,
@@ -98,16 +100,23 @@ class SlurmRun(LiveRun):
         while self.run.job_id != f"{self.job}{life}":
             assert time.monotonic() < deadline, self.story()
             if life:
-                self.start_at_once()
+                self.start_soon()
             time.sleep(0.3)
 
     def trainers(self) -> list[psutil.Process]:
         """Our own processes of the run: agents, supervisors and all that they started; neither srun nor scripts."""
         return [process for process in self.processes() if process.name().startswith("python")]
 
-    def start_at_once(self) -> None:
-        """Nobody of the job is left to take from it the two minutes for which Slurm has a requeued job wait."""
-        self.cluster.call("scontrol", "update", f"JobId={self.job}", "StartTime=now", check=False)
+    def start_soon(self) -> None:
+        """Take from a requeued job most of the two minutes that Slurm has it wait; nobody of the job is left to do so.
+
+        Not all: a node refuses a job of which it has ended the life before within the same second.
+        """
+        shown = self.cluster.call("scontrol", "show", "job", self.job).stdout.split()
+        life = next(word for word in shown if word.startswith("Restarts="))
+        if "JobState=PENDING" in shown and life != self._hastened:
+            asked = ("scontrol", "update", f"JobId={self.job}", "StartTime=now+3seconds")
+            self._hastened = life if self.cluster.call(*asked, check=False).returncode == 0 else ""
 
     def stops(self) -> Run:
         """Have it stopped, which saves; by then every sample was used once."""

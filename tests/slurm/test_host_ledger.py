@@ -65,7 +65,7 @@ def test_who_is_excluded_while_a_run_trains_is_left_out_when_its_job_begins_anew
     assert (seen.reason, run.run.state) == ("excluded by nobody: slow", "RUNNING")
 
     run.cluster.call("scontrol", "requeue", run.job)
-    again = run.wait("the job's next life", lambda now: len(now.attempts) == 2 or run.start_at_once(), 90)
+    again = run.wait("the job's next life", lambda now: len(now.attempts) == 2 or run.start_soon(), 90)
     assert node not in again.attempts[1].slots
 
 

@@ -195,7 +195,7 @@ def test_the_late_twin_of_a_requeued_job_writes_nothing_and_leaves(spoilt: Clust
     for node in nodes:
         run.cluster.silence(node)
     run.cluster.wait_for_nodes(nodes, "down*", 60)
-    run.wait("the job's next life", lambda now: now.job_id != run.job or run.start_at_once(), 60)
+    run.wait("the job's next life", lambda now: now.job_id != run.job or run.start_soon(), 60)
     run.wait("its first step", lambda run: run.state == "RUNNING")
     taken_over = run.run.epoch
     twin = [process for node in nodes for process in run.cluster.processes_of(node) if process in run.trainers()]

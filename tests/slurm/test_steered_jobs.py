@@ -93,7 +93,7 @@ def test_a_paused_run_stays_so_when_it_is_requeued_and_ends_at_its_time_limit_wi
     deadline = time.monotonic() + 90
     while run.run.job_id != f"{run.job}.1" or run.run.state != "PAUSED":
         assert time.monotonic() < deadline, run.story()
-        run.start_at_once()
+        run.start_soon()
         time.sleep(0.3)
     run.cluster.call("scontrol", "update", f"JobId={run.job}", "TimeLimit=1")
     ended = run.ends("STOPPED")
