@@ -177,9 +177,9 @@ def test_the_default_policy_advises_on_numbers_and_a_policy_by_name_must_be_able
         "non-finite": "advise", "loss-spike": "advise",
     }  # fmt: skip
     assert mistakes(tmp_path, NANOGPT + "policy: [infra, numerics]\n") == [
-        "43:9: 'restart from last_good' of rule 'non-finite' needs 'checkpoints' and 'capabilities.resume' of the command",
-        "44:9: 'restart from before_incident' of rule 'non-finite' needs 'checkpoints' and 'capabilities.resume' of the command",
-        "57:9: 'restart from before_incident' of rule 'loss-spike' needs 'checkpoints' and 'capabilities.resume' of the command",
+        "44:9: 'restart from last_good' of rule 'non-finite' needs 'checkpoints' and 'capabilities.resume' of the command",
+        "45:9: 'restart from before_incident' of rule 'non-finite' needs 'checkpoints' and 'capabilities.resume' of the command",
+        "59:9: 'restart from before_incident' of rule 'loss-spike' needs 'checkpoints' and 'capabilities.resume' of the command",
     ]
     able = resolved(tmp_path, NANOGPT + CHECKPOINTS + RESUME + "policy: [infra, numerics]\n").policy
     assert able.rules[-1].mode == "act"

@@ -257,8 +257,8 @@ class World:
         raise AssertionError(self.told)
 
     async def searched(self) -> None:
-        self.finder.search()
-        await self.until(lambda: self.finder.searched)
+        """Asked again and again, as the planner does: the search before may just be ending."""
+        await self.until(lambda: self.finder.searched or self.finder.search())
 
     def of(self, kind: type[Event]) -> list[Any]:
         return [event for event in self.told if isinstance(event, kind)]

@@ -63,6 +63,15 @@ def wired() -> Iterator[Cluster]:
 
 
 @pytest.fixture
+def ledger(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """The one that the cluster's users share, for this test."""
+    ledger, before = cluster.runs / f".hosts.{request.node.name}", cluster.site.read_text()
+    cluster.site.write_text(f"hosts: {{ledger: {ledger}}}\n")
+    yield ledger
+    cluster.site.write_text(before)
+
+
+@pytest.fixture
 def launch(cluster: Cluster) -> Iterator[Callable[..., SlurmRun]]:
     """Submits runs, of the counting trainer or another `kind`; afterwards none of their processes is left."""
     runs: list[SlurmRun] = []

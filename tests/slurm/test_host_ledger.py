@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,6 @@ from launcher.events import NodeExcluded, Warned
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 Launch = Callable[..., SlurmRun]
-
-
-@pytest.fixture
-def ledger(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """The one that the cluster's users share, for this test."""
-    ledger, before = cluster.runs / f".hosts.{request.node.name}", cluster.site.read_text()
-    cluster.site.write_text(f"hosts: {{ledger: {ledger}}}\n")
-    yield ledger
-    cluster.site.write_text(before)
 
 
 @pytest.fixture

@@ -79,14 +79,6 @@ def gpus(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Gpus:
     return gpus
 
 
-@pytest.fixture
-def ledger(cluster: Cluster, request: pytest.FixtureRequest) -> Path:
-    """The one that the cluster's users share, for this test."""
-    ledger = cluster.runs / f".hosts.{request.node.name}"
-    cluster.site.write_text(f"hosts: {{ledger: {ledger}}}\n")
-    return ledger
-
-
 def test_a_node_that_turns_hot_is_replaced_and_excluded_and_what_is_learnt_is_the_same(
     launch: Callable[..., SlurmRun], cluster: Cluster, gpus: Gpus, ledger: Path
 ) -> None:
