@@ -416,12 +416,14 @@ def _fill(folder: Path) -> Path:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root mounts by itself: the tests above ran")
-def test_a_full_disk_as_tested_in_a_namespace_of_our_own() -> None:
+def test_a_full_disk_as_tested_in_a_namespace_of_our_own(tmp_path: Path) -> None:
     """The tests of a full disk again, where only a user namespace may mount."""
     probe = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
     if probe.returncode != 0:
         pytest.skip("FULL DISK NOT TESTED: neither root nor user namespaces can mount a small file system here")
-    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "disk and not namespace"]
+    # It is root there, and the folder of root's own tests may lie here.
+    options = ["-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'inside'}"]
+    tests = [sys.executable, "-m", "pytest", *options, __file__, "-k", "disk and not namespace"]
     env = {**os.environ, "OPT_LAUNCH_IN_NAMESPACE": "1"}
     done = subprocess.run(["unshare", "-rm", *tests], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
