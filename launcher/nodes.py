@@ -87,5 +87,5 @@ def looked_at(run: Run) -> Run:
     """RUNNING or SUSPECT, by what is amiss now."""
     if run.state not in (RunState.RUNNING, RunState.SUSPECT) or run.attempt is None:
         return run
-    silent = any(run.nodes[name].state is not NodeState.ALIVE for name in run.attempt.slots if name in run.nodes)
-    return evolve(run, state=RunState.SUSPECT if silent or run.steps_stopped else RunState.RUNNING)
+    amiss = any(run.nodes[name].state is not NodeState.ALIVE for name in run.attempt.slots if name in run.nodes)
+    return evolve(run, state=RunState.SUSPECT if amiss or run.steps_stopped else RunState.RUNNING)

@@ -18,7 +18,7 @@ from policies.when import Drift, Plateau
 BLOCKS = 8
 RISING_PAIRS = 24  # of the 28 pairs of 8 blocks: by chance in 0.7 % of windows without a trend (Kendall's table)
 FEWEST_ROWS = 8  # in a block
-CALM_SHARE = 0.01, 0.05  # a loss that rose and fell by less is calm: while a model learns fast its norms grow as well
+CALM_RISE, CALM_FALL = 0.01, 0.05  # shares of the loss; norms also grow while a model learns fast, and that is no drift
 CERTAIN = 2.0  # standard errors
 
 
@@ -117,9 +117,8 @@ def _is_calm(blocks: Blocks | None) -> bool:
     """Whether the loss of the last block is about that of the first. Without a loss nothing speaks against."""
     if blocks is None or not blocks.means:
         return True
-    rise, fall = CALM_SHARE
     first, last = blocks.means[0], blocks.means[-1]
-    return -fall * abs(first) <= last - first <= rise * abs(first)
+    return -CALM_FALL * abs(first) <= last - first <= CALM_RISE * abs(first)
 
 
 def _found(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -91,7 +90,7 @@ def _marked(ledger: Path) -> Iterator[tuple[Path, str]]:
 
 def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):
-        os.unlink(path)
+        path.unlink()
 
 
 class _Watch:
